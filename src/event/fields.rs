@@ -1,0 +1,300 @@
+//! The fields of the events, each checked while it is deserialized, so that an error carries its JSON path.
+
+use std::{borrow::Cow, fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
+};
+use serde_json::{Map, Value};
+
+/// Profile fields of ours. An attribute with one of these names is left out: the named field alone speaks.
+pub const NAMED_FIELDS: &[&str] = &[
+    "id",
+    "cio_id",
+    "email",
+    "first_name",
+    "last_name",
+    "phone",
+    "state",
+    "operator_id",
+    "operator_name",
+    "signup_id",
+    "bet_amount",
+    "team_bet_on",
+    "odds",
+    "confidence",
+];
+
+/// Names that Customer.io gives a meaning of its own, in an identify or in an event.
+const RESERVED: &[&str] =
+    &["cio_subscription_preferences", "cio_relationships", "_update", "recipient", "from_address", "reply_to"];
+
+/// A JSON object. Alone, a derived `Deserialize` would take an array for the fields in their order, too.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
+    }
+}
+
+/// A string that PostgreSQL can store: JSON allows `\u0000`, PostgreSQL's text does not
+/// (<https://www.postgresql.org/docs/current/datatype-character.html>).
+pub(super) struct Text(String);
+
+impl Text {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// An empty optional field is an absent one: Customer.io would take it for a removal.
+    pub(super) fn non_empty(self) -> Option<String> {
+        Some(self.0).filter(|text| !text.is_empty())
+    }
+}
+
+impl From<Text> for String {
+    fn from(text: Text) -> Self {
+        text.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.contains('\0') {
+            return Err(D::Error::custom("found the character U+0000, expected text without it"));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// A [`Text`] that is not empty.
+pub(super) struct NonEmpty(String);
+
+impl NonEmpty {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<NonEmpty> for String {
+    fn from(text: NonEmpty) -> Self {
+        text.0
+    }
+}
+
+impl<'de> Deserialize<'de> for NonEmpty {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text::deserialize(deserializer)?.0;
+        if text.trim().is_empty() {
+            return Err(D::Error::invalid_value(Unexpected::Str(&text), &"a string that is not empty"));
+        }
+        Ok(Self(text))
+    }
+}
+
+fn optional<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Text>::deserialize(deserializer)?.and_then(Text::non_empty))
+}
+
+/// What an event says of the person. Absent and empty are the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Customer {
+    /// The customer's id in the publisher's system.
+    #[serde(deserialize_with = "optional")]
+    pub id: Option<String>,
+    /// E-mail address.
+    #[serde(deserialize_with = "optional")]
+    pub email: Option<String>,
+    /// First name.
+    #[serde(deserialize_with = "optional")]
+    pub first_name: Option<String>,
+    /// Last name.
+    #[serde(deserialize_with = "optional")]
+    pub last_name: Option<String>,
+    /// Telephone number.
+    #[serde(deserialize_with = "optional")]
+    pub phone: Option<String>,
+    /// State of residence.
+    #[serde(deserialize_with = "optional")]
+    pub state: Option<String>,
+}
+
+/// A [`Customer`] whose e-mail address is required.
+#[derive(Deserialize)]
+pub(super) struct CustomerWithEmail {
+    #[serde(default, deserialize_with = "optional")]
+    id: Option<String>,
+    email: NonEmpty,
+    #[serde(default, deserialize_with = "optional")]
+    first_name: Option<String>,
+    #[serde(default, deserialize_with = "optional")]
+    last_name: Option<String>,
+    #[serde(default, deserialize_with = "optional")]
+    phone: Option<String>,
+    #[serde(default, deserialize_with = "optional")]
+    state: Option<String>,
+}
+
+impl From<CustomerWithEmail> for Customer {
+    fn from(customer: CustomerWithEmail) -> Self {
+        let CustomerWithEmail { id, email, first_name, last_name, phone, state } = customer;
+        Self { id, email: Some(email.into()), first_name, last_name, phone, state }
+    }
+}
+
+/// The bet slip that was read from an upload.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct BetSlip {
+    /// Stake, at least 0, in the currency of the operator.
+    #[serde(deserialize_with = "amount")]
+    pub bet_amount: f64,
+    /// The team.
+    #[serde(deserialize_with = "required")]
+    pub team_bet_on: String,
+    /// A JSON string or number, kept as it was sent.
+    #[serde(deserialize_with = "odds")]
+    pub odds: Value,
+    /// How sure the extraction is, 0 to 1.
+    #[serde(deserialize_with = "confidence")]
+    pub confidence: f64,
+}
+
+fn required<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(NonEmpty::deserialize(deserializer)?.into())
+}
+
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let amount = f64::deserialize(deserializer)?;
+    if amount >= 0.0 { Ok(amount) } else { Err(out_of_range(amount, "a number of at least 0")) }
+}
+
+fn confidence<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let confidence = f64::deserialize(deserializer)?;
+    if (0.0..=1.0).contains(&confidence) {
+        Ok(confidence)
+    } else {
+        Err(out_of_range(confidence, "a number from 0 to 1"))
+    }
+}
+
+fn out_of_range<E: Error>(found: f64, expected: &str) -> E {
+    E::invalid_value(Unexpected::Float(found), &expected)
+}
+
+fn odds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    match scalar(deserializer, "a string or a number")? {
+        Value::Bool(found) => Err(D::Error::invalid_type(Unexpected::Bool(found), &"a string or a number")),
+        value => Ok(value),
+    }
+}
+
+/// A string, a number or a boolean.
+fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) -> Result<Value, D::Error> {
+    struct Scalar(&'static str);
+
+    impl Visitor<'_> for Scalar {
+        type Value = Value;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+            Ok(value.into())
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+            Ok(value.into())
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+            Ok(value.into())
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+            Ok(value.into())
+        }
+
+        fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+            if value.contains('\0') {
+                return Err(E::custom("found the character U+0000, expected text without it"));
+            }
+            Ok(value.into())
+        }
+    }
+
+    deserializer.deserialize_any(Scalar(expected))
+}
+
+/// A flat map of string, number or boolean, passed through to the profile. It holds no name that is ours or that
+/// Customer.io reserves.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Attributes(Map<String, Value>);
+
+impl Attributes {
+    /// The map.
+    pub fn as_map(&self) -> &Map<String, Value> {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Attributes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(AttributesVisitor)
+    }
+}
+
+struct AttributesVisitor;
+
+impl<'de> Visitor<'de> for AttributesVisitor {
+    type Value = Attributes;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a flat map of string, number or boolean")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Attributes, A::Error> {
+        struct Attribute(Value);
+
+        impl<'de> Deserialize<'de> for Attribute {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                scalar(deserializer, "a string, a number or a boolean").map(Self)
+            }
+        }
+
+        let mut attributes = Map::new();
+        while let Some(name) = access.next_key::<Cow<'de, str>>()? {
+            let Attribute(value) = access.next_value()?;
+            if RESERVED.contains(&name.as_ref()) {
+                return Err(A::Error::custom(format!(
+                    "the name {name:?} is reserved by Customer.io, expected another"
+                )));
+            }
+            if name.contains('\0') {
+                return Err(A::Error::custom("found the character U+0000 in a name, expected text without it"));
+            }
+            if !NAMED_FIELDS.contains(&name.as_ref()) {
+                attributes.insert(name.into_owned(), value);
+            }
+        }
+        Ok(Attributes(attributes))
+    }
+}
