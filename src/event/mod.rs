@@ -23,7 +23,7 @@ pub const MAX_BODY_BYTES: usize = 256 * 1024;
 pub const CLOUDEVENTS_CONTENT_TYPE: &str = "application/cloudevents+json";
 
 /// Which of the two events a message is said to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventType {
     /// A person signed up.
     Submitted,

@@ -2,11 +2,15 @@
 //!
 //! Pure data. The names in quotes are the ones the database, the messages and the HTTP answers use.
 
+mod work;
+
 use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use ulid::Ulid;
 use uuid::Uuid;
+
+pub use work::{Ending, Job, JobMessage, Report, Signup, Work};
 
 /// Writes an enum whose variants have one fixed text each, with `as_str`, `ALL`, `Display` and `FromStr`.
 macro_rules! text_enum {

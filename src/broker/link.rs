@@ -1,0 +1,106 @@
+//! One connection to RabbitMQ that is opened again when it was lost.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{Channel, Connection, ConnectionProperties, uri::AMQPUri};
+use prometheus::IntCounter;
+use secrecy::ExposeSecret;
+use tokio::sync::Mutex;
+
+use super::{Config, Error, Topology};
+use crate::{metrics::Metrics, reconnect};
+
+/// A connection that is there when it is asked for.
+#[derive(Debug)]
+pub struct Link {
+    name: &'static str,
+    uri: AMQPUri,
+    connect_timeout: Duration,
+    topology: Arc<Topology>,
+    current: Mutex<Option<Arc<Connection>>>,
+    reconnects: IntCounter,
+}
+
+impl Link {
+    /// Opens the connection called `name` for the first time and applies the topology. Waits for a broker that does not
+    /// answer; fails if the URL can't be read or the topology does not fit.
+    pub async fn open(
+        name: &'static str,
+        config: &Config,
+        topology: Arc<Topology>,
+        metrics: &Metrics,
+    ) -> Result<Arc<Self>, Error> {
+        let link = Arc::new(Self {
+            name,
+            uri: parse_url(config)?,
+            connect_timeout: config.connect_timeout,
+            topology,
+            current: Mutex::new(None),
+            reconnects: metrics.reconnects.with_label_values(&[name]),
+        });
+        let first = reconnect::until_done("connecting to RabbitMQ", Error::is_transient, || link.connect()).await?;
+        *link.current.lock().await = Some(Arc::new(first));
+        Ok(link)
+    }
+
+    /// Whether the connection is up.
+    pub async fn is_connected(&self) -> bool {
+        self.current.lock().await.as_ref().is_some_and(|connection| connection.status().connected())
+    }
+
+    /// A fresh channel, on a connection that is opened again for it where that is needed.
+    pub(super) async fn channel(&self) -> Result<Channel, Error> {
+        let connection = self.connection().await?;
+        connection.create_channel().await.map_err(Error::doing("opening a channel"))
+    }
+
+    /// Applies the topology again: something that it holds was found missing.
+    pub(super) async fn apply_topology(&self) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        self.topology.apply(&connection).await
+    }
+
+    /// Closes the connection. What was not acknowledged is delivered again.
+    pub async fn close(&self) {
+        if let Some(connection) = self.current.lock().await.take()
+            && let Err(error) = connection.close(200, "stopping".into()).await
+        {
+            tracing::debug!(%error, "closing the {} connection", self.name);
+        }
+    }
+
+    /// One attempt at a live connection; callers pause between attempts.
+    async fn connection(&self) -> Result<Arc<Connection>, Error> {
+        let mut current = self.current.lock().await;
+        if let Some(connection) = current.as_ref().filter(|connection| connection.status().connected()) {
+            return Ok(connection.clone());
+        }
+        *current = None;
+        let connection = Arc::new(self.connect().await?);
+        self.reconnects.inc();
+        tracing::info!(connection = self.name, "connected to RabbitMQ again");
+        *current = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn connect(&self) -> Result<Connection, Error> {
+        let properties =
+            ConnectionProperties::default().with_connection_name(format!("customerio-sync {}", self.name).into());
+        let connecting = async {
+            let connection = Connection::connect_uri(self.uri.clone(), properties).await.map_err(Error::Connect)?;
+            self.topology.apply(&connection).await?;
+            Ok(connection)
+        };
+        tokio::time::timeout(self.connect_timeout, connecting)
+            .await
+            .unwrap_or(Err(Error::ConnectTimeout(self.connect_timeout)))
+    }
+}
+
+fn parse_url(config: &Config) -> Result<AMQPUri, Error> {
+    let mut uri: AMQPUri = config.url.expose_secret().parse().map_err(Error::Url)?;
+    if uri.query.heartbeat.is_none() {
+        uri.query.heartbeat = Some(u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX));
+    }
+    Ok(uri)
+}

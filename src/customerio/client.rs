@@ -1,0 +1,321 @@
+//! Carries batches to Customer.io and brings answers back.
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use chrono::Utc;
+use futures_util::future::{BoxFuture, join_all};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use reqwest::{
+    Url,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
+
+use super::{
+    Config, Identifier,
+    answer::{self, Answer, Meaning},
+    hold::Hold,
+    operation::{self, Prepared},
+};
+use crate::{
+    job::{Attempt, ErrorType, Failure, Outcome, Work},
+    metrics::Metrics,
+};
+
+/// Bytes of a call at most. The documentation says 500 kB and not which kind; this leaves room.
+const MAX_CALL_BYTES: usize = 475_000;
+/// An answer is read no further than this.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// A kept connection is closed before the far side is likely to.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What can be wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The base URL can't be read.
+    #[error("customerio.track_url {url:?} is not a URL ({why}); expected one such as https://track.customer.io")]
+    Url {
+        /// The setting.
+        url: String,
+        /// Why.
+        why: String,
+    },
+    /// The credentials hold bytes that no header can.
+    #[error("the Customer.io credentials can't be sent in a header; expected printable characters")]
+    Credentials,
+    /// The HTTP client could not be made.
+    #[error("making the HTTP client: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
+/// How one job's try ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pushed {
+    /// The person identifier that was used.
+    pub contact_id: Option<String>,
+    /// The try.
+    pub attempt: Attempt,
+}
+
+/// The Track API.
+#[derive(Debug)]
+pub struct CustomerIo {
+    transport: Transport,
+    identifier: Identifier,
+    max_jobs: usize,
+    limiter: DefaultDirectRateLimiter,
+    hold: Hold,
+    metrics: std::sync::Arc<Metrics>,
+}
+
+#[derive(Debug)]
+enum Transport {
+    /// Calls nobody; every call succeeds.
+    Mock,
+    Http {
+        client: reqwest::Client,
+        batch_url: Url,
+        authorization: HeaderValue,
+    },
+}
+
+/// One call's answer, or what happened instead.
+struct Call {
+    meaning: Meaning,
+    http_status: Option<u16>,
+}
+
+impl CustomerIo {
+    /// A client for these settings; without credentials, one that calls nobody and warns about it once.
+    pub fn new(config: &Config, metrics: std::sync::Arc<Metrics>) -> Result<Self, Error> {
+        let transport = if config.site_id.is_empty() || config.api_key.expose_secret().is_empty() {
+            tracing::warn!(
+                "mock mode: CUSTOMERIO_SITE_ID or CUSTOMERIO_API_KEY is missing, no call is made and every call succeeds"
+            );
+            Transport::Mock
+        } else {
+            Transport::http(config)?
+        };
+        // A tenth of a second's worth may go at once.
+        let burst = (config.requests_per_second.get() / 10).try_into().unwrap_or(std::num::NonZeroU32::MIN);
+        Ok(Self {
+            transport,
+            identifier: config.identifier,
+            max_jobs: (config.max_operations / 2).max(1),
+            limiter: RateLimiter::direct(Quota::per_second(config.requests_per_second).allow_burst(burst)),
+            hold: Hold::default(),
+            metrics,
+        })
+    }
+
+    /// Waits until Customer.io may be called.
+    pub async fn ready(&self) {
+        self.hold.over().await;
+    }
+
+    /// Whether Customer.io asked to be left alone, and the time is not over.
+    pub fn is_held(&self) -> bool {
+        self.hold.is_on()
+    }
+
+    /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order.
+    pub async fn push(&self, jobs: &[Work]) -> Vec<Pushed> {
+        let mut pushed: Vec<Option<Pushed>> = vec![None; jobs.len()];
+        let mut ready = Vec::with_capacity(jobs.len());
+        for (index, work) in jobs.iter().enumerate() {
+            match operation::prepare(work, self.identifier) {
+                Ok(prepared) => ready.push((index, prepared)),
+                Err(outcome) => pushed[index] = Some(without_call(work, outcome)),
+            }
+        }
+        let calls = self.split(&ready);
+        let attempts = join_all(calls.iter().map(|call| self.send(call))).await;
+        for ((index, prepared), attempt) in calls.into_iter().flatten().zip(attempts.into_iter().flatten()) {
+            pushed[*index] = Some(Pushed { contact_id: Some(prepared.contact_id.clone()), attempt });
+        }
+        pushed.into_iter().map(|one| one.expect("every job was sent or ended without a call")).collect()
+    }
+
+    /// Cuts the jobs into calls, none over the limits of size and number.
+    fn split<'a>(&self, jobs: &'a [(usize, Prepared)]) -> Vec<&'a [(usize, Prepared)]> {
+        let mut calls = Vec::new();
+        let (mut start, mut bytes) = (0, 0);
+        for (end, (_, prepared)) in jobs.iter().enumerate() {
+            let size = prepared.json.len() + 1;
+            if end > start && (end - start >= self.max_jobs || bytes + size > MAX_CALL_BYTES) {
+                calls.push(&jobs[start..end]);
+                (start, bytes) = (end, 0);
+            }
+            bytes += size;
+        }
+        if start < jobs.len() {
+            calls.push(&jobs[start..]);
+        }
+        calls
+    }
+
+    /// Makes one call. One that is refused whole is cut in halves until the culprit stands alone.
+    fn send<'a>(&'a self, jobs: &'a [(usize, Prepared)]) -> BoxFuture<'a, Vec<Attempt>> {
+        Box::pin(async move {
+            self.limiter.until_ready().await;
+            let (started_at, started) = (Utc::now(), Instant::now());
+            let call = self.call(jobs).await;
+            let duration = started.elapsed();
+            self.metrics.call_duration.observe(duration.as_secs_f64());
+            self.metrics.calls.with_label_values(&[status_label(call.http_status)]).inc();
+            let outcomes = match call.meaning {
+                Meaning::Each(outcomes) => outcomes,
+                Meaning::Whole(failure) if jobs.len() == 1 => vec![Outcome::Refused(failure)],
+                Meaning::Whole(_) => {
+                    let (left, right) = jobs.split_at(jobs.len() / 2);
+                    let mut attempts = self.send(left).await;
+                    attempts.extend(self.send(right).await);
+                    return attempts;
+                }
+            };
+            let attempt = |outcome| Attempt { started_at, duration, http_status: call.http_status, outcome };
+            outcomes.into_iter().map(attempt).collect()
+        })
+    }
+
+    async fn call(&self, jobs: &[(usize, Prepared)]) -> Call {
+        let Transport::Http { client, batch_url, authorization } = &self.transport else {
+            return Call { meaning: Meaning::Each(vec![Outcome::Accepted; jobs.len()]), http_status: None };
+        };
+        let request = client
+            .post(batch_url.clone())
+            .header(AUTHORIZATION, authorization)
+            .header(CONTENT_TYPE, "application/json")
+            .body(batch_body(jobs));
+        match exchange(request).await {
+            Ok(answered) => {
+                let answer = answered.answer();
+                if let Some(wait) = answer.retry_after {
+                    self.hold.extend(wait);
+                }
+                Call { meaning: answer::read(answer, jobs.len()), http_status: Some(answered.status) }
+            }
+            Err(error) => {
+                let failure = Failure { error_type: ErrorType::Network, message: describe(&error) };
+                let outcome = Outcome::Retryable { failure, retry_after: None };
+                Call { meaning: Meaning::Each(vec![outcome; jobs.len()]), http_status: None }
+            }
+        }
+    }
+}
+
+impl Transport {
+    fn http(config: &Config) -> Result<Self, Error> {
+        // The provider is the process's; a second client finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .timeout(config.timeout)
+            .connect_timeout(config.connect_timeout)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            // A redirect means the wrong region: followed, the data would pass through it.
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .user_agent(concat!("customerio-sync/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        let base = if config.track_url.is_empty() { config.region.track_url() } else { config.track_url.as_str() };
+        let batch_url = format!("{}/api/v2/batch", base.trim_end_matches('/'));
+        let batch_url = batch_url.parse().map_err(|why: <Url as std::str::FromStr>::Err| Error::Url {
+            url: base.to_owned(),
+            why: why.to_string(),
+        })?;
+        Ok(Self::Http { client, batch_url, authorization: basic_auth(&config.site_id, &config.api_key)? })
+    }
+}
+
+fn basic_auth(site_id: &str, api_key: &SecretString) -> Result<HeaderValue, Error> {
+    let credentials = format!("{site_id}:{}", api_key.expose_secret());
+    let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
+    let mut header = HeaderValue::try_from(format!("Basic {encoded}")).map_err(|_| Error::Credentials)?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+fn batch_body(jobs: &[(usize, Prepared)]) -> String {
+    let operations: Vec<_> = jobs.iter().map(|(_, prepared)| prepared.json.as_str()).collect();
+    format!("{{\"batch\":[{}]}}", operations.join(","))
+}
+
+fn without_call(work: &Work, outcome: Outcome) -> Pushed {
+    let customer = &work.signup.customer;
+    let attempt = Attempt { started_at: Utc::now(), duration: Duration::ZERO, http_status: None, outcome };
+    Pushed { contact_id: customer.id.clone().or_else(|| customer.email.clone()), attempt }
+}
+
+/// An answer, read to its end.
+struct Answered {
+    status: u16,
+    retry_after: Option<Duration>,
+    location: Option<String>,
+    body: Vec<u8>,
+}
+
+impl Answered {
+    fn answer(&self) -> Answer<'_> {
+        Answer {
+            status: self.status,
+            retry_after: self.retry_after,
+            location: self.location.as_deref(),
+            body: &self.body,
+        }
+    }
+}
+
+async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<Answered> {
+    let mut response = request.send().await?;
+    let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+    let retry_after = header(RETRY_AFTER).and_then(|value| answer::retry_after(&value, SystemTime::now()));
+    let location = header(LOCATION);
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_ANSWER_BYTES {
+            break;
+        }
+    }
+    Ok(Answered { status: response.status().as_u16(), retry_after, location, body })
+}
+
+/// The error with its causes, without the URL.
+fn describe(error: &reqwest::Error) -> String {
+    let what = if error.is_timeout() {
+        "the call timed out"
+    } else if error.is_connect() {
+        "no connection to Customer.io"
+    } else {
+        "the call broke off"
+    };
+    let mut text = what.to_owned();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn status_label(status: Option<u16>) -> &'static str {
+    match status {
+        None => "none",
+        Some(200) => "200",
+        Some(207) => "207",
+        Some(200..=299) => "2xx",
+        Some(300..=399) => "3xx",
+        Some(400) => "400",
+        Some(401) => "401",
+        Some(403) => "403",
+        Some(408) => "408",
+        Some(413) => "413",
+        Some(429) => "429",
+        Some(400..=499) => "4xx",
+        Some(500..=599) => "5xx",
+        Some(_) => "other",
+    }
+}

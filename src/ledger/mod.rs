@@ -1,0 +1,126 @@
+//! What is believed about every signup and job: PostgreSQL, one file a verb.
+//!
+//! The ledger answers with named cases and never guesses: `Err` means that it could not find out, or could not write
+//! down. No transaction spans a network call; a job is claimed, called for, and settled under its claim.
+
+/// One column of a batch, as an array parameter of a statement.
+macro_rules! column {
+    ($items:ident, $item:ident => $value:expr) => {
+        $items.iter().map(|$item| $value).collect::<Vec<_>>()
+    };
+}
+
+mod arrival;
+mod failures;
+mod open;
+mod row;
+mod settle;
+mod stats;
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use sqlx::{PgPool, postgres::PgPoolOptions};
+
+pub use arrival::{Arrival, Source};
+pub use failures::FailedMessage;
+pub use open::{Batch, Opened};
+pub use settle::{Settled, Settlement};
+pub use stats::Stats;
+
+/// Settings of the database.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `postgres://…`; PostgreSQL 14 or newer.
+    pub url: SecretString,
+    /// Connections at most.
+    pub max_connections: u32,
+    /// How long to wait for a connection of the pool before it counts as a failure.
+    #[serde(with = "humantime_serde")]
+    pub acquire_timeout: Duration,
+    /// Whether `serve` applies the migrations.
+    pub migrate: bool,
+    /// How old a claim may grow before another message may take it over.
+    #[serde(with = "humantime_serde")]
+    pub claim_lease: Duration,
+}
+
+/// What can go wrong with the database.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A statement failed.
+    #[error("{doing}: {source}")]
+    Statement {
+        /// What was being attempted.
+        doing: &'static str,
+        /// The database's answer.
+        source: sqlx::Error,
+    },
+    /// The migrations could not be applied.
+    #[error("applying the migrations: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A stored text names nothing that we know.
+    #[error("reading a job: {0}")]
+    Unreadable(#[from] crate::job::UnknownText),
+}
+
+impl Error {
+    fn doing(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Statement { doing, source }
+    }
+
+    /// Whether the same statement may succeed later: everything but data that the database refuses
+    /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>, classes 22, 23 and 54).
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Statement { source: sqlx::Error::Database(error), .. } => {
+                !error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+            }
+            Self::Statement { .. } => true,
+            Self::Migrate(error) => matches!(error, sqlx::migrate::MigrateError::Execute(sqlx::Error::Io(_))),
+            Self::Unreadable(_) => false,
+        }
+    }
+}
+
+/// The ledger. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    pool: PgPool,
+    claim_lease: Duration,
+    max_attempts: i32,
+}
+
+impl Ledger {
+    /// Makes the pool; a connection is opened when one is needed. New jobs get `max_attempts` retries. Fails if the URL
+    /// can't be read.
+    pub fn new(config: &Config, max_attempts: i32) -> Result<Self, Error> {
+        let pool = PgPoolOptions::new()
+            .max_connections(config.max_connections)
+            .acquire_timeout(config.acquire_timeout)
+            .connect_lazy(config.url.expose_secret())
+            .map_err(Error::doing("reading the database URL"))?;
+        Ok(Self { pool, claim_lease: config.claim_lease, max_attempts })
+    }
+
+    /// Applies the migrations that are missing. Replicas that start together wait for each other.
+    pub async fn migrate(&self) -> Result<(), Error> {
+        Ok(sqlx::migrate!().run(&self.pool).await?)
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), Error> {
+        sqlx::query_scalar!("SELECT 1 AS one")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::doing("asking for a sign of life"))?;
+        Ok(())
+    }
+
+    /// Closes the pool, after the statements under way.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}

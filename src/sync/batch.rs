@@ -1,0 +1,296 @@
+//! One batch from its deliveries to their acknowledgement.
+//!
+//! The order is the guarantee: commit the claim, call, commit how it ended, publish what follows and wait for the
+//! confirms, and only then acknowledge. A crash between any two of these leads to a redelivery that the ledger knows how
+//! to answer.
+
+use futures_util::future::{BoxFuture, join_all};
+use tracing::Span;
+use uuid::Uuid;
+
+use super::{
+    Sync,
+    item::{Envelope, Item},
+};
+use crate::{
+    broker::{Acknowledged, Message, capped},
+    customerio::Pushed,
+    event::Rejected,
+    job::{Ending, Failure, Job, Outcome, Reason, Report, Work},
+    ledger::{self, Arrival, Opened, Settled, Settlement},
+    lifecycle::Lifecycle,
+    reconnect,
+    retry::{self, Verdict},
+    trace,
+};
+
+pub(super) struct Flow {
+    sync: Sync,
+    lifecycle: Lifecycle,
+}
+
+/// A job that was claimed, with its delivery.
+struct Claimed {
+    work: Work,
+    envelope: Envelope,
+    span: Span,
+}
+
+impl Flow {
+    pub(super) fn new(sync: Sync, lifecycle: Lifecycle) -> Self {
+        Self { sync, lifecycle }
+    }
+
+    /// Waits until Customer.io may be called.
+    pub(super) async fn ready(&self) {
+        self.sync.customerio.ready().await;
+    }
+
+    pub(super) async fn run(&self, items: Vec<Item>) {
+        let mut arrived = Vec::with_capacity(items.len());
+        let mut rejected = Vec::new();
+        for Item { envelope, read } in items {
+            match read {
+                Ok(arrival) => arrived.push((arrival, envelope)),
+                Err(why) => rejected.push((envelope, why)),
+            }
+        }
+        let park = join_all(rejected.into_iter().map(|(envelope, why)| self.park_unprocessable(envelope, why)));
+        tokio::join!(park, self.open(arrived));
+    }
+
+    /// Claims the jobs and takes each message where its job leads it.
+    fn open(&self, arrived: Vec<(Arrival, Envelope)>) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let (arrivals, mut envelopes): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
+            if arrivals.is_empty() {
+                return;
+            }
+            match self.claim(&arrivals).await {
+                Ok(Some(batch)) => {
+                    let opened = batch.opened.into_iter().zip(envelopes).zip(arrivals);
+                    self.follow(batch.claim, opened.map(|((opened, envelope), arrival)| (opened, envelope, arrival)))
+                        .await;
+                }
+                Ok(None) => give_back(envelopes).await,
+                // The database refuses something that was read as valid: find the one that it refuses.
+                Err(_) if arrivals.len() > 1 => {
+                    let rest = envelopes.split_off(envelopes.len() / 2);
+                    let mut arrivals = arrivals;
+                    let rest_arrivals = arrivals.split_off(envelopes.len());
+                    self.open(arrivals.into_iter().zip(envelopes).collect()).await;
+                    self.open(rest_arrivals.into_iter().zip(rest).collect()).await;
+                }
+                Err(error) => {
+                    for envelope in envelopes {
+                        self.park_unprocessable(envelope, Rejected::new("$", format!("it can't be stored: {error}")))
+                            .await;
+                    }
+                }
+            }
+        })
+    }
+
+    /// Claims while Customer.io may be called: claims are given back when it has asked to be left alone meanwhile.
+    /// `None` when the service stops first.
+    async fn claim(&self, arrivals: &[Arrival]) -> Result<Option<ledger::Batch>, ledger::Error> {
+        let Sync { ledger, customerio, .. } = &self.sync;
+        loop {
+            tokio::select! {
+                biased;
+                () = customerio.ready() => {}
+                () = self.lifecycle.draining() => return Ok(None),
+            }
+            let is_transient = ledger::Error::is_transient;
+            let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(arrivals)).await?;
+            let calls = batch.opened.iter().any(|opened| matches!(opened, Opened::Claimed(_)));
+            if !calls || !customerio.is_held() {
+                return Ok(Some(batch));
+            }
+            reconnect::until_done("giving claims back", is_transient, || ledger.release(batch.claim)).await?;
+        }
+    }
+
+    async fn follow(&self, claim: Uuid, opened: impl Iterator<Item = (Opened, Envelope, Arrival)>) {
+        let mut claimed = Vec::new();
+        let mut others = Vec::new();
+        for (opened, envelope, arrival) in opened {
+            match opened {
+                Opened::Claimed(work) => {
+                    let span = attempt_span(&work.job, arrival.traceparent.as_deref());
+                    claimed.push(Claimed { work: *work, envelope, span });
+                }
+                other => others.push((other, envelope)),
+            }
+        }
+        let others = join_all(others.into_iter().map(|(opened, envelope)| self.without_call(opened, envelope)));
+        tokio::join!(others, self.call(claim, claimed));
+    }
+
+    /// Messages that need no call.
+    async fn without_call(&self, opened: Opened, envelope: Envelope) {
+        let why = match opened {
+            Opened::Claimed(_) => unreachable!("claimed jobs are called for"),
+            Opened::Settled(report) => {
+                self.tell(&report, &envelope).await;
+                "settled"
+            }
+            Opened::AlreadyCompleted => "already_completed",
+            Opened::Superseded => "superseded",
+            Opened::NotDue { job, wait } => {
+                self.wait(&job, wait).await;
+                "not_due"
+            }
+            Opened::InFlight { job } => {
+                self.wait(&job, std::time::Duration::ZERO).await;
+                "in_flight"
+            }
+            Opened::Unknown => {
+                let why = Rejected::new("job_id", "there is no such job for this signup and phase");
+                return self.park_unprocessable(envelope, why).await;
+            }
+        };
+        self.sync.metrics.skipped.with_label_values(&[why]).inc();
+        acknowledge(envelope).await;
+    }
+
+    /// Calls, decides, settles, tells, acknowledges.
+    async fn call(&self, claim: Uuid, claimed: Vec<Claimed>) {
+        if claimed.is_empty() {
+            return;
+        }
+        let (works, rest): (Vec<_>, Vec<_>) =
+            claimed.into_iter().map(|one| (one.work, (one.envelope, one.span))).unzip();
+        let pushed = self.sync.customerio.push(&works).await;
+        let settlements: Vec<_> = works.iter().zip(pushed).map(|(work, pushed)| self.decide(work, pushed)).collect();
+        let settled =
+            reconnect::until_done("settling jobs", |_| true, || self.sync.ledger.settle(claim, settlements.clone()));
+        let settled = settled.await.expect("every error is tried again");
+        let settled = settled.into_iter().zip(settlements).zip(rest);
+        join_all(
+            settled.map(|((settled, settlement), (envelope, span))| self.conclude(settled, settlement, envelope, span)),
+        )
+        .await;
+    }
+
+    fn decide(&self, work: &Work, pushed: Pushed) -> Settlement {
+        let Pushed { contact_id, mut attempt } = pushed;
+        if let Outcome::Retryable { failure, .. } | Outcome::Refused(failure) = &mut attempt.outcome {
+            failure.message = capped(&failure.message);
+        }
+        let job = work.job.clone();
+        let verdict = retry::decide(attempt.outcome.clone(), job.attempt, job.max_attempts, &self.sync.ladder);
+        Settlement { job, contact_id, attempt, verdict }
+    }
+
+    async fn conclude(&self, settled: Settled, settlement: Settlement, envelope: Envelope, span: Span) {
+        match settled {
+            Settled::Written(mut report) => {
+                self.count(&settlement);
+                log(&settlement, report.ending_name());
+                report.job.traceparent = trace::traceparent(&span, report.job.traceparent.as_deref());
+                self.tell(&report, &envelope).await;
+            }
+            Settled::ClaimLost => log(&settlement, "claim_lost"),
+        }
+        acknowledge(envelope).await;
+    }
+
+    /// Publishes what follows from how a try ended.
+    async fn tell(&self, report: &Report, envelope: &Envelope) {
+        match &report.ending {
+            Ending::Completed { .. } => {}
+            Ending::Retrying { failure, wait } => {
+                let tier = self.sync.ladder.waiting_for(*wait);
+                self.sync.metrics.retries.with_label_values(&[&tier.name]).inc();
+                self.sync.publisher.publish(&Message::retry(&report.job, tier, Some(failure))).await;
+            }
+            Ending::Failed { reason, failure, at } => {
+                self.count_failure(*reason, failure);
+                let parked = Message::failed(&report.job, *reason, failure, *at, envelope.origin());
+                self.sync.publisher.publish(&parked).await;
+            }
+        }
+        if let Some(outcome) = Message::outcome(report) {
+            self.sync.publisher.publish(&outcome).await;
+        }
+    }
+
+    /// Lets a message wait on the shortest tier that is long enough.
+    async fn wait(&self, job: &Job, wait: std::time::Duration) {
+        let tier = self.sync.ladder.waiting_for(wait);
+        self.sync.publisher.publish(&Message::retry(job, tier, None)).await;
+    }
+
+    async fn park_unprocessable(&self, envelope: Envelope, why: Rejected) {
+        // The path alone: what was found there may be somebody's name.
+        tracing::warn!(path = why.path, "a message can't be understood, parking it in the failure queue");
+        self.sync.metrics.failures.with_label_values(&[Reason::Unprocessable.as_str(), "other"]).inc();
+        self.sync.publisher.publish(&envelope.unprocessable(&why)).await;
+        acknowledge(envelope).await;
+    }
+
+    fn count(&self, settlement: &Settlement) {
+        let outcome = match settlement.verdict {
+            Verdict::Complete => "completed",
+            Verdict::Retry { .. } => "retried",
+            Verdict::Fail { .. } => "failed",
+        };
+        let phase = settlement.job.phase.as_str();
+        self.sync.metrics.jobs.with_label_values(&[phase, outcome]).inc();
+        if settlement.verdict == Verdict::Complete {
+            let since = chrono::Utc::now() - settlement.job.created_at;
+            let seconds = since.to_std().unwrap_or_default().as_secs_f64();
+            self.sync.metrics.event_to_accepted.with_label_values(&[phase]).observe(seconds);
+        }
+    }
+
+    fn count_failure(&self, reason: Reason, failure: &Failure) {
+        self.sync.metrics.failures.with_label_values(&[reason.as_str(), failure.error_type.as_str()]).inc();
+    }
+}
+
+async fn acknowledge(envelope: Envelope) {
+    if envelope.receipt.ack().await == Acknowledged::ChannelGone {
+        tracing::debug!("the channel of a delivery is gone; it will be delivered again and answered from the ledger");
+    }
+}
+
+async fn give_back(envelopes: Vec<Envelope>) {
+    for envelope in envelopes {
+        envelope.receipt.give_back().await;
+    }
+}
+
+fn attempt_span(job: &Job, traceparent: Option<&str>) -> Span {
+    let span = tracing::info_span!(
+        target: "otel",
+        "sync attempt",
+        job_id = %job.id,
+        sync_phase = job.phase.as_str(),
+        attempt = job.attempt,
+    );
+    trace::continue_from(&span, traceparent.or(job.traceparent.as_deref()));
+    span
+}
+
+/// The one line of an attempt. It holds no address, name or body.
+fn log(settlement: &Settlement, ending: &'static str) {
+    let Settlement { job, attempt, .. } = settlement;
+    let error_type = match &attempt.outcome {
+        Outcome::Accepted => None,
+        Outcome::Retryable { failure, .. } | Outcome::Refused(failure) => Some(failure.error_type.as_str()),
+    };
+    tracing::info!(
+        job_id = %job.id,
+        signup_id = %job.signup_id,
+        sync_phase = job.phase.as_str(),
+        run = job.run,
+        attempt = job.attempt,
+        outcome = ending,
+        status = attempt.http_status,
+        error_type,
+        duration_ms = attempt.duration.as_secs_f64() * 1000.0,
+        "attempt"
+    );
+}

@@ -1,0 +1,92 @@
+//! The main flow: messages become calls, calls become end states or retries.
+//!
+//! Deliveries are gathered into batches ([`intake`]); each batch is opened, pushed, decided, settled, told and
+//! acknowledged ([`batch`]), several side by side. A permit is taken before a batch is gathered and held until it is
+//! done.
+
+mod batch;
+mod intake;
+mod item;
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{
+    broker::{Link, Publisher},
+    customerio::CustomerIo,
+    ledger::Ledger,
+    lifecycle::Lifecycle,
+    metrics::Metrics,
+    retry::Ladder,
+};
+use batch::Flow;
+use intake::Intake;
+
+/// Settings of the main flow.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Deliveries in one batch at most.
+    pub batch_size: usize,
+    /// Batches under way at the same time at most.
+    pub batches_in_flight: usize,
+}
+
+/// What the main flow works with.
+#[derive(Debug)]
+pub struct Sync {
+    /// Settings.
+    pub config: Config,
+    /// Unacknowledged deliveries at most, a queue.
+    pub prefetch: u16,
+    /// The delay tiers.
+    pub ladder: Ladder,
+    /// The truth.
+    pub ledger: Ledger,
+    /// Where messages go out.
+    pub publisher: Publisher,
+    /// Who is called.
+    pub customerio: CustomerIo,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Sync {
+    /// Takes messages from all work queues until nothing new is to be taken, then finishes what is in hand.
+    pub async fn run(self, link: Arc<Link>, lifecycle: Lifecycle) {
+        let permits = Arc::new(Semaphore::new(self.config.batches_in_flight));
+        let mut intake = Intake::start(&link, self.prefetch, self.config.batch_size, &lifecycle, self.metrics.clone());
+        let flow = Arc::new(Flow::new(self, lifecycle.clone()));
+        let mut batches = JoinSet::new();
+        loop {
+            let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+            // Nothing is claimed while Customer.io wants to be left alone: the deliveries wait where they are.
+            tokio::select! {
+                () = flow.ready() => {}
+                () = lifecycle.draining() => {}
+            }
+            let Some(items) = intake.next_batch(&lifecycle).await else { break };
+            let flow = flow.clone();
+            batches.spawn(async move {
+                flow.run(items).await;
+                drop(permit);
+            });
+            while let Some(ended) = batches.try_join_next() {
+                report_panic(ended);
+            }
+        }
+        intake.give_back_rest().await;
+        while let Some(ended) = batches.join_next().await {
+            report_panic(ended);
+        }
+    }
+}
+
+/// The deliveries of a batch that panicked stay unacknowledged and come again when the connection ends.
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a batch ended unexpectedly; its messages will be delivered again");
+    }
+}
