@@ -1,1 +1,7 @@
-fn main() {}
+//! The program; see [`customerio_sync::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    customerio_sync::cli::run()
+}

@@ -1,7 +1,7 @@
 //! Copies the failure queue into PostgreSQL, where failures can be searched and resolved. A message is acknowledged
 //! after its row is committed; a repeat changes nothing.
 
-use std::sync::Arc;
+use std::{num::NonZeroU16, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -23,17 +23,16 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Rows in one transaction at most.
-    pub batch_size: u16,
+    pub batch_size: NonZeroU16,
 }
 
 /// Mirrors until nothing new is to be taken.
 pub async fn run(config: Config, link: Arc<Link>, ledger: Ledger, lifecycle: Lifecycle, metrics: Arc<Metrics>) {
-    let (sender, mut deliveries) = mpsc::channel(config.batch_size.into());
-    tokio::spawn(broker::consume(link, MIRROR_QUEUE, config.batch_size, lifecycle.clone(), sender, |delivery| {
-        delivery
-    }));
+    let batch_size = config.batch_size.get();
+    let (sender, mut deliveries) = mpsc::channel(batch_size.into());
+    tokio::spawn(broker::consume(link, MIRROR_QUEUE, batch_size, lifecycle.clone(), sender, |delivery| delivery));
     let mut batch = Vec::new();
-    while deliveries.recv_many(&mut batch, config.batch_size.into()).await > 0 {
+    while deliveries.recv_many(&mut batch, batch_size.into()).await > 0 {
         let (messages, receipts): (Vec<_>, Vec<_>) = batch.drain(..).map(read).unzip();
         // Data that the database refuses can't be: what is written was made by us or made fit.
         let mirrored = reconnect::until_done("mirroring failures", |_| true, || ledger.mirror(&messages)).await;

@@ -43,9 +43,15 @@ impl Link {
         Ok(link)
     }
 
-    /// Whether the connection is up.
-    pub async fn is_connected(&self) -> bool {
-        self.current.lock().await.as_ref().is_some_and(|connection| connection.status().connected())
+    /// What it is for.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether the connection is up. While it is being opened, it is not.
+    pub fn is_connected(&self) -> bool {
+        let Ok(current) = self.current.try_lock() else { return false };
+        current.as_ref().is_some_and(|connection| connection.status().connected())
     }
 
     /// A fresh channel, on a connection that is opened again for it where that is needed.
@@ -95,6 +101,11 @@ impl Link {
             .await
             .unwrap_or(Err(Error::ConnectTimeout(self.connect_timeout)))
     }
+}
+
+/// The virtual host that the URL names; `/` where there is no URL.
+pub fn vhost(config: &Config) -> Result<String, Error> {
+    if config.url.expose_secret().is_empty() { Ok("/".to_owned()) } else { Ok(parse_url(config)?.vhost) }
 }
 
 fn parse_url(config: &Config) -> Result<AMQPUri, Error> {

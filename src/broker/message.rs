@@ -2,10 +2,11 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{
     headers::Headers,
-    topology::{FAILED_EXCHANGE, UPDATES_EXCHANGE, tier_name},
+    topology::{EVENTS_EXCHANGE, FAILED_EXCHANGE, UPDATES_EXCHANGE, tier_name},
 };
 use crate::{
     job::{Ending, Failure, Job, Reason, Report},
@@ -43,6 +44,21 @@ fn time(at: DateTime<Utc>) -> String {
 }
 
 impl Message {
+    /// An event, as an upstream service publishes it.
+    pub fn event(routing_key: &str, content_type: Option<&str>, body: Vec<u8>) -> Self {
+        Self {
+            exchange: EVENTS_EXCHANGE.to_owned(),
+            routing_key: routing_key.to_owned(),
+            // The topology is applied before, so there is a queue; pipelining on one channel is many times faster.
+            mandatory: false,
+            destination: "event",
+            message_id: Uuid::now_v7().to_string(),
+            content_type: Some(content_type.unwrap_or(JSON).to_owned()),
+            headers: Headers::default(),
+            body,
+        }
+    }
+
     /// Lets a job wait on `tier` for its next try.
     pub fn retry(job: &Job, tier: &Tier, failure: Option<&Failure>) -> Self {
         Self {

@@ -11,14 +11,17 @@ mod message;
 mod publisher;
 mod topology;
 
-use std::time::Duration;
+use std::{
+    num::{NonZeroU16, NonZeroUsize},
+    time::Duration,
+};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use consumer::{Acknowledged, Delivery, Receipt, consume};
 pub use headers::{HeaderMap, capped};
-pub use link::Link;
+pub use link::{Link, vhost};
 pub use message::{Message, Origin};
 pub use publisher::Publisher;
 pub use topology::{MIRROR_QUEUE, Topology, WorkQueue};
@@ -36,9 +39,9 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
     /// Deliveries in hand at most, a queue.
-    pub prefetch: u16,
+    pub prefetch: NonZeroU16,
     /// Channels for mandatory publishes; each has one unconfirmed publish at most.
-    pub publish_channels: usize,
+    pub publish_channels: NonZeroUsize,
 }
 
 /// Settings of the topology.

@@ -57,7 +57,7 @@ impl Publisher {
         Self(Arc::new(Inner {
             link,
             metrics,
-            permits: Semaphore::new(config.publish_channels),
+            permits: Semaphore::new(config.publish_channels.get()),
             idle: Mutex::default(),
             shared: RwLock::default(),
         }))

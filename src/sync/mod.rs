@@ -8,7 +8,7 @@ mod batch;
 mod intake;
 mod item;
 
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use serde::Deserialize;
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -29,9 +29,9 @@ use intake::Intake;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Deliveries in one batch at most.
-    pub batch_size: usize,
+    pub batch_size: NonZeroUsize,
     /// Batches under way at the same time at most.
-    pub batches_in_flight: usize,
+    pub batches_in_flight: NonZeroUsize,
 }
 
 /// What the main flow works with.
@@ -56,8 +56,9 @@ pub struct Sync {
 impl Sync {
     /// Takes messages from all work queues until nothing new is to be taken, then finishes what is in hand.
     pub async fn run(self, link: Arc<Link>, lifecycle: Lifecycle) {
-        let permits = Arc::new(Semaphore::new(self.config.batches_in_flight));
-        let mut intake = Intake::start(&link, self.prefetch, self.config.batch_size, &lifecycle, self.metrics.clone());
+        let permits = Arc::new(Semaphore::new(self.config.batches_in_flight.get()));
+        let mut intake =
+            Intake::start(&link, self.prefetch, self.config.batch_size.get(), &lifecycle, self.metrics.clone());
         let flow = Arc::new(Flow::new(self, lifecycle.clone()));
         let mut batches = JoinSet::new();
         loop {

@@ -1,0 +1,138 @@
+//! Builds the service from its settings, and knows the order in which it starts and stops.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio::{net::TcpListener, task::JoinSet};
+
+use crate::{
+    admin,
+    broker::{self, Link, Publisher, Topology},
+    config::Config,
+    customerio::{self, CustomerIo},
+    ledger::{self, Ledger},
+    lifecycle::Lifecycle,
+    metrics::Metrics,
+    mirror, reconnect,
+    sync::Sync,
+};
+
+/// What keeps the service from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The settings.
+    #[error(transparent)]
+    Config(#[from] crate::config::Error),
+    /// The database.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// The broker.
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+    /// The Customer.io client.
+    #[error(transparent)]
+    CustomerIo(#[from] customerio::Error),
+    /// The HTTP server.
+    #[error("listening on {addr}: {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The service, running.
+#[derive(Debug)]
+pub struct App {
+    lifecycle: Lifecycle,
+    http_addr: SocketAddr,
+    ledger: Ledger,
+    links: Vec<Arc<Link>>,
+    /// The main flow and the mirror: they end by themselves when nothing new is taken.
+    flows: JoinSet<()>,
+    server: JoinSet<()>,
+    grace: Duration,
+}
+
+impl App {
+    /// Starts the service: HTTP first, so that the probes answer while the database and the broker are waited for.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        config.require_database()?;
+        config.require_broker()?;
+        let metrics = Arc::new(Metrics::default());
+        let lifecycle = Lifecycle::default();
+        let customerio = CustomerIo::new(&config.customerio, metrics.clone())?;
+        let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts())?;
+        let links = Arc::new(OnceLock::new());
+        let state = admin::State {
+            ledger: ledger.clone(),
+            metrics: metrics.clone(),
+            links: links.clone(),
+            lifecycle: lifecycle.clone(),
+        };
+        let (server, http_addr) = listen(config.http.addr, state).await?;
+
+        if config.database.migrate {
+            reconnect::until_done("applying the migrations", ledger::Error::is_transient, || ledger.migrate()).await?;
+        }
+        let topology = Arc::new(Topology::new(&config.retry.delays, &config.topology));
+        let consuming = Link::open("consume", &config.broker, topology.clone(), &metrics).await?;
+        let publishing = Link::open("publish", &config.broker, topology, &metrics).await?;
+        let publisher = Publisher::new(publishing.clone(), &config.broker, metrics.clone());
+        let opened = links.get_or_init(|| vec![consuming.clone(), publishing]).clone();
+
+        let mut flows = JoinSet::new();
+        let sync = Sync {
+            config: config.sync,
+            prefetch: config.broker.prefetch.get(),
+            ladder: config.retry.delays,
+            ledger: ledger.clone(),
+            publisher,
+            customerio,
+            metrics: metrics.clone(),
+        };
+        flows.spawn(sync.run(consuming.clone(), lifecycle.clone()));
+        flows.spawn(mirror::run(config.mirror, consuming, ledger.clone(), lifecycle.clone(), metrics));
+        tracing::info!(%http_addr, "serving");
+        Ok(Self { lifecycle, http_addr, ledger, links: opened, flows, server, grace: config.lifecycle.grace })
+    }
+
+    /// Where HTTP is served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http_addr
+    }
+
+    /// Stops: takes nothing new, lets what is in hand end within the grace time, closes the connections. What was not
+    /// finished is delivered again.
+    pub async fn stop(mut self) {
+        self.lifecycle.drain();
+        let ended = async { while self.flows.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.grace, ended).await.is_err() {
+            tracing::warn!(grace = ?self.grace, "the grace time is over, the rest will be delivered again");
+        }
+        self.flows.shutdown().await;
+        for link in &self.links {
+            link.close().await;
+        }
+        self.lifecycle.end();
+        self.ledger.close().await;
+        self.server.shutdown().await;
+    }
+}
+
+async fn listen(addr: SocketAddr, state: admin::State) -> Result<(JoinSet<()>, SocketAddr), Error> {
+    let failed = |source| Error::Listen { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let addr = listener.local_addr().map_err(failed)?;
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        if let Err(error) = admin::serve(listener, state).await {
+            tracing::error!(%error, "the HTTP server ended");
+        }
+    });
+    Ok((server, addr))
+}

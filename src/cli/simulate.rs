@@ -1,0 +1,25 @@
+//! `customerio-sync simulate`.
+
+use std::net::SocketAddr;
+
+use super::Error;
+use crate::{lifecycle, simulator};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The address to listen on; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:8090")]
+    addr: SocketAddr,
+    /// A fault to begin with, as JSON, such as {"kind":"status","status":503,"calls":20}; may be repeated.
+    #[arg(long = "fault", value_name = "JSON")]
+    faults: Vec<simulator::Fault>,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Error> {
+    let failed = |what: &str, error: std::io::Error| Error::Other(format!("{what}: {error}"));
+    let simulator = simulator::Simulator::start(args.addr, args.faults)
+        .await
+        .map_err(|error| failed(&format!("listening on {}", args.addr), error))?;
+    eprintln!("simulating Customer.io's Track API on http://{}", simulator.addr());
+    lifecycle::stop_signal().await.map_err(|error| failed("waiting for signals", error))
+}

@@ -1,0 +1,189 @@
+//! A simulator of Customer.io's Track API, v1 and v2, as the public documentation states it
+//! (<https://docs.customer.io/integrations/api/track/>), with faults that are scripted under `/_sim/`.
+//!
+//! It keeps what it received in memory: people with their attributes, tracked events with how often each was repeated.
+
+mod control;
+mod faults;
+mod store;
+mod v1;
+mod v2;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{StatusCode, header::AUTHORIZATION},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use base64::Engine;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tower::ServiceExt;
+
+pub use faults::Fault;
+use faults::{Effect, Faults};
+use store::Store;
+
+/// The simulator, running. It ends when it is dropped.
+#[derive(Debug)]
+pub struct Simulator {
+    addr: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    store: Store,
+    faults: Faults,
+}
+
+/// Marks an answer that is not sent: the connection is reset instead.
+#[derive(Debug, Clone, Copy)]
+struct ResetConnection;
+
+impl Simulator {
+    /// Starts on `addr` with `faults`.
+    pub async fn start(addr: SocketAddr, faults: Vec<Fault>) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(addr).await?;
+        let addr = listener.local_addr()?;
+        let shared = Arc::new(Shared::default());
+        for fault in faults {
+            shared.faults.add(fault);
+        }
+        let router = router(shared);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                if let Ok((stream, _)) = listener.accept().await {
+                    connections.spawn(connection(stream, router.clone()));
+                }
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Ok(Self { addr, _tasks: tasks })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    let api = Router::new()
+        .route("/api/v1/accounts/region", get(v1::region))
+        .route("/api/v1/customers/{id}", put(v1::identify).delete(v1::delete))
+        .route("/api/v1/customers/{id}/events", post(v1::track))
+        .route("/api/v2/entity", post(v2::entity))
+        .route("/api/v2/batch", post(v2::batch))
+        // Inner first: a fault strikes whoever calls, and is counted.
+        .route_layer(from_fn_with_state(shared.clone(), authenticate))
+        .route_layer(from_fn_with_state(shared.clone(), strike));
+    api.merge(control::router()).with_state(shared)
+}
+
+/// Serves one connection. An answer marked [`ResetConnection`] resets it.
+async fn connection(stream: TcpStream, router: Router) {
+    let _ = stream.set_nodelay(true);
+    let Ok(stream) = stream.into_std() else { return };
+    let Ok(handle) = stream.try_clone() else { return };
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
+    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let answered = router.clone().oneshot(request.map(Body::new));
+        let handle = handle.try_clone();
+        async move {
+            let response = answered.await.unwrap_or_else(|never: Infallible| match never {});
+            if response.extensions().get::<ResetConnection>().is_none() {
+                return Ok(response);
+            }
+            if let Ok(handle) = handle {
+                // With no time to linger, closing sends a reset (RFC 9293, section 3.10.4).
+                let _ = socket2::SockRef::from(&handle).set_linger(Some(Duration::ZERO));
+            }
+            Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
+        }
+    });
+    let http = hyper::server::conn::http1::Builder::new();
+    // A client that goes away is none of the simulator's concern.
+    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+}
+
+/// Basic auth with any site id and any key, both not empty.
+async fn authenticate(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let credentials = header
+        .and_then(|value| value.strip_prefix("Basic "))
+        .and_then(|encoded| String::from_utf8(base64::engine::general_purpose::STANDARD.decode(encoded).ok()?).ok());
+    let is_valid = credentials
+        .is_some_and(|text| text.split_once(':').is_some_and(|(site, key)| !site.is_empty() && !key.is_empty()));
+    if is_valid {
+        return next.run(request).await;
+    }
+    let _ = shared;
+    (StatusCode::UNAUTHORIZED, Json(json!({ "meta": { "error": "Unauthorized request" } }))).into_response()
+}
+
+/// Lets the scripted faults strike, and notes the call.
+async fn strike(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let (latency, effect) = shared.faults.next();
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
+    }
+    let response = match effect {
+        None => next.run(request).await,
+        Some(effect) => {
+            // The request is read before it fails: so it does in life.
+            let _ = axum::body::to_bytes(request.into_body(), usize::MAX).await;
+            effect.into_response()
+        }
+    };
+    let is_reset = response.extensions().get::<ResetConnection>().is_some();
+    shared.store.note_call(path, (!is_reset).then(|| response.status().as_u16()));
+    response
+}
+
+impl IntoResponse for Effect {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Reset => {
+                let mut response = StatusCode::OK.into_response();
+                response.extensions_mut().insert(ResetConnection);
+                response
+            }
+            Self::Endless => {
+                let spaces = futures_util::stream::unfold((), |()| async {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
+                });
+                Body::from_stream(spaces).into_response()
+            }
+            Self::Status { status, retry_after, body } => {
+                let mut response = (status, body).into_response();
+                if let Some(value) = retry_after.and_then(|value| value.parse().ok()) {
+                    response.headers_mut().insert("retry-after", value);
+                }
+                response
+            }
+        }
+    }
+}
+
+/// What the API answers when all is well: an empty object and a newline.
+fn accepted() -> Response {
+    ([("content-type", "application/json; charset=utf-8")], "{}\n").into_response()
+}
+
+fn json_answer(status: StatusCode, body: &Value) -> Response {
+    (status, [("content-type", "application/json; charset=utf-8")], format!("{body}\n")).into_response()
+}

@@ -1,0 +1,95 @@
+//! Version 1 of the Track API, which the official client libraries use.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+    response::Response,
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Shared, accepted, json_answer,
+    store::{Identifier, Tracked},
+};
+
+type Sim = State<Arc<Shared>>;
+
+pub(super) async fn region() -> Response {
+    let body = json!({ "url": "track.customer.io", "data_center": "us", "region": "us", "environment_id": 1 });
+    json_answer(StatusCode::OK, &body)
+}
+
+/// A `cio_…` identifier is Customer.io's own; one with an `@` may be an address.
+fn identifier(text: &str) -> Identifier {
+    let kind = if text.starts_with("cio_") {
+        "cio_id"
+    } else if text.contains('@') {
+        "email"
+    } else {
+        "id"
+    };
+    Identifier::new(kind, text)
+}
+
+fn refuse(message: impl Into<String>) -> Response {
+    json_answer(StatusCode::BAD_REQUEST, &json!({ "meta": { "errors": [message.into()] } }))
+}
+
+fn object(body: &Bytes) -> Result<Map<String, Value>, Box<Response>> {
+    if body.is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_slice(body).map_err(|error| Box::new(refuse(format!("invalid JSON: {error}"))))
+}
+
+pub(super) async fn identify(State(sim): Sim, Path(id): Path<String>, body: Bytes) -> Response {
+    let attributes = match object(&body) {
+        Ok(attributes) => attributes,
+        Err(refused) => return *refused,
+    };
+    if let Some((_, message)) = sim.faults.refusal(&id) {
+        return refuse(message);
+    }
+    if let Err(error) = super::v2::check_attributes(&attributes) {
+        return refuse(format!("{}: {}", error.field, error.message));
+    }
+    let timestamp = attributes.get("_timestamp").and_then(Value::as_i64);
+    sim.store.identify(identifier(&id), &attributes, timestamp);
+    accepted()
+}
+
+pub(super) async fn delete(State(sim): Sim, Path(id): Path<String>) -> Response {
+    sim.store.delete(identifier(&id));
+    accepted()
+}
+
+pub(super) async fn track(State(sim): Sim, Path(id): Path<String>, body: Bytes) -> Response {
+    let mut event = match object(&body) {
+        Ok(event) => event,
+        Err(refused) => return *refused,
+    };
+    if let Some((_, message)) = sim.faults.refusal(&id) {
+        return refuse(message);
+    }
+    let Some(name) = event.get("name").and_then(Value::as_str).map(str::trim).filter(|name| !name.is_empty()) else {
+        return refuse("event name is required");
+    };
+    let name = name.to_owned();
+    let attributes = match event.remove("data") {
+        Some(Value::Object(data)) => data,
+        _ => Map::new(),
+    };
+    let event = Tracked {
+        id: event.get("id").and_then(Value::as_str).map(str::to_owned),
+        name,
+        person: String::new(),
+        timestamp: event.get("timestamp").and_then(Value::as_i64),
+        attributes,
+        repeats: 0,
+    };
+    sim.store.track(identifier(&id), event);
+    accepted()
+}

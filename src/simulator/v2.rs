@@ -1,0 +1,176 @@
+//! Version 2 of the Track API: `/entity` with one operation, `/batch` with many.
+
+use std::sync::Arc;
+
+use axum::{body::Bytes, extract::State, http::StatusCode, response::Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json, value::RawValue};
+use ulid::Ulid;
+
+use super::{
+    Shared, accepted, json_answer,
+    store::{Identifier, Tracked},
+};
+
+const MAX_BATCH_BYTES: usize = 500_000;
+const MAX_OPERATION_BYTES: usize = 32_000;
+
+/// Why an operation, or a request, is refused.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    reason: &'static str,
+    pub(super) field: String,
+    pub(super) message: String,
+}
+
+fn refusal(reason: &'static str, field: impl Into<String>, message: impl Into<String>) -> Refusal {
+    Refusal { reason, field: field.into(), message: message.into() }
+}
+
+impl Refusal {
+    fn json(&self, batch_index: Option<usize>) -> Value {
+        let mut error = json!({ "reason": self.reason, "field": self.field, "message": self.message });
+        if let Some(index) = batch_index {
+            error["batch_index"] = index.into();
+        }
+        error
+    }
+
+    fn whole(&self) -> Response {
+        json_answer(StatusCode::BAD_REQUEST, &json!({ "errors": [self.json(None)] }))
+    }
+}
+
+#[derive(Deserialize)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    batch: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Operation {
+    #[serde(rename = "type", default)]
+    kind: String,
+    #[serde(default)]
+    identifiers: Map<String, Value>,
+    #[serde(default)]
+    action: String,
+    id: Option<String>,
+    name: Option<String>,
+    timestamp: Option<i64>,
+    #[serde(default)]
+    attributes: Map<String, Value>,
+}
+
+/// Refuses single items with a 207; the others are accepted. What is no batch of operations at all is a 400.
+pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Response {
+    if body.len() > MAX_BATCH_BYTES {
+        return refusal("invalid", "batch", format!("request is {} bytes, at most {MAX_BATCH_BYTES}", body.len()))
+            .whole();
+    }
+    let batch: Batch<'_> = match serde_json::from_slice(&body) {
+        Ok(batch) => batch,
+        Err(error) => return refusal("parse_error", "batch", error.to_string()).whole(),
+    };
+    let operations: Result<Vec<Operation>, _> = batch.batch.iter().map(|raw| serde_json::from_str(raw.get())).collect();
+    let operations = match operations {
+        Ok(operations) => operations,
+        Err(error) => return refusal("parse_error", "batch", error.to_string()).whole(),
+    };
+    let mut errors = Vec::new();
+    for (index, (operation, raw)) in operations.into_iter().zip(&batch.batch).enumerate() {
+        if let Err(refused) = apply(&sim, operation, raw.get().len()) {
+            errors.push(refused.json(Some(index)));
+        }
+    }
+    if errors.is_empty() { accepted() } else { json_answer(StatusCode::MULTI_STATUS, &json!({ "errors": errors })) }
+}
+
+pub(super) async fn entity(State(sim): State<Arc<Shared>>, body: Bytes) -> Response {
+    let applied = serde_json::from_slice(&body)
+        .map_err(|error: serde_json::Error| refusal("parse_error", "", error.to_string()))
+        .and_then(|operation| apply(&sim, operation, body.len()));
+    applied.map_or_else(|refused| refused.whole(), |()| accepted())
+}
+
+fn apply(sim: &Shared, operation: Operation, bytes: usize) -> Result<(), Refusal> {
+    if bytes > MAX_OPERATION_BYTES {
+        return Err(refusal("invalid", "", format!("operation is {bytes} bytes, at most {MAX_OPERATION_BYTES}")));
+    }
+    if operation.kind != "person" {
+        return Err(refusal("invalid", "type", "the simulator knows people only"));
+    }
+    let (identifier, text) = identify_by(&operation.identifiers)?;
+    if let Some((field, message)) = sim.faults.refusal(&text) {
+        return Err(refusal("invalid", field, message));
+    }
+    match operation.action.as_str() {
+        "identify" => {
+            check_attributes(&operation.attributes)?;
+            sim.store.identify(identifier, &operation.attributes, operation.timestamp);
+        }
+        "event" => {
+            let event = event(operation)?;
+            sim.store.track(identifier, event);
+        }
+        "delete" => sim.store.delete(identifier),
+        _ => return Err(refusal("invalid", "action", "expected identify, event or delete")),
+    }
+    Ok(())
+}
+
+fn identify_by(identifiers: &Map<String, Value>) -> Result<(Identifier, String), Refusal> {
+    let mut named = identifiers.iter();
+    let (Some((kind, value)), None) = (named.next(), named.next()) else {
+        return Err(refusal("invalid", "identifiers", "exactly one of id, email, phone and cio_id is required"));
+    };
+    if !["id", "email", "phone", "cio_id"].contains(&kind.as_str()) {
+        return Err(refusal("invalid", "identifiers", format!("unknown identifier {kind}")));
+    }
+    let text = match value {
+        Value::String(text) if !text.is_empty() => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return Err(refusal("required", format!("identifiers.{kind}"), "a value is required")),
+    };
+    if kind == "id" && text.len() > 150 {
+        return Err(refusal("invalid", "identifiers.id", "id cannot be longer than 150 bytes"));
+    }
+    Ok((Identifier::new(kind, &text), text))
+}
+
+pub(super) fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Refusal> {
+    if attributes.len() > 300 {
+        return Err(refusal("invalid", "attributes", "cannot have more than 300 attributes"));
+    }
+    for (name, value) in attributes {
+        let field = format!("attributes.{name}");
+        if name.len() > 150 {
+            return Err(refusal("invalid", field, "property name cannot be longer than 150 bytes"));
+        }
+        let size = value.as_str().map_or_else(|| value.to_string().len(), str::len);
+        if size > 1000 {
+            return Err(refusal("invalid", field, "property value cannot be longer than 1000 bytes"));
+        }
+    }
+    Ok(())
+}
+
+fn event(operation: Operation) -> Result<Tracked, Refusal> {
+    let name = operation.name.as_deref().unwrap_or_default().trim().to_owned();
+    if name.is_empty() || name.len() > 100 {
+        return Err(refusal("required", "name", "an event name of 1 to 100 bytes is required"));
+    }
+    if let Some(id) = &operation.id
+        && Ulid::from_string(id).is_err()
+    {
+        return Err(refusal("invalid", "id", "must be a valid ULID"));
+    }
+    Ok(Tracked {
+        id: operation.id,
+        name,
+        person: String::new(),
+        timestamp: operation.timestamp,
+        attributes: operation.attributes,
+        repeats: 0,
+    })
+}
