@@ -295,7 +295,7 @@ mod tests {
     fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         let file = "[sync]\nbatch_size = 7\nbatches_in_flight = 2";
         let config = load(Some(file), &[("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "9")]).expect("valid");
-        assert_eq!((config.sync.batch_size, config.sync.batches_in_flight), (9, 2));
+        assert_eq!((config.sync.batch_size.get(), config.sync.batches_in_flight.get()), (9, 2));
     }
 
     #[test]

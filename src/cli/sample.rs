@@ -40,7 +40,7 @@ fn submitted(number: usize, signup_id: Uuid) -> Value {
         "operator_id": format!("op-{}", number % 20),
         "operator_name": format!("Operator {}", number % 20),
         "customer": customer(number),
-        "attributes": { "plan": if number % 3 == 0 { "gold" } else { "basic" }, "visits": number % 50 },
+        "attributes": { "plan": if number.is_multiple_of(3) { "gold" } else { "basic" }, "visits": number % 50 },
     })
 }
 
@@ -53,7 +53,7 @@ fn confirmed(number: usize, signup_id: Uuid) -> Value {
         "bet_slip": {
             "bet_amount": (number % 400) as f64 / 2.0,
             "team_bet_on": TEAMS[number % TEAMS.len()],
-            "odds": if number % 2 == 0 { "+150" } else { "-110" },
+            "odds": if number.is_multiple_of(2) { "+150" } else { "-110" },
             "confidence": 0.5 + (number % 50) as f64 / 100.0,
         },
         "customer": customer(number),

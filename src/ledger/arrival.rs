@@ -24,7 +24,7 @@ pub struct Arrival {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// An upstream service.
-    Event(Event),
+    Event(Box<Event>),
     /// A delay tier, or an operator's retry.
     Job(JobMessage),
 }
@@ -41,8 +41,10 @@ impl Arrival {
     /// The phase it is about.
     pub fn phase(&self) -> SyncPhase {
         match &self.source {
-            Source::Event(Event { details: Details::Submitted { .. }, .. }) => SyncPhase::Initial,
-            Source::Event(Event { details: Details::Confirmed { .. }, .. }) => SyncPhase::Enriched,
+            Source::Event(event) => match event.details {
+                Details::Submitted { .. } => SyncPhase::Initial,
+                Details::Confirmed { .. } => SyncPhase::Enriched,
+            },
             Source::Job(message) => message.phase,
         }
     }
@@ -155,7 +157,7 @@ mod tests {
         let raw =
             RawEvent { event_type: EventType::Submitted, content_type: None, message_id: None, body: body.as_bytes() };
         let event = parse(raw).expect("a valid event");
-        Arrival { source: Source::Event(event), redelivered: false, traceparent: None }
+        Arrival { source: Source::Event(Box::new(event)), redelivered: false, traceparent: None }
     }
 
     fn message(run: impl Into<Option<i32>>, attempt: i32) -> Arrival {

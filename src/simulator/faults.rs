@@ -150,7 +150,8 @@ impl Fault {
             Self::Latency { .. } | Self::Refuse { .. } => None,
             Self::Status { status, calls, share, retry_after, body } => {
                 // Evenly spread, so that a share of 0.1 is every tenth call.
-                let is_in_share = share.is_none_or(|share| (call as f64 * share).fract() < share);
+                let is_in_share =
+                    share.is_none_or(|share| (call as f64 * share).floor() > ((call - 1) as f64 * share).floor());
                 let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 (is_in_share && spend(calls)).then(|| Effect::Status {
                     status,

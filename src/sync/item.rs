@@ -31,7 +31,9 @@ pub(super) struct Envelope {
 impl Item {
     pub(super) fn read(queue: WorkQueue, delivery: Delivery) -> Self {
         let source = match queue {
-            WorkQueue::Events(event_type) => read_event(event_type, queue, &delivery).map(Source::Event),
+            WorkQueue::Events(event_type) => {
+                read_event(event_type, queue, &delivery).map(|event| Source::Event(Box::new(event)))
+            }
             WorkQueue::Jobs => read_job(&delivery).map(Source::Job),
         };
         let traceparent = delivery.headers.text("traceparent").map(str::to_owned);

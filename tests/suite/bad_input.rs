@@ -1,0 +1,163 @@
+//! Messages that can't be understood: parked with a reason and their bytes, and the queue moves on.
+
+use crate::support::{World, confirmed, submitted};
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+use sqlx::Row;
+use uuid::Uuid;
+
+async fn stored_body(world: &World, error: &str) -> Vec<u8> {
+    let sql = "SELECT body FROM sync_failures WHERE error_message LIKE '%' || $1 || '%'";
+    let row = sqlx::query(sql).bind(error).fetch_one(&world.pool).await;
+    row.unwrap_or_else(|problem| panic!("a failure that says {error:?}: {problem}")).get("body")
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_understood_is_parked_and_the_queue_moves_on() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    let mut wrong_type = submitted(signup);
+    wrong_type["customer"]["email"] = json!(5);
+    let mut no_email = submitted(signup);
+    no_email["customer"] = json!({ "id": "x" });
+    let mut reserved = submitted(signup);
+    reserved["attributes"] = json!({ "cio_subscription_preferences": "x" });
+    let mut nul = submitted(signup);
+    nul["customer"]["first_name"] = json!("A\u{0}B");
+    let mut huge = confirmed(signup);
+    huge["bet_slip"]["bet_amount"] = json!(1);
+    let huge = huge.to_string().replace("\"bet_amount\":1", "\"bet_amount\":1e999");
+    let large = format!("{{\"x\":\"{}\"}}", "y".repeat(300 * 1024));
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("signup.submitted", b"not json".to_vec(), "$: "),
+        ("signup.submitted", Vec::new(), "EOF"),
+        ("signup.submitted", b"\xff\xfe{}".to_vec(), "UTF-8"),
+        ("signup.submitted", wrong_type.to_string().into(), "customer.email: invalid type"),
+        ("signup.submitted", no_email.to_string().into(), "customer.email: missing field"),
+        ("signup.submitted", reserved.to_string().into(), "reserved by Customer.io"),
+        ("signup.submitted", nul.to_string().into(), "U+0000"),
+        ("signup.submitted", large.into_bytes(), "expected at most 262144"),
+        ("signup.submitted", format!("{{\"attributes\":{}", "[".repeat(100_000)).into_bytes(), "flat map"),
+        ("signup.extraction_confirmed", huge.into_bytes(), "out of range"),
+    ];
+    for (routing_key, body, _) in &cases {
+        world.publish("signup.events", routing_key, body, BasicProperties::default()).await;
+    }
+    world.wait_for_failures(cases.len()).await;
+    for (routing_key, body, error) in &cases {
+        assert!(stored_body(&world, error).await == *body, "the bytes of {routing_key} {error} are kept");
+    }
+    for failure in world.failures().await {
+        assert_eq!((&failure["reason"], &failure["job_id"]), (&json!("unprocessable"), &Value::Null));
+        assert_eq!(failure["original_exchange"], "signup.events");
+    }
+    let parked = world.next("customerio-sync.failed").await;
+    assert_eq!(parked.header("x-reason").as_deref(), Some("unprocessable"));
+    assert_eq!(parked.header("x-original-exchange").as_deref(), Some("signup.events"));
+    assert_eq!(parked.header("x-original-routing-key").as_deref(), Some("signup.submitted"));
+
+    world.submit(&submitted(signup)).await;
+    world.wait_for_job(signup, "initial", "completed").await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_of_an_unknown_kind_is_parked() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let channel = world.channel().await;
+    channel
+        .queue_bind(
+            "customerio-sync.signup-submitted".into(),
+            "signup.events".into(),
+            "signup.deleted".into(),
+            lapin::options::QueueBindOptions::default(),
+            lapin::types::FieldTable::default(),
+        )
+        .await
+        .expect("bound");
+    world.publish_event("signup.deleted", &submitted(Uuid::new_v4())).await;
+    let failures = world.wait_for_failures(1).await;
+    let told = failures[0]["error_message"].as_str().expect("a text");
+    assert!(told.contains("unknown event \"signup.deleted\""), "{told}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_for_a_job_that_does_not_exist_is_parked() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let body = json!({ "job_id": Uuid::new_v4(), "signup_id": Uuid::new_v4(), "sync_phase": "initial", "attempt": 1 });
+    for body in [body.to_string().as_str(), "{}", r#"{"job_id":1}"#] {
+        world.publish("customerio-sync.jobs", "", body.as_bytes(), BasicProperties::default()).await;
+    }
+    let failures = world.wait_for_failures(3).await;
+    assert!(failures.iter().any(|failure| failure["error_message"].to_string().contains("no such job")));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_bad_message_again_is_the_same_failure_until_it_is_resolved() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let publish = || world.publish("signup.events", "signup.submitted", b"not json", BasicProperties::default());
+    publish().await;
+    world.wait_for_failures(1).await;
+    publish().await;
+    publish().await;
+    crate::support::wait_for("three mirrored messages", || async {
+        let (_, metrics) = world.get(&app, "/metrics").await;
+        metrics.contains("customerio_sync_mirrored_total 3").then_some(())
+    })
+    .await;
+    assert_eq!(world.failures().await.len(), 1);
+
+    world.rows("UPDATE sync_failures SET resolved_at = now(), resolution = 'dismissed' RETURNING id").await;
+    publish().await;
+    crate::support::wait_for("the failure to be open again", || async {
+        (world.failures().await[0]["resolved_at"] == Value::Null).then_some(())
+    })
+    .await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_the_broker_gave_up_is_mirrored_and_fails_its_job() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2").with("RETRY_DELAYS", "1h");
+    let app = world.start().await;
+    world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
+    let signup = Uuid::new_v4();
+    world.submit(&submitted(signup)).await;
+    let job = world.wait_for_retry(signup, "initial").await;
+    app.stop().await;
+
+    // The job's message comes to a consumer that returns it each time.
+    let waiting = world.next("customerio-sync.retry.1h").await;
+    world.publish("customerio-sync.jobs", "", &waiting.body, waiting.properties.clone()).await;
+    let bad_event = submitted(Uuid::new_v4());
+    world.submit(&bad_event).await;
+    let channel = world.channel().await;
+    for queue in ["customerio-sync.jobs", "customerio-sync.signup-submitted"] {
+        for _ in 0..3 {
+            crate::support::wait_for("a delivery", || async {
+                let message = channel.basic_get(queue.into(), Default::default()).await.expect("the queue is there")?;
+                let options = lapin::options::BasicNackOptions { requeue: true, ..Default::default() };
+                message.delivery.acker.nack(options).await.expect("returned");
+                Some(())
+            })
+            .await;
+        }
+    }
+    let app = world.start().await;
+    let failures = world.wait_for_failures(2).await;
+    assert!(failures.iter().all(|failure| failure["reason"] == "delivery-limit"), "{failures:?}");
+    let of_job: Vec<_> = failures.iter().filter(|failure| failure["job_id"] == job["id"]).collect();
+    assert_eq!((of_job.len(), &of_job[0]["resolved_at"]), (1, &Value::Null));
+    let event = failures.iter().find(|failure| failure["job_id"] == Value::Null).expect("the event has no job yet");
+    assert_eq!(event["original_routing_key"], "signup.submitted");
+    let job = world.wait_for_job(signup, "initial", "failed").await;
+    assert_eq!(job["failed_reason"], "delivery-limit");
+    assert_eq!(world.signup(signup).await["customerio_sync_failed"], true);
+    app.stop().await;
+}

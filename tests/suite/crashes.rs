@@ -1,0 +1,152 @@
+//! Processes that are killed, and servers that are restarted, under load.
+
+use crate::support::{Process, Servers, World, root, wait_for};
+use std::{path::Path, process::Command};
+
+const EVENTS: i64 = 5000;
+
+/// Publishes the events, as a process of its own.
+fn publish(world: &World) -> Process {
+    let settings = [("AMQP_URL".to_owned(), world.amqp_url.clone())];
+    Process::spawn(&["publish", "--sample", &EVENTS.to_string()], &settings)
+}
+
+async fn wait_for_completed(world: &World, at_least: i64) {
+    wait_for(&format!("{at_least} completed jobs"), || async {
+        let sql = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'";
+        let completed: Option<i64> = sqlx::query_scalar(sql).fetch_one(&world.pool).await.ok();
+        completed.filter(|count| *count >= at_least)
+    })
+    .await;
+}
+
+/// Every event ended completed, was tracked once, was told, and nothing is left anywhere.
+async fn check_that_nothing_is_lost_and_nothing_doubled(world: &World) {
+    wait_for_completed(world, EVENTS).await;
+    world.wait_until_all_queues_are_empty().await;
+    assert_eq!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs").await, EVENTS);
+    assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
+    assert_eq!(world.count("SELECT count(*) FROM audit_logs WHERE action = 'customerio_synced'").await, EVENTS);
+    let summary = world.sim("summary").await;
+    assert_eq!(summary["events"], EVENTS, "{summary}");
+    assert_eq!(summary["people"], EVENTS / 2, "{summary}");
+}
+
+#[tokio::test]
+async fn a_service_that_is_killed_loses_nothing_and_doubles_nothing() {
+    let world = World::new().await;
+    let mut service = world.spawn();
+    service.wait_for_line("serving").await;
+    let publisher = publish(&world);
+    for completed in [300, 1500, 3000] {
+        wait_for_completed(&world, completed).await;
+        service.kill();
+        service = world.spawn();
+    }
+    publisher.wait_for_line("5000 events published").await;
+    check_that_nothing_is_lost_and_nothing_doubled(&world).await;
+    assert!(service.terminate().await.success());
+}
+
+#[tokio::test]
+async fn two_replicas_share_the_work_and_one_is_killed() {
+    let world = World::new().await;
+    let mut first = world.spawn();
+    let mut second = world.spawn();
+    first.wait_for_line("serving").await;
+    second.wait_for_line("serving").await;
+    let publisher = publish(&world);
+    wait_for_completed(&world, 500).await;
+    first.kill();
+    publisher.wait_for_line("5000 events published").await;
+    check_that_nothing_is_lost_and_nothing_doubled(&world).await;
+    assert!(second.terminate().await.success());
+}
+
+/// A server of this test's own, so that it can be restarted.
+struct OwnServer {
+    kind: &'static str,
+    folder: tempfile::TempDir,
+}
+
+impl OwnServer {
+    fn start(kind: &'static str) -> Self {
+        let server = Self { kind, folder: tempfile::tempdir().expect("a folder") };
+        // PostgreSQL runs as an ordinary user where the tests run as root.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(server.folder.path(), open).expect("the folder is ours");
+        server.run("start");
+        server
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join(self.kind)
+    }
+
+    fn run(&self, what: &str) -> String {
+        let output = Command::new(root().join("dev")).args(["server", self.kind, what]).arg(self.path()).output();
+        let output = output.expect("dev is there");
+        assert!(output.status.success(), "{} {what}: {}", self.kind, String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    }
+
+    async fn restart(&self) {
+        tokio::task::block_in_place(|| {
+            self.run("stop");
+            self.run("start");
+        });
+    }
+}
+
+impl Drop for OwnServer {
+    fn drop(&mut self) {
+        if Path::exists(&self.path()) {
+            self.run("stop");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_rabbitmq_under_load_loses_nothing_and_doubles_nothing() {
+    let rabbitmq = OwnServer::start("rabbitmq");
+    let servers =
+        Servers { amqp_url: rabbitmq.run("url"), management_url: rabbitmq.run("management_url"), ..Servers::shared() };
+    let world = World::on(servers).await;
+    world.fault(serde_json::json!({ "kind": "latency", "ms": 50 })).await;
+    let mut service = world.spawn();
+    service.wait_for_line("serving").await;
+    let publisher = publish(&world);
+    wait_for_completed(&world, 300).await;
+    rabbitmq.restart().await;
+    publisher.wait_for_line("5000 events published").await;
+    check_that_nothing_is_lost_and_nothing_doubled(&world).await;
+    assert!(service.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_postgresql_under_load_loses_nothing_and_doubles_nothing() {
+    let postgres = OwnServer::start("postgres");
+    let world = World::on(Servers { database_url: postgres.run("url"), ..Servers::shared() }).await;
+    world.fault(serde_json::json!({ "kind": "latency", "ms": 50 })).await;
+    let mut service = world.spawn();
+    service.wait_for_line("serving").await;
+    let publisher = publish(&world);
+    for completed in [300, 2500] {
+        wait_for_completed(&world, completed).await;
+        postgres.restart().await;
+    }
+    publisher.wait_for_line("5000 events published").await;
+    check_that_nothing_is_lost_and_nothing_doubled(&world).await;
+    assert!(service.terminate().await.success());
+}
+
+#[tokio::test]
+async fn a_service_that_starts_before_its_servers_waits_for_them() {
+    let world = World::new().await;
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+    let broken = format!("amqp://guest:guest@{unused}/x");
+    let world = world.with("AMQP_URL", &broken);
+    let mut service = world.spawn();
+    service.wait_for_line("connecting to RabbitMQ failed, trying again").await;
+    assert!(service.terminate().await.success(), "a signal ends the wait");
+}

@@ -1,0 +1,127 @@
+//! The ledger's guarantees, asked for directly.
+
+use crate::support::{World, submitted};
+use customerio_sync::{
+    event::{self, EventType, RawEvent},
+    job::{Attempt, Outcome, Reason, SyncPhase, Ticket, job_id},
+    ledger::{Arrival, FailedMessage, Ledger, Opened, Settled, Settlement, Source},
+    retry::Verdict,
+};
+use std::time::Duration;
+use uuid::Uuid;
+
+async fn ledger(world: &World) -> Ledger {
+    let config = world.config();
+    let ledger = Ledger::new(&config.database, 5).expect("a URL");
+    ledger.migrate().await.expect("migrated");
+    ledger
+}
+
+fn arrival(event: &serde_json::Value, redelivered: bool) -> Arrival {
+    let body = event.to_string();
+    let raw =
+        RawEvent { event_type: EventType::Submitted, content_type: None, message_id: None, body: body.as_bytes() };
+    Arrival { source: Source::Event(Box::new(event::parse(raw).expect("valid"))), redelivered, traceparent: None }
+}
+
+fn completion(opened: &Opened) -> Settlement {
+    let Opened::Claimed(work) = opened else { panic!("claimed, not {opened:?}") };
+    let attempt = Attempt {
+        started_at: chrono::Utc::now(),
+        duration: Duration::from_millis(1),
+        http_status: Some(200),
+        outcome: Outcome::Accepted,
+    };
+    Settlement { job: work.job.clone(), contact_id: Some("c".to_owned()), attempt, verdict: Verdict::Complete }
+}
+
+#[tokio::test]
+async fn a_lost_claim_changes_nothing() {
+    let world = World::new().await;
+    let ledger = ledger(&world).await;
+    let event = submitted(Uuid::new_v4());
+    let first = ledger.open(&[arrival(&event, false)]).await.expect("opened");
+    let second = ledger.open(&[arrival(&event, true)]).await.expect("opened");
+    assert!(matches!(second.opened[0], Opened::Claimed(_)), "the redelivery takes over");
+
+    let late = ledger.settle(first.claim, vec![completion(&first.opened[0])]).await.expect("settled");
+    assert_eq!(late, [Settled::ClaimLost]);
+    assert_eq!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'").await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 0);
+    assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 0);
+
+    let now = ledger.settle(second.claim, vec![completion(&second.opened[0])]).await.expect("settled");
+    assert!(matches!(now[0], Settled::Written(_)));
+    let again = ledger.open(&[arrival(&event, true)]).await.expect("opened");
+    assert!(matches!(again.opened[0], Opened::Settled(_)), "the ledger tells how it ended");
+}
+
+#[tokio::test]
+async fn two_replicas_that_open_the_same_message_claim_it_once() {
+    let world = World::new().await;
+    let ledger = ledger(&world).await;
+    let events: Vec<_> = (0..50).map(|_| submitted(Uuid::new_v4())).collect();
+    let arrivals: Vec<_> = events.iter().map(|event| arrival(event, false)).collect();
+    let mut reversed = arrivals.clone();
+    reversed.reverse();
+    let (one, other) = tokio::join!(ledger.open(&arrivals), ledger.open(&reversed));
+    let opened: Vec<_> = [one, other].into_iter().flat_map(|batch| batch.expect("opened").opened).collect();
+    let claimed = opened.iter().filter(|one| matches!(one, Opened::Claimed(_))).count();
+    let in_flight = opened.iter().filter(|one| matches!(one, Opened::InFlight { .. })).count();
+    assert_eq!((claimed, in_flight), (50, 50));
+}
+
+#[tokio::test]
+async fn a_claim_that_is_given_back_spends_no_attempt() {
+    let world = World::new().await;
+    let ledger = ledger(&world).await;
+    let event = submitted(Uuid::new_v4());
+    let batch = ledger.open(&[arrival(&event, false)]).await.expect("opened");
+    ledger.release(batch.claim).await.expect("given back");
+    let batch = ledger.open(&[arrival(&event, false)]).await.expect("opened");
+    let Opened::Claimed(work) = &batch.opened[0] else { panic!("claimed again") };
+    assert_eq!((work.job.attempt, work.job.run), (0, 0));
+}
+
+fn failure(job: Uuid, run: i32, reason: Reason) -> FailedMessage {
+    let ticket = Ticket { job_id: job, run, attempt: 0 };
+    FailedMessage {
+        message_id: format!("{ticket}:failed"),
+        job_id: Some(job),
+        ticket: Some(ticket),
+        given_up_event: None,
+        reason,
+        error_type: None,
+        error_message: "refused".to_owned(),
+        headers: serde_json::json!({}),
+        content_type: None,
+        body: b"{}".to_vec(),
+        original_exchange: String::new(),
+        original_routing_key: String::new(),
+        failed_at: chrono::Utc::now(),
+    }
+}
+
+#[tokio::test]
+async fn a_failure_of_a_run_that_is_over_is_mirrored_as_resolved() {
+    let world = World::new().await;
+    let ledger = ledger(&world).await;
+    let signup = Uuid::new_v4();
+    let job = job_id(signup, SyncPhase::Initial);
+    ledger.open(&[arrival(&submitted(signup), false)]).await.expect("opened");
+    // The second event begins run 1 before the failure of run 0 is mirrored.
+    ledger.open(&[arrival(&submitted(signup), false)]).await.expect("opened");
+    let late = failure(job, 0, Reason::Permanent);
+    ledger.mirror(&[late.clone(), late]).await.expect("mirrored");
+    let failures = world.failures().await;
+    assert_eq!((failures.len(), &failures[0]["resolution"]), (1, &serde_json::json!("superseded")));
+}
+
+#[tokio::test]
+async fn a_failure_of_a_job_that_is_not_known_is_mirrored_without_it() {
+    let world = World::new().await;
+    let ledger = ledger(&world).await;
+    ledger.mirror(&[failure(Uuid::new_v4(), 0, Reason::Exhausted)]).await.expect("mirrored");
+    let failures = world.failures().await;
+    assert_eq!((failures.len(), &failures[0]["job_id"]), (1, &serde_json::Value::Null));
+}

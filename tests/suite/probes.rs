@@ -1,0 +1,76 @@
+//! `/healthz`, `/readyz` and `/metrics`.
+
+use crate::support::{World, submitted};
+use serde_json::Value;
+use uuid::Uuid;
+
+#[tokio::test]
+async fn a_service_that_can_work_is_live_and_ready() {
+    let world = World::new().await;
+    let app = world.start().await;
+    assert_eq!(world.get(&app, "/healthz").await.0, 200);
+    assert_eq!(world.get(&app, "/readyz").await, (200, r#"{"status":"ready"}"#.to_owned()));
+    assert_eq!(world.get(&app, "/nothing").await.0, 404);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_without_its_database_is_live_and_not_ready_and_says_why() {
+    let world = World::new().await;
+    let app = world.start().await;
+    // Nobody may connect any more, and those who are connected are cut off.
+    let vhost = world.vhost.clone();
+    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&crate::support::Servers::shared().database_url)
+        .await
+        .expect("PostgreSQL answers");
+    for sql in [
+        format!("ALTER DATABASE {vhost} ALLOW_CONNECTIONS false"),
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{vhost}'"),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.expect("done");
+    }
+    assert_eq!(world.get(&app, "/healthz").await.0, 200);
+    let (status, body) = world.get(&app, "/readyz").await;
+    assert_eq!(status, 503);
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert!(body["reasons"][0].as_str().expect("a reason").starts_with("database: "), "{body}");
+
+    let sql = format!("ALTER DATABASE {vhost} ALLOW_CONNECTIONS true");
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.expect("done");
+    let signup = Uuid::new_v4();
+    world.submit(&submitted(signup)).await;
+    world.wait_for_job(signup, "initial", "completed").await;
+    assert_eq!(world.get(&app, "/readyz").await.0, 200);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_follow_the_prometheus_conventions() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    world.submit(&submitted(signup)).await;
+    world.wait_for_job(signup, "initial", "completed").await;
+    world.wait_until_all_queues_are_empty().await;
+    let (_, text) = world.get(&app, "/metrics").await;
+    for line in [
+        r#"customerio_sync_events_total{queue="customerio-sync.signup-submitted",result="accepted"} 1"#,
+        r#"customerio_sync_job_attempts_total{outcome="completed",phase="initial"} 1"#,
+        r#"customerio_sync_calls_total{status="200"} 1"#,
+        r#"customerio_sync_jobs{status="completed"} 1"#,
+        r#"customerio_sync_jobs{status="failed"} 0"#,
+        r#"customerio_sync_publishes_total{destination="outcome",result="confirmed"} 1"#,
+        "customerio_sync_open_failures 0",
+        "customerio_sync_oldest_pending_job_age_seconds 0",
+        "customerio_sync_call_duration_seconds_count 1",
+        r#"customerio_sync_event_to_accepted_seconds_count{phase="initial"} 1"#,
+        "customerio_sync_batch_deliveries_count 1",
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line} in:\n{text}");
+    }
+    for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = name.split_once(' ').expect("a name and a type");
+        assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+    }
+    app.stop().await;
+}
