@@ -107,7 +107,9 @@ async fn publish_all(
     bar: &ProgressBar,
     rate: Option<std::num::NonZeroU32>,
 ) -> Result<u64, Error> {
-    let limiter = rate.map(|rate| governor::RateLimiter::direct(governor::Quota::per_second(rate)));
+    // No burst: a rate is a rate from its first event on.
+    let quota = |rate| governor::Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN);
+    let limiter = rate.map(|rate| governor::RateLimiter::direct(quota(rate)));
     let limiter = limiter.as_ref();
     let published = events.then(|event| async move {
         if let Some(limiter) = limiter {
