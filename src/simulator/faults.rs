@@ -52,6 +52,9 @@ pub enum Fault {
         /// What the refusal says.
         #[serde(default = "refusal")]
         message: String,
+        /// Whether a batch with such an item is refused whole, with a 400.
+        #[serde(default)]
+        whole: bool,
     },
     /// More calls than this in a second are answered 429 with a `Retry-After`.
     RateLimit {
@@ -72,6 +75,14 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
     }
+}
+
+/// Why items of a person are refused.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct RefusedPerson {
+    pub(super) field: String,
+    pub(super) message: String,
+    pub(super) whole: bool,
 }
 
 /// What a fault does to a call.
@@ -113,11 +124,11 @@ impl Faults {
         (Duration::from_millis(latency), script.effect())
     }
 
-    /// Why items of this person are refused: the field and the message.
-    pub(super) fn refusal(&self, identifier: &str) -> Option<(String, String)> {
+    /// Why items of this person are refused.
+    pub(super) fn refusal(&self, identifier: &str) -> Option<RefusedPerson> {
         self.lock().faults.iter().find_map(|fault| match fault {
-            Fault::Refuse { identifier: refused, field, message } if refused == identifier => {
-                Some((field.clone(), message.clone()))
+            Fault::Refuse { identifier: refused, field, message, whole } if refused == identifier => {
+                Some(RefusedPerson { field: field.clone(), message: message.clone(), whole: *whole })
             }
             _ => None,
         })

@@ -50,8 +50,8 @@ pub(super) async fn identify(State(sim): Sim, Path(id): Path<String>, body: Byte
         Ok(attributes) => attributes,
         Err(refused) => return *refused,
     };
-    if let Some((_, message)) = sim.faults.refusal(&id) {
-        return refuse(message);
+    if let Some(refused) = sim.faults.refusal(&id) {
+        return refuse(refused.message);
     }
     if let Err(error) = super::v2::check_attributes(&attributes) {
         return refuse(format!("{}: {}", error.field, error.message));
@@ -71,8 +71,8 @@ pub(super) async fn track(State(sim): Sim, Path(id): Path<String>, body: Bytes) 
         Ok(event) => event,
         Err(refused) => return *refused,
     };
-    if let Some((_, message)) = sim.faults.refusal(&id) {
-        return refuse(message);
+    if let Some(refused) = sim.faults.refusal(&id) {
+        return refuse(refused.message);
     }
     let Some(name) = event.get("name").and_then(Value::as_str).map(str::trim).filter(|name| !name.is_empty()) else {
         return refuse("event name is required");

@@ -77,6 +77,9 @@ pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Respon
         Ok(operations) => operations,
         Err(error) => return refusal("parse_error", "batch", error.to_string()).whole(),
     };
+    if let Some(refused) = operations.iter().find_map(|operation| refused_whole(&sim, operation)) {
+        return refused.whole();
+    }
     let mut errors = Vec::new();
     for (index, (operation, raw)) in operations.into_iter().zip(&batch.batch).enumerate() {
         if let Err(refused) = apply(&sim, operation, raw.get().len()) {
@@ -84,6 +87,13 @@ pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Respon
         }
     }
     if errors.is_empty() { accepted() } else { json_answer(StatusCode::MULTI_STATUS, &json!({ "errors": errors })) }
+}
+
+/// A scripted item that spoils its whole batch.
+fn refused_whole(sim: &Shared, operation: &Operation) -> Option<Refusal> {
+    let (_, text) = identify_by(&operation.identifiers).ok()?;
+    let refused = sim.faults.refusal(&text).filter(|refused| refused.whole)?;
+    Some(refusal("invalid", refused.field, refused.message))
 }
 
 pub(super) async fn entity(State(sim): State<Arc<Shared>>, body: Bytes) -> Response {
@@ -101,8 +111,8 @@ fn apply(sim: &Shared, operation: Operation, bytes: usize) -> Result<(), Refusal
         return Err(refusal("invalid", "type", "the simulator knows people only"));
     }
     let (identifier, text) = identify_by(&operation.identifiers)?;
-    if let Some((field, message)) = sim.faults.refusal(&text) {
-        return Err(refusal("invalid", field, message));
+    if let Some(refused) = sim.faults.refusal(&text) {
+        return Err(refusal("invalid", refused.field, refused.message));
     }
     match operation.action.as_str() {
         "identify" => {

@@ -1,8 +1,13 @@
 //! Calls that fail, and what each failure is called.
 
-use crate::support::{World, contact, submitted, wait_for};
+use crate::support::{World, arrival, contact, submitted, wait_for};
+use customerio_sync::{
+    customerio::CustomerIo,
+    job::{Outcome, Work},
+    ledger::{Ledger, Opened},
+};
 use serde_json::json;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// Submits one signup while `fault` is on, and tells how its first try ended.
@@ -86,24 +91,48 @@ async fn a_connection_that_is_reset_is_tried_again_and_the_event_is_tracked_once
     app.stop().await;
 }
 
+/// Jobs that are claimed and ready to be sent.
+async fn ready_jobs(world: &World, signups: &[Uuid]) -> Vec<Work> {
+    let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
+    ledger.migrate().await.expect("migrated");
+    let arrivals: Vec<_> = signups.iter().map(|signup| arrival(&submitted(*signup), false)).collect();
+    let opened = ledger.open(&arrivals).await.expect("opened").opened;
+    let work = |opened| match opened {
+        Opened::Claimed(work) => *work,
+        other => panic!("claimed, not {other:?}"),
+    };
+    opened.into_iter().map(work).collect()
+}
+
+fn client(world: &World) -> CustomerIo {
+    CustomerIo::new(&world.config().customerio, Arc::default()).expect("the settings are valid")
+}
+
 #[tokio::test]
 async fn a_call_that_is_refused_whole_is_split_until_the_culprit_stands_alone() {
     let world = World::new().await;
-    world.start().await.stop().await;
     let signups: Vec<_> = (0..16).map(|_| Uuid::new_v4()).collect();
-    for signup in &signups {
-        world.submit(&submitted(*signup)).await;
+    let jobs = ready_jobs(&world, &signups).await;
+    world.fault(json!({ "kind": "refuse", "identifier": contact(signups[11]), "whole": true })).await;
+    let pushed = client(&world).push(&jobs).await;
+    for (index, one) in pushed.iter().enumerate() {
+        let is_refused = matches!(one.attempt.outcome, Outcome::Refused(_));
+        assert_eq!(is_refused, index == 11, "job {index}: {:?}", one.attempt.outcome);
     }
-    // The first call is refused whole, whatever is in it; its halves are taken.
-    world.fault(json!({ "kind": "status", "status": 413, "calls": 1 })).await;
-    let app = world.start().await;
-    for signup in &signups {
-        let job = world.wait_for_job(*signup, "initial", "completed").await;
-        assert_eq!(job["attempt_count"], 0, "splitting spends no attempt");
-    }
-    let events = world.events().await;
-    assert_eq!(events.len(), 16);
-    app.stop().await;
+    let statuses: Vec<_> = world.calls().await.iter().map(|call| call["status"].as_u64().expect("a status")).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 400).count(), 5, "16, 8, 4, 2 and 1 jobs: {statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 4, "8, 4, 2 and 1 jobs: {statuses:?}");
+}
+
+#[tokio::test]
+async fn jobs_that_are_ready_together_travel_in_as_few_calls_as_the_limits_allow() {
+    let world = World::new().await;
+    let signups: Vec<_> = (0..120).map(|_| Uuid::new_v4()).collect();
+    let jobs = ready_jobs(&world, &signups).await;
+    let pushed = client(&world).push(&jobs).await;
+    assert!(pushed.iter().all(|one| one.attempt.outcome == Outcome::Accepted));
+    assert_eq!(world.calls().await.len(), 3, "100 operations a call, two a job");
+    assert_eq!(world.events().await.len(), 120);
 }
 
 #[tokio::test]

@@ -1,10 +1,9 @@
 //! The ledger's guarantees, asked for directly.
 
-use crate::support::{World, submitted};
+use crate::support::{World, arrival, submitted};
 use customerio_sync::{
-    event::{self, EventType, RawEvent},
     job::{Attempt, Outcome, Reason, SyncPhase, Ticket, job_id},
-    ledger::{Arrival, FailedMessage, Ledger, Opened, Settled, Settlement, Source},
+    ledger::{FailedMessage, Ledger, Opened, Settled, Settlement},
     retry::Verdict,
 };
 use std::time::Duration;
@@ -15,13 +14,6 @@ async fn ledger(world: &World) -> Ledger {
     let ledger = Ledger::new(&config.database, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     ledger
-}
-
-fn arrival(event: &serde_json::Value, redelivered: bool) -> Arrival {
-    let body = event.to_string();
-    let raw =
-        RawEvent { event_type: EventType::Submitted, content_type: None, message_id: None, body: body.as_bytes() };
-    Arrival { source: Source::Event(Box::new(event::parse(raw).expect("valid"))), redelivered, traceparent: None }
 }
 
 fn completion(opened: &Opened) -> Settlement {

@@ -6,7 +6,13 @@ use std::{
     time::Duration,
 };
 
-use customerio_sync::{app::App, config::Config, simulator::Simulator};
+use customerio_sync::{
+    app::App,
+    config::Config,
+    event::{self, EventType, RawEvent},
+    ledger::{Arrival, Source},
+    simulator::Simulator,
+};
 use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
@@ -400,6 +406,14 @@ pub(crate) fn confirmed(signup: Uuid) -> Value {
         "event_id": Uuid::new_v4(), "occurred_at": "2025-02-18T12:03:00Z", "signup_id": signup, "extraction_id": "ex-5",
         "bet_slip": { "bet_amount": 50.0, "team_bet_on": "Lakers", "odds": "+150", "confidence": 0.97 }
     })
+}
+
+/// A submission as the ledger is told of it.
+pub(crate) fn arrival(event: &Value, redelivered: bool) -> Arrival {
+    let body = event.to_string();
+    let raw =
+        RawEvent { event_type: EventType::Submitted, content_type: None, message_id: None, body: body.as_bytes() };
+    Arrival { source: Source::Event(Box::new(event::parse(raw).expect("valid"))), redelivered, traceparent: None }
 }
 
 /// The person identifier of [`submitted`].

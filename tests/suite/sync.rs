@@ -187,23 +187,6 @@ async fn outcomes_are_told_with_all_their_fields() {
 }
 
 #[tokio::test]
-async fn jobs_that_are_ready_together_travel_in_one_call() {
-    let world = World::new().await;
-    world.start().await.stop().await; // The queues are there, and nobody takes from them.
-    let signups: Vec<_> = (0..40).map(|_| Uuid::new_v4()).collect();
-    for signup in &signups {
-        world.submit(&submitted(*signup)).await;
-    }
-    let app = world.start().await;
-    for signup in &signups {
-        world.wait_for_job(*signup, "initial", "completed").await;
-    }
-    let calls = world.calls().await.len();
-    assert!(calls < 20, "40 jobs took {calls} calls");
-    app.stop().await;
-}
-
-#[tokio::test]
 async fn the_trace_of_an_event_goes_on_to_what_follows_from_it() {
     let world = World::new().await;
     let app = world.start().await;
