@@ -9,7 +9,7 @@
 //! 5  admin      simulator
 //! 4  sync       mirror
 //! 3  ledger     broker     customerio
-//! 2  retry
+//! 2  retry      diagnosis
 //! 1  job
 //! 0  event      trace      reconnect   metrics   lifecycle
 //! ```
@@ -20,6 +20,7 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod customerio;
+pub mod diagnosis;
 pub mod event;
 pub mod job;
 pub mod ledger;

@@ -11,7 +11,7 @@ use syn::visit::Visit;
 const ROWS: [&[&str]; 9] = [
     &["event", "trace", "reconnect", "metrics", "lifecycle"],
     &["job"],
-    &["retry"],
+    &["retry", "diagnosis"],
     &["ledger", "broker", "customerio"],
     &["sync", "mirror"],
     &["admin", "simulator"],

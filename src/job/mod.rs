@@ -4,7 +4,7 @@
 
 mod work;
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use chrono::{DateTime, Utc};
 use ulid::Ulid;
@@ -12,12 +12,15 @@ use uuid::Uuid;
 
 pub use work::{Ending, Job, JobMessage, Report, Signup, Work};
 
-/// Writes an enum whose variants have one fixed text each, with `as_str`, `ALL`, `Display` and `FromStr`.
+/// Writes an enum whose variants have one fixed text each, with `as_str`, `ALL`, `Display` and `FromStr`; JSON and its
+/// schema use the same texts.
 macro_rules! text_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+        )]
+        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+ }
 
         impl $name {
             /// Every variant, in the order of declaration.
@@ -29,24 +32,32 @@ macro_rules! text_enum {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
             }
         }
 
-        impl FromStr for $name {
-            type Err = UnknownText;
+        impl std::str::FromStr for $name {
+            type Err = $crate::job::UnknownText;
 
-            fn from_str(text: &str) -> Result<Self, UnknownText> {
-                Self::ALL.iter().copied().find(|one| one.as_str() == text).ok_or_else(|| UnknownText {
-                    text: text.to_owned(),
-                    expected: Self::ALL.iter().map(|one| one.as_str()).collect::<Vec<_>>().join(", "),
-                })
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let known = || Self::ALL.iter().copied();
+                let found = known().find(|one| one.as_str() == text);
+                found.ok_or_else(|| $crate::job::UnknownText::new(text, known().map(Self::as_str)))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = $crate::job::UnknownText;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
             }
         }
     };
 }
+pub(crate) use text_enum;
 
 /// A text that names no variant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +65,12 @@ macro_rules! text_enum {
 pub struct UnknownText {
     text: String,
     expected: String,
+}
+
+impl UnknownText {
+    pub(crate) fn new(text: &str, known: impl Iterator<Item = &'static str>) -> Self {
+        Self { text: text.to_owned(), expected: known.collect::<Vec<_>>().join(", ") }
+    }
 }
 
 text_enum! {
