@@ -6,13 +6,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
 use crate::{
     admin,
     broker::{self, Link, Publisher, Topology},
+    bulk,
     config::Config,
     customerio::{self, CustomerIo},
+    feed::Feed,
     ledger::{self, Ledger},
     lifecycle::Lifecycle,
     metrics::Metrics,
@@ -52,7 +54,7 @@ pub struct App {
     http_addr: SocketAddr,
     ledger: Ledger,
     links: Vec<Arc<Link>>,
-    /// The main flow and the mirror: they end by themselves when nothing new is taken.
+    /// They end by themselves when nothing new is taken.
     flows: JoinSet<()>,
     server: JoinSet<()>,
     grace: Duration,
@@ -67,12 +69,15 @@ impl App {
         let lifecycle = Lifecycle::default();
         let customerio = CustomerIo::new(&config.customerio, metrics.clone())?;
         let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts())?;
-        let links = Arc::new(OnceLock::new());
+        let ready = Arc::new(OnceLock::new());
         let state = admin::State {
+            config: Arc::new(config.http.clone()),
             ledger: ledger.clone(),
             metrics: metrics.clone(),
-            links: links.clone(),
+            ladder: config.retry.delays.clone(),
             lifecycle: lifecycle.clone(),
+            ready: ready.clone(),
+            websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
         };
         let (server, http_addr) = listen(config.http.addr, state).await?;
 
@@ -83,22 +88,33 @@ impl App {
         let consuming = Link::open("consume", &config.broker, topology.clone(), &metrics).await?;
         let publishing = Link::open("publish", &config.broker, topology, &metrics).await?;
         let publisher = Publisher::new(publishing.clone(), &config.broker, metrics.clone());
-        let opened = links.get_or_init(|| vec![consuming.clone(), publishing]).clone();
+        let links = vec![consuming.clone(), publishing.clone()];
 
-        let mut flows = JoinSet::new();
         let sync = Sync {
             config: config.sync,
             prefetch: config.broker.prefetch.get(),
             ladder: config.retry.delays,
             ledger: ledger.clone(),
-            publisher,
+            publisher: publisher.clone(),
             customerio,
             metrics: metrics.clone(),
         };
-        flows.spawn(sync.run(consuming.clone(), lifecycle.clone()));
-        flows.spawn(mirror::run(config.mirror, consuming, ledger.clone(), lifecycle.clone(), metrics));
+        let main_flow = sync.into_flow(lifecycle.clone());
+        let feed = Feed::default();
+        let processor = main_flow.processor();
+        ready.get_or_init(|| admin::Ready {
+            links: links.clone(),
+            publisher: publisher.clone(),
+            processor,
+            feed: feed.clone(),
+        });
+        let mut flows = JoinSet::new();
+        flows.spawn(feed.run(consuming.clone(), ledger.clone(), lifecycle.clone()));
+        flows.spawn(bulk::run(config.bulk_retry, publishing, ledger.clone(), publisher, lifecycle.clone()));
+        flows.spawn(mirror::run(config.mirror, consuming.clone(), ledger.clone(), lifecycle.clone(), metrics));
+        flows.spawn(main_flow.run(consuming));
         tracing::info!(%http_addr, "serving");
-        Ok(Self { lifecycle, http_addr, ledger, links: opened, flows, server, grace: config.lifecycle.grace })
+        Ok(Self { lifecycle, http_addr, ledger, links, flows, server, grace: config.lifecycle.grace })
     }
 
     /// Where HTTP is served.

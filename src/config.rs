@@ -3,7 +3,7 @@
 //! `config/default.toml` holds every key with its default and is the reference. A key that is not in it is unknown, and
 //! a variable has the type of its default.
 
-use std::{net::SocketAddr, path::Path};
+use std::path::Path;
 
 use figment::{
     Figment, Metadata, Profile, Provider,
@@ -13,7 +13,7 @@ use figment::{
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 
-use crate::{broker, customerio, ledger, lifecycle, mirror, retry, sync};
+use crate::{admin, broker, bulk, customerio, ledger, lifecycle, mirror, retry, sync};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 
@@ -21,7 +21,7 @@ const DEFAULTS: &str = include_str!("../config/default.toml");
 const PREFIX: &str = "CUSTOMERIO_SYNC__";
 
 /// Variables that are conventional, and the keys they set.
-const CONVENTIONAL: [(&str, &str); 11] = [
+const CONVENTIONAL: [(&str, &str); 12] = [
     ("DATABASE_URL", "database.url"),
     ("AMQP_URL", "broker.url"),
     ("CUSTOMERIO_SITE_ID", "customerio.site_id"),
@@ -29,6 +29,7 @@ const CONVENTIONAL: [(&str, &str); 11] = [
     ("CUSTOMERIO_REGION", "customerio.region"),
     ("CUSTOMERIO_TRACK_URL", "customerio.track_url"),
     ("HTTP_ADDR", "http.addr"),
+    ("ADMIN_TOKENS", "http.admin_tokens"),
     ("RETRY_DELAYS", "retry.delays"),
     ("RUST_LOG", "telemetry.log"),
     ("LOG_FORMAT", "telemetry.format"),
@@ -53,20 +54,14 @@ pub struct Config {
     pub sync: sync::Config,
     /// The mirror of the failure queue.
     pub mirror: mirror::Config,
+    /// Bulk retries.
+    pub bulk_retry: bulk::Config,
     /// The HTTP server.
-    pub http: Http,
+    pub http: admin::Config,
     /// Logs and traces.
     pub telemetry: Telemetry,
     /// Stopping.
     pub lifecycle: lifecycle::Config,
-}
-
-/// Settings of the HTTP server.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Http {
-    /// Its address; port 0 takes a free one.
-    pub addr: SocketAddr,
 }
 
 /// Settings of logs and traces.

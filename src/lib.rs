@@ -7,7 +7,7 @@
 //! 7  app        telemetry
 //! 6  config
 //! 5  admin      simulator
-//! 4  sync       mirror
+//! 4  sync       mirror     feed        bulk
 //! 3  ledger     broker     customerio
 //! 2  retry      diagnosis
 //! 1  job
@@ -17,11 +17,13 @@
 pub mod admin;
 pub mod app;
 pub mod broker;
+pub mod bulk;
 pub mod cli;
 pub mod config;
 pub mod customerio;
 pub mod diagnosis;
 pub mod event;
+pub mod feed;
 pub mod job;
 pub mod ledger;
 pub mod lifecycle;

@@ -13,7 +13,7 @@ const ROWS: [&[&str]; 9] = [
     &["job"],
     &["retry", "diagnosis"],
     &["ledger", "broker", "customerio"],
-    &["sync", "mirror"],
+    &["sync", "mirror", "feed", "bulk"],
     &["admin", "simulator"],
     &["config"],
     &["app", "telemetry"],

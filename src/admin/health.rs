@@ -21,10 +21,10 @@ pub(super) async fn ready(State(state): State<super::State>) -> (StatusCode, Jso
         Ok(Err(error)) => reasons.push(format!("database: {error}")),
         Err(_) => reasons.push(format!("database: no answer within {PATIENCE:?}")),
     }
-    match state.links.get() {
+    match state.ready.get() {
         None => reasons.push("broker: not connected yet".to_owned()),
-        Some(links) => {
-            for link in links {
+        Some(ready) => {
+            for link in &ready.links {
                 if !link.is_connected() {
                     reasons.push(format!("broker: the {} connection is down", link.name()));
                 }

@@ -7,6 +7,8 @@ use axum::{
     http::{HeaderName, header::CONTENT_TYPE},
 };
 
+use crate::job::Status;
+
 /// How long counting the ledger may take before the gauges are left as they were.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -14,10 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) async fn render(State(state): State<super::State>) -> ([(HeaderName, &'static str); 1], String) {
     match tokio::time::timeout(PATIENCE, state.ledger.stats()).await {
         Ok(Ok(stats)) => {
-            for (status, count) in &stats.jobs {
-                state.metrics.jobs_by_status.with_label_values(&[status.as_str()]).set(*count);
+            for &status in Status::ALL {
+                state.metrics.jobs_by_status.with_label_values(&[status.as_str()]).set(stats.of_status(status));
             }
-            state.metrics.open_failures.set(stats.open_failures);
+            state.metrics.open_failures.set(stats.open_failures + stats.unprocessable);
             state.metrics.oldest_pending.set(stats.oldest_pending_seconds);
         }
         Ok(Err(error)) => tracing::warn!(%error, "counting the ledger for the metrics failed"),

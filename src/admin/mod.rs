@@ -1,35 +1,161 @@
-//! The HTTP server: probes and metrics.
+//! The HTTP server: the admin API, the operators' page, probes and metrics. One endpoint a file.
 
+mod asyncapi;
+mod auth;
+mod bulk_retries;
+mod bulk_retry;
+mod cleanup;
+mod customer;
+mod dismiss;
+mod dismiss_unprocessable;
+mod extract;
+mod failures;
+mod groups;
+mod guard;
 mod health;
+mod job;
 mod metrics;
+mod openapi;
+mod page;
+mod problem;
+mod process;
+mod publish;
+mod replay;
+mod retry;
+mod reveal;
+mod session;
+mod stats;
+mod unprocessable;
+mod verdict;
+mod ws;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use axum::{Router, routing::get};
-use tokio::net::TcpListener;
+use axum::{
+    Router,
+    http::StatusCode,
+    middleware,
+    routing::{get, post},
+};
+use serde::Deserialize;
+use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::{broker::Link, ledger::Ledger, lifecycle::Lifecycle, metrics::Metrics};
+pub use auth::{Role, Tokens, TokensError};
+use problem::Problem;
 
-/// What the endpoints look at.
+use crate::{
+    broker::{Link, Publisher},
+    feed::Feed,
+    ledger::Ledger,
+    lifecycle::Lifecycle,
+    metrics::Metrics,
+    retry::Ladder,
+    sync::Processor,
+};
+
+/// Settings of the HTTP server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Its address; port 0 takes a free one.
+    pub addr: SocketAddr,
+    /// Who may use the admin API and the page.
+    pub admin_tokens: Tokens,
+    /// How long a request may take.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// WebSocket clients at the same time at most.
+    pub websocket_clients: usize,
+    /// Where RabbitMQ's management UI shows the queues of the virtual host; empty: no links.
+    pub management_url: String,
+}
+
+impl Config {
+    /// Where `queue` can be looked at, if that is known. `management_url` holds `{queue}` where its name belongs.
+    fn queue_url(&self, queue: &str) -> Option<String> {
+        (!self.management_url.is_empty()).then(|| self.management_url.replace("{queue}", queue))
+    }
+}
+
+/// What the endpoints work with.
 #[derive(Debug, Clone)]
 pub struct State {
+    /// Settings.
+    pub config: Arc<Config>,
     /// The truth.
     pub ledger: Ledger,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// The connections to the broker, once they were opened.
-    pub links: Arc<OnceLock<Vec<Arc<Link>>>>,
+    /// The delay tiers.
+    pub ladder: Ladder,
     /// Whether the service is stopping.
     pub lifecycle: Lifecycle,
+    /// What needs the broker, once it is there.
+    pub ready: Arc<OnceLock<Ready>>,
+    /// One permit a WebSocket client.
+    pub websockets: Arc<Semaphore>,
+}
+
+/// What needs the broker.
+#[derive(Debug)]
+pub struct Ready {
+    /// The connections.
+    pub links: Vec<Arc<Link>>,
+    /// Where messages go out.
+    pub publisher: Publisher,
+    /// Runs jobs now.
+    pub processor: Processor,
+    /// What happens, as it happens.
+    pub feed: Feed,
+}
+
+impl State {
+    fn ready(&self) -> Result<&Ready, Problem> {
+        self.ready
+            .get()
+            .ok_or_else(|| Problem::unavailable("the broker is not connected yet; /readyz tells when it is"))
+    }
 }
 
 /// Serves until everything has to end.
 pub async fn serve(listener: TcpListener, state: State) -> std::io::Result<()> {
     let lifecycle = state.lifecycle.clone();
-    let router = Router::new()
+    if state.config.admin_tokens.is_empty() {
+        tracing::warn!("no ADMIN_TOKENS are set: the admin API and the page answer loopback peers alone");
+    }
+    let service = router(state).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(async move { lifecycle.ended().await }).await
+}
+
+fn router(state: State) -> Router {
+    let (api, description) = openapi::routes().split_for_parts();
+    let authenticate = || middleware::from_fn_with_state(state.clone(), guard::authenticate);
+    let api = api.route("/session", get(session::show)).route_layer(authenticate());
+    let page = Router::new()
+        .route("/", get(page::show))
+        .route_layer(middleware::from_fn_with_state(state.clone(), guard::authenticate_page));
+    let mut open = Router::new()
         .route("/healthz", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::render))
-        .with_state(state);
-    axum::serve(listener, router).with_graceful_shutdown(async move { lifecycle.ended().await }).await
+        .route("/asyncapi.json", get(asyncapi::show))
+        .route("/session", post(session::begin))
+        .route("/session/end", post(session::end))
+        .merge(openapi::docs(description));
+    for (path, content_type, content) in page::ASSETS {
+        open = open.route(path, get(async move || page::asset(content_type, content)));
+    }
+    open.merge(api)
+        .merge(page)
+        .fallback(async || Problem::not_found("there is nothing here; /docs lists what there is"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path knows other methods; the header Allow lists them")
+        })
+        .layer(middleware::from_fn_with_state(state.clone(), guard::limit))
+        .layer(middleware::from_fn(guard::headers))
+        .with_state(state)
 }

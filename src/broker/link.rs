@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use lapin::{Channel, Connection, ConnectionProperties, uri::AMQPUri};
+use lapin::{Channel, Connection, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable, uri::AMQPUri};
 use prometheus::IntCounter;
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 
-use super::{Config, Error, Topology};
+use super::{Config, Error, Topology, WorkQueue};
 use crate::{metrics::Metrics, reconnect};
 
 /// A connection that is there when it is asked for.
@@ -58,6 +58,18 @@ impl Link {
     pub(super) async fn channel(&self) -> Result<Channel, Error> {
         let connection = self.connection().await?;
         connection.create_channel().await.map_err(Error::doing("opening a channel"))
+    }
+
+    /// Messages that wait in the queues of live traffic.
+    pub async fn backlog(&self) -> Result<u32, Error> {
+        let channel = self.channel().await?;
+        let mut ready = 0;
+        for queue in WorkQueue::ALL {
+            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+            let declared = channel.queue_declare(queue.name().into(), options, FieldTable::default()).await;
+            ready += declared.map_err(Error::doing("counting waiting messages"))?.message_count();
+        }
+        Ok(ready)
     }
 
     /// Applies the topology again: something that it holds was found missing.

@@ -1,15 +1,16 @@
 //! The messages that go out, made from what the ledger has written down.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     headers::Headers,
-    topology::{EVENTS_EXCHANGE, FAILED_EXCHANGE, UPDATES_EXCHANGE, tier_name},
+    topology::{EVENTS_EXCHANGE, FAILED_EXCHANGE, JOBS_EXCHANGE, UPDATES_EXCHANGE, tier_name},
 };
 use crate::{
-    job::{Ending, Failure, Job, Reason, Report},
+    job::{Ending, ErrorType, Failure, Job, Reason, Report, SyncPhase, text_enum},
     retry::Tier,
 };
 
@@ -22,6 +23,7 @@ pub struct Message {
     pub(super) mandatory: bool,
     /// What it is, for metrics.
     pub(super) destination: &'static str,
+    /// Empty: none.
     pub(super) message_id: String,
     pub(super) content_type: Option<String>,
     pub(super) headers: Headers,
@@ -37,7 +39,23 @@ pub struct Origin<'a> {
     pub routing_key: &'a str,
 }
 
+/// A message as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Original<'a> {
+    /// Its `message_id`.
+    pub message_id: Option<&'a str>,
+    /// Its `content_type`.
+    pub content_type: Option<&'a str>,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
 const JSON: &str = "application/json";
+
+/// Names the failure that a replayed message was.
+pub const REPLAY_HEADER: &str = "x-replay-of";
+/// The `message_id` that a parked message came with.
+pub const ORIGINAL_ID_HEADER: &str = "x-original-message-id";
 
 fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
@@ -87,14 +105,42 @@ impl Message {
         }
     }
 
+    /// Asks for the try that `job` stands at now.
+    pub fn job(job: &Job) -> Self {
+        Self {
+            exchange: JOBS_EXCHANGE.to_owned(),
+            routing_key: String::new(),
+            mandatory: true,
+            destination: "jobs",
+            message_id: job.ticket().to_string(),
+            content_type: Some(JSON.to_owned()),
+            headers: job_headers(job, None),
+            body: job_body(job),
+        }
+    }
+
+    /// Publishes a message that could not be understood again, as it came. `failure_id` goes with it, so that it can be
+    /// told from the first one if it fails again.
+    pub fn replay(failure_id: Uuid, origin: Origin<'_>, original: Original<'_>) -> Self {
+        Self {
+            exchange: origin.exchange.to_owned(),
+            routing_key: origin.routing_key.to_owned(),
+            mandatory: true,
+            destination: "replay",
+            message_id: original.message_id.unwrap_or_default().to_owned(),
+            content_type: original.content_type.map(str::to_owned),
+            headers: Headers::default().text(REPLAY_HEADER, failure_id.to_string()),
+            body: original.body,
+        }
+    }
+
     /// Parks a message that can't be understood, its body as it came. `id` names the message, the same for a repeat.
     pub fn unprocessable(
         id: &str,
         reason: &str,
         at: DateTime<Utc>,
         origin: Origin<'_>,
-        content_type: Option<&str>,
-        body: Vec<u8>,
+        original: Original<'_>,
     ) -> Self {
         Self {
             exchange: FAILED_EXCHANGE.to_owned(),
@@ -102,47 +148,95 @@ impl Message {
             mandatory: true,
             destination: "failed",
             message_id: format!("unprocessable:{id}"),
-            content_type: content_type.map(str::to_owned),
+            content_type: original.content_type.map(str::to_owned),
             headers: failure_headers(
-                Headers::default().text("x-error-message", reason),
+                Headers::default().text("x-error-message", reason).optional(ORIGINAL_ID_HEADER, original.message_id),
                 Reason::Unprocessable,
                 at,
                 origin,
             ),
-            body,
+            body: original.body,
         }
     }
 
     /// Tells the world how a job ended; `None` for one that goes on.
     pub fn outcome(report: &Report) -> Option<Self> {
-        let (routing_key, suffix, at) = match &report.ending {
-            Ending::Completed { at } => ("sign_up.customerio_synced", "synced", at),
-            Ending::Failed { at, .. } => ("sign_up.customerio_sync_failed", "sync_failed", at),
+        let (outcome, suffix, at) = match &report.ending {
+            Ending::Completed { at } => (OutcomeType::Synced, "synced", at),
+            Ending::Failed { at, .. } => (OutcomeType::SyncFailed, "sync_failed", at),
             Ending::Retrying { .. } => return None,
         };
         let message_id = format!("{}:{suffix}", report.job.ticket());
-        let body = outcome_body(report, routing_key, &message_id, *at);
+        let body = outcome_body(report, outcome, &message_id, *at);
         Some(Self {
             exchange: UPDATES_EXCHANGE.to_owned(),
-            routing_key: routing_key.to_owned(),
+            routing_key: outcome.as_str().to_owned(),
             mandatory: false,
             destination: "outcome",
             message_id,
             content_type: Some(JSON.to_owned()),
             headers: Headers::default().optional("traceparent", report.job.traceparent.as_deref()),
-            body: body.to_string().into_bytes(),
+            body: serde_json::to_vec(&body).expect("an outcome is JSON"),
         })
     }
 }
 
+/// The body of a message for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobBody {
+    /// The job.
+    pub job_id: Uuid,
+    /// Its signup.
+    pub signup_id: Uuid,
+    /// Its phase.
+    pub sync_phase: SyncPhase,
+    /// Retries that were scheduled so far.
+    pub attempt: i32,
+}
+
+/// The body of an outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutcomeBody {
+    r#type: OutcomeType,
+    /// The same for a repeat.
+    id: String,
+    /// When it was written down (RFC 3339).
+    #[schema(format = DateTime)]
+    time: String,
+    signup_id: Uuid,
+    job_id: Uuid,
+    sync_phase: SyncPhase,
+    /// The person identifier that was used.
+    contact_id: Option<String>,
+    /// Retries that were scheduled.
+    attempt_count: i32,
+    /// Whether an operator started this run.
+    manual_retry: bool,
+    /// Of a failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_type: Option<ErrorType>,
+    /// Of a failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_message: Option<String>,
+    /// Of a failure: whether all retries were made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exhausted_retries: Option<bool>,
+}
+
+text_enum! {
+    /// The two outcomes, which are their routing keys, too.
+    OutcomeType {
+        /// Customer.io has it.
+        Synced = "sign_up.customerio_synced",
+        /// It has failed.
+        SyncFailed = "sign_up.customerio_sync_failed",
+    }
+}
+
 fn job_body(job: &Job) -> Vec<u8> {
-    let body = json!({
-        "job_id": job.id,
-        "signup_id": job.signup_id,
-        "sync_phase": job.phase.as_str(),
-        "attempt": job.attempt,
-    });
-    body.to_string().into_bytes()
+    let body = JobBody { job_id: job.id, signup_id: job.signup_id, sync_phase: job.phase, attempt: job.attempt };
+    serde_json::to_vec(&body).expect("a job body is JSON")
 }
 
 fn job_headers(job: &Job, failure: Option<&Failure>) -> Headers {
@@ -165,23 +259,24 @@ fn failure_headers(headers: Headers, reason: Reason, at: DateTime<Utc>, origin: 
         .text("x-original-routing-key", origin.routing_key)
 }
 
-fn outcome_body(report: &Report, event_type: &str, id: &str, at: DateTime<Utc>) -> Value {
+fn outcome_body(report: &Report, r#type: OutcomeType, id: &str, at: DateTime<Utc>) -> OutcomeBody {
     let job = &report.job;
-    let mut body = json!({
-        "type": event_type,
-        "id": id,
-        "time": time(at),
-        "signupId": job.signup_id,
-        "jobId": job.id,
-        "syncPhase": job.phase.as_str(),
-        "contactId": report.contact_id,
-        "attemptCount": job.attempt,
-        "manualRetry": job.manual_retry,
-    });
-    if let Ending::Failed { reason, failure, .. } = &report.ending {
-        body["errorType"] = failure.error_type.as_str().into();
-        body["errorMessage"] = failure.message.as_str().into();
-        body["exhaustedRetries"] = (*reason == Reason::Exhausted).into();
+    let failure = match &report.ending {
+        Ending::Failed { reason, failure, .. } => Some((failure, *reason == Reason::Exhausted)),
+        _ => None,
+    };
+    OutcomeBody {
+        r#type,
+        id: id.to_owned(),
+        time: time(at),
+        signup_id: job.signup_id,
+        job_id: job.id,
+        sync_phase: job.phase,
+        contact_id: report.contact_id.clone(),
+        attempt_count: job.attempt,
+        manual_retry: job.manual_retry,
+        error_type: failure.map(|(failure, _)| failure.error_type),
+        error_message: failure.map(|(failure, _)| failure.message.clone()),
+        exhausted_retries: failure.map(|(_, is_exhausted)| is_exhausted),
     }
-    body
 }

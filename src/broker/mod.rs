@@ -7,6 +7,7 @@
 mod consumer;
 mod headers;
 mod link;
+mod listener;
 mod message;
 mod publisher;
 mod topology;
@@ -22,9 +23,10 @@ use serde::Deserialize;
 pub use consumer::{Acknowledged, Delivery, Receipt, consume};
 pub use headers::{HeaderMap, capped};
 pub use link::{Link, vhost};
-pub use message::{Message, Origin};
+pub use listener::{Heard, listen};
+pub use message::{JobBody, Message, ORIGINAL_ID_HEADER, Origin, Original, OutcomeBody, OutcomeType, REPLAY_HEADER};
 pub use publisher::Publisher;
-pub use topology::{MIRROR_QUEUE, Topology, WorkQueue};
+pub use topology::{JOBS_EXCHANGE, MIRROR_QUEUE, Topology, WorkQueue};
 
 /// Settings of the connections.
 #[derive(Debug, Clone, Deserialize)]

@@ -155,9 +155,12 @@ fn properties(message: &Message) -> BasicProperties {
     const PERSISTENT: u8 = 2;
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
-        .with_message_id(short(&message.message_id))
         .with_app_id("customerio-sync".into())
         .with_headers(message.headers.0.clone());
+    let properties = match message.message_id.as_str() {
+        "" => properties,
+        id => properties.with_message_id(short(id)),
+    };
     match &message.content_type {
         Some(content_type) => properties.with_content_type(short(content_type)),
         None => properties,

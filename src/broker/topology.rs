@@ -19,7 +19,8 @@ use crate::{
 
 pub(super) const EVENTS_EXCHANGE: &str = "signup.events";
 pub(super) const UPDATES_EXCHANGE: &str = "signup.updates";
-pub(super) const JOBS_EXCHANGE: &str = "customerio-sync.jobs";
+/// The exchange that messages for jobs are published to.
+pub const JOBS_EXCHANGE: &str = "customerio-sync.jobs";
 pub(super) const FAILED_EXCHANGE: &str = "customerio-sync.failed";
 const FAILED_QUEUE: &str = "customerio-sync.failed";
 /// The queue that the mirror consumes.

@@ -120,6 +120,11 @@ impl CustomerIo {
         self.hold.is_on()
     }
 
+    /// For how long Customer.io is left alone from now, if it asked for that.
+    pub fn held_for(&self) -> Option<Duration> {
+        self.hold.rest()
+    }
+
     /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order.
     pub async fn push(&self, jobs: &[Work]) -> Vec<Pushed> {
         let mut pushed: Vec<Option<Pushed>> = vec![None; jobs.len()];

@@ -30,9 +30,15 @@ impl Hold {
         });
     }
 
+    /// For how long calls are held from now.
+    pub(super) fn rest(&self) -> Option<Duration> {
+        let until = *self.0.borrow();
+        until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
+    }
+
     /// Whether calls are held now.
     pub(super) fn is_on(&self) -> bool {
-        *self.0.borrow() > Instant::now()
+        self.rest().is_some()
     }
 
     /// Waits until calls are no longer held.

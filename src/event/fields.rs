@@ -7,6 +7,10 @@ use serde::{
     de::{Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{Map, Value};
+use utoipa::{
+    ToSchema,
+    openapi::{ObjectBuilder, Schema, Type, extensions::ExtensionsBuilder, schema::SchemaType},
+};
 
 /// Profile fields of ours. An attribute with one of these names is left out: the named field alone speaks.
 pub const NAMED_FIELDS: &[&str] = &[
@@ -114,7 +118,7 @@ fn optional<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
 }
 
 /// What an event says of the person. Absent and empty are the same.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Customer {
     /// The customer's id in the publisher's system.
@@ -138,10 +142,11 @@ pub struct Customer {
 }
 
 /// A [`Customer`] whose e-mail address is required.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 pub(super) struct CustomerWithEmail {
     #[serde(default, deserialize_with = "optional")]
     id: Option<String>,
+    #[schema(value_type = String, pattern = r"\S")]
     email: NonEmpty,
     #[serde(default, deserialize_with = "optional")]
     first_name: Option<String>,
@@ -161,19 +166,23 @@ impl From<CustomerWithEmail> for Customer {
 }
 
 /// The bet slip that was read from an upload.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 pub struct BetSlip {
     /// Stake, at least 0, in the currency of the operator.
     #[serde(deserialize_with = "amount")]
+    #[schema(minimum = 0)]
     pub bet_amount: f64,
     /// The team.
     #[serde(deserialize_with = "required")]
+    #[schema(pattern = r"\S")]
     pub team_bet_on: String,
     /// A JSON string or number, kept as it was sent.
     #[serde(deserialize_with = "odds")]
+    #[schema(schema_with = odds_schema)]
     pub odds: Value,
     /// How sure the extraction is, 0 to 1.
     #[serde(deserialize_with = "confidence")]
+    #[schema(minimum = 0, maximum = 1)]
     pub confidence: f64,
 }
 
@@ -204,6 +213,18 @@ fn odds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
         Value::Bool(found) => Err(D::Error::invalid_type(Unexpected::Bool(found), &"a string or a number")),
         value => Ok(value),
     }
+}
+
+fn odds_schema() -> Schema {
+    ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Number])).into()
+}
+
+pub(super) fn attributes_schema() -> Schema {
+    let value = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Number, Type::Boolean]));
+    let attributes = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::Object, Type::Null]));
+    let reserved = serde_json::json!({ "not": { "enum": RESERVED } });
+    let extensions = ExtensionsBuilder::new().add("propertyNames", reserved).build();
+    attributes.additional_properties(Some(value)).extensions(Some(extensions)).into()
 }
 
 /// A string, a number or a boolean.

@@ -10,6 +10,10 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{RefOr, Schema},
+};
 use uuid::Uuid;
 
 pub use fields::{Attributes, BetSlip, Customer, NAMED_FIELDS};
@@ -115,26 +119,61 @@ impl Rejected {
     }
 }
 
-#[derive(Deserialize)]
+/// A person signed up.
+#[derive(Deserialize, ToSchema)]
 struct Submitted {
+    /// Tells this event from others; else the message's id does, else its body.
+    #[schema(value_type = Option<String>)]
     event_id: Option<Text>,
+    /// When it happened; else when it arrives.
     occurred_at: Option<DateTime<Utc>>,
     signup_id: Uuid,
+    /// The operator that the person signed up with.
+    #[schema(value_type = String, pattern = r"\S")]
     operator_id: NonEmpty,
+    #[schema(value_type = Option<String>)]
     operator_name: Option<Text>,
+    #[schema(value_type = CustomerWithEmail)]
     customer: Object<CustomerWithEmail>,
+    /// A flat map of string, number or boolean, passed through to the profile. A name that Customer.io reserves is
+    /// refused; one of a named field is left out.
     #[serde(default)]
+    #[schema(schema_with = fields::attributes_schema)]
     attributes: Option<Attributes>,
 }
 
-#[derive(Deserialize)]
+/// The bet slip of an upload was read and confirmed.
+#[derive(Deserialize, ToSchema)]
 struct Confirmed {
+    /// Tells this event from others; else the message's id does, else its body.
+    #[schema(value_type = Option<String>)]
     event_id: Option<Text>,
+    /// When it happened; else when it arrives.
     occurred_at: Option<DateTime<Utc>>,
     signup_id: Uuid,
+    /// The extraction that read the bet slip.
+    #[schema(value_type = Option<String>)]
     extraction_id: Option<Text>,
+    #[schema(value_type = BetSlip)]
     bet_slip: Object<BetSlip>,
+    #[schema(value_type = Option<Customer>)]
     customer: Option<Object<Customer>>,
+}
+
+/// The JSON Schema of an event's body, and those that it refers to by name.
+pub fn schema(event_type: EventType) -> (RefOr<Schema>, Vec<(String, RefOr<Schema>)>) {
+    let mut referred = Vec::new();
+    let schema = match event_type {
+        EventType::Submitted => {
+            Submitted::schemas(&mut referred);
+            Submitted::schema()
+        }
+        EventType::Confirmed => {
+            Confirmed::schemas(&mut referred);
+            Confirmed::schema()
+        }
+    };
+    (schema, referred)
 }
 
 /// A CloudEvents 1.0 envelope; its `data` is read in a second step.

@@ -27,6 +27,13 @@ pub enum Source {
     Event(Box<Event>),
     /// A delay tier, or an operator's retry.
     Job(JobMessage),
+    /// An operator who wants the job to be run now, without a message.
+    Operator {
+        /// The try that is to be made.
+        message: JobMessage,
+        /// Tells this order from others.
+        id: Uuid,
+    },
 }
 
 impl Arrival {
@@ -34,7 +41,7 @@ impl Arrival {
     pub fn signup_id(&self) -> Uuid {
         match &self.source {
             Source::Event(event) => event.signup_id,
-            Source::Job(message) => message.signup_id,
+            Source::Job(message) | Source::Operator { message, .. } => message.signup_id,
         }
     }
 
@@ -45,7 +52,7 @@ impl Arrival {
                 Details::Submitted { .. } => SyncPhase::Initial,
                 Details::Confirmed { .. } => SyncPhase::Enriched,
             },
-            Source::Job(message) => message.phase,
+            Source::Job(message) | Source::Operator { message, .. } => message.phase,
         }
     }
 
@@ -56,6 +63,7 @@ impl Arrival {
             Source::Job(JobMessage { job_id, attempt, .. }) => {
                 Ticket { job_id: *job_id, run, attempt: *attempt }.to_string()
             }
+            Source::Operator { id, .. } => format!("operator:{id}"),
         }
     }
 }
@@ -104,12 +112,14 @@ pub(super) fn meaning(arrival: &Arrival, standing: &Standing<'_>) -> Meaning {
     });
     let is_claimant = standing.claimed_by == Some(claimant.as_str());
     match &arrival.source {
-        Source::Job(message) if message.job_id != standing.id => Meaning::Unknown,
+        Source::Job(message) | Source::Operator { message, .. } if message.job_id != standing.id => Meaning::Unknown,
         _ if standing.status == Status::Completed && !is_claimant => Meaning::AlreadyCompleted,
         _ if standing.status == Status::Completed => Meaning::Settled,
         Source::Event(event) if event.id != standing.event_id => Meaning::Restart,
         Source::Event(_) => of_same_event(arrival, standing, is_claimant),
-        Source::Job(message) => of_job_message(arrival, *message, standing, is_claimant),
+        Source::Job(message) | Source::Operator { message, .. } => {
+            of_job_message(arrival, *message, standing, is_claimant)
+        }
     }
 }
 

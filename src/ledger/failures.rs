@@ -8,7 +8,10 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Error, Ledger};
-use crate::job::{ErrorType, Reason, Ticket};
+use crate::{
+    diagnosis::signature,
+    job::{ErrorType, Reason, Ticket},
+};
 
 /// A message of the failure queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,10 +84,10 @@ async fn fail_given_up(connection: &mut PgConnection, messages: &[&FailedMessage
             UPDATE signup_customerio_sync_jobs j
             SET status = 'failed', error_type = 'other', error_message = m.error_message,
                 first_failed_at = COALESCE(j.first_failed_at, m.failed_at), failed_at = m.failed_at,
-                failed_reason = 'delivery-limit', next_retry_at = NULL, claim = NULL, claimed_at = NULL,
+                failed_reason = 'delivery-limit', error_signature = m.error_signature, next_retry_at = NULL, claim = NULL, claimed_at = NULL,
                 updated_at = now()
-            FROM UNNEST($1::uuid[], $2::int4[], $3::int4[], $4::text[], $5::text[], $6::timestamptz[])
-                AS m (job_id, run, attempt, claimant, error_message, failed_at)
+            FROM UNNEST($1::uuid[], $2::int4[], $3::int4[], $4::text[], $5::text[], $6::timestamptz[], $7::text[])
+                AS m (job_id, run, attempt, claimant, error_message, failed_at, error_signature)
             WHERE j.id = m.job_id AND j.status IN ('pending', 'processing') AND (
                 (j.run = m.run AND j.attempt_count = m.attempt)
                 OR (j.claimed_by = m.claimant AND (j.status = 'processing' OR j.attempt_count = 0))
@@ -109,6 +112,7 @@ async fn fail_given_up(connection: &mut PgConnection, messages: &[&FailedMessage
         &column!(messages, one => one.given_up_claimant()) as _,
         &column!(messages, one => one.error_message.as_str()) as _,
         &column!(messages, one => one.failed_at) as _,
+        &column!(messages, one => signature(&one.error_message)) as _,
     )
     .execute(connection)
     .await

@@ -1,9 +1,9 @@
 -- Messages of the failure queue, each once.
 --
 -- The lock makes a manual retry, or a new event, either see the new row or be seen by it: a failure of a run that is
--- over is mirrored as resolved. A message that failed again after its failure was resolved opens it again.
+-- over, or that was dismissed, is mirrored as resolved. A message that failed again after its failure was resolved opens it again.
 WITH j AS (
-    SELECT id, status, run
+    SELECT id, status, run, dismissed_at
     FROM signup_customerio_sync_jobs
     WHERE id = ANY($2)
     ORDER BY id
@@ -16,7 +16,7 @@ INSERT INTO sync_failures AS f (
 SELECT m.message_id, j.id, m.reason, m.error_type, m.error_message, m.headers, m.content_type, m.body,
     m.original_exchange, m.original_routing_key, m.failed_at,
     CASE WHEN over.is_over THEN now() END,
-    CASE WHEN over.is_over THEN 'superseded' END
+    CASE WHEN over.is_over THEN CASE WHEN j.dismissed_at IS NULL THEN 'superseded' ELSE 'dismissed' END END
 FROM UNNEST(
     $1::text[], $2::uuid[], $3::int4[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::bytea[],
     $10::text[], $11::text[], $12::timestamptz[]
@@ -26,7 +26,8 @@ FROM UNNEST(
 )
 LEFT JOIN j ON j.id = m.job_id
 CROSS JOIN LATERAL (
-    SELECT m.run IS NOT NULL AND j.id IS NOT NULL AND NOT (j.status = 'failed' AND j.run = m.run) AS is_over
+    SELECT m.run IS NOT NULL AND j.id IS NOT NULL
+        AND NOT (j.status = 'failed' AND j.run = m.run AND j.dismissed_at IS NULL) AS is_over
 ) AS over
 ON CONFLICT (message_id) DO UPDATE SET
     failed_at = EXCLUDED.failed_at, headers = EXCLUDED.headers, error_message = EXCLUDED.error_message,

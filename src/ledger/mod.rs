@@ -11,11 +11,20 @@ macro_rules! column {
 }
 
 mod arrival;
+mod audit;
+mod bulk;
+mod detail;
+mod dismiss;
 mod failures;
 mod open;
+mod recover;
+mod restart;
 mod row;
+mod search;
+mod selection;
 mod settle;
 mod stats;
+mod unprocessable;
 
 use std::time::Duration;
 
@@ -24,10 +33,15 @@ use serde::Deserialize;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 
 pub use arrival::{Arrival, Source};
+pub use bulk::{BulkRetry, BulkStatus, Cancellation, Step};
+pub use detail::{AttemptRow, AuditRow, JobDetail, JobRow, SignupFlags};
 pub use failures::FailedMessage;
 pub use open::{Batch, Opened};
+pub use search::{FailedJob, Group};
+pub use selection::{Preview, Selection, search_text, signature_text};
 pub use settle::{Settled, Settlement};
-pub use stats::Stats;
+pub use stats::{Minute, Stats};
+pub use unprocessable::{Resolution, Unprocessable};
 
 /// Settings of the database.
 #[derive(Debug, Clone, Deserialize)]

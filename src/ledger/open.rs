@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     Error, Ledger,
     arrival::{Arrival, Meaning, Source, meaning},
+    restart,
     row::Row,
 };
 use crate::{
@@ -113,7 +114,7 @@ impl<'a> NewEvent<'a> {
     fn of(arrival: &'a Arrival) -> Option<Self> {
         match &arrival.source {
             Source::Event(event) => Some(Self { event, arrival }),
-            Source::Job(_) => None,
+            Source::Job(_) | Source::Operator { .. } => None,
         }
     }
 
@@ -254,7 +255,9 @@ async fn claim_jobs(connection: &mut PgConnection, claim: Uuid, claims: &[Claim<
             run = c.run, attempt_count = c.attempt_count, manual_retry = c.manual_retry, event_id = c.event_id,
             occurred_at = c.occurred_at, traceparent = c.traceparent, first_failed_at = c.first_failed_at,
             error_type = c.error_type, error_message = c.error_message,
-            next_retry_at = NULL, failed_at = NULL, failed_reason = NULL, updated_at = now()
+            error_signature = CASE WHEN c.error_message IS NOT NULL THEN j.error_signature END,
+            next_retry_at = NULL, failed_at = NULL, failed_reason = NULL, dismissed_at = NULL, dismissed_reason = NULL,
+            updated_at = now()
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[], $8::timestamptz[], $9::text[],
             $10::timestamptz[], $11::text[], $12::text[]
@@ -281,40 +284,7 @@ async fn claim_jobs(connection: &mut PgConnection, claim: Uuid, claims: &[Claim<
     .await
     .map_err(Error::doing("claiming jobs"))?;
     let restarted: Vec<_> = claims.iter().filter(|claim| claim.resolves_failure).map(|claim| claim.row.id).collect();
-    resolve_superseded(connection, &restarted).await
-}
-
-/// The failures of jobs that a new event has started afresh are nobody's concern any more.
-async fn resolve_superseded(connection: &mut PgConnection, jobs: &[Uuid]) -> Result<(), Error> {
-    if jobs.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        r#"
-        UPDATE sync_failures
-        SET resolved_at = now(), resolution = 'superseded'
-        WHERE job_id = ANY($1) AND resolved_at IS NULL
-        "#,
-        jobs
-    )
-    .execute(&mut *connection)
-    .await
-    .map_err(Error::doing("resolving superseded failures"))?;
-    sqlx::query!(
-        r#"
-        UPDATE signups s
-        SET customerio_sync_failed = false, customerio_sync_error = NULL, updated_at = now()
-        FROM signup_customerio_sync_jobs j
-        WHERE j.id = ANY($1) AND s.id = j.signup_id AND NOT EXISTS (
-            SELECT FROM signup_customerio_sync_jobs other WHERE other.signup_id = s.id AND other.status = 'failed'
-        )
-        "#,
-        jobs
-    )
-    .execute(connection)
-    .await
-    .map_err(Error::doing("clearing the failure flags of signups"))?;
-    Ok(())
+    restart::resolve_failures(connection, &restarted, "superseded").await
 }
 
 fn answer(row: Option<&mut Row>, meaning: Meaning) -> Result<Opened, Error> {

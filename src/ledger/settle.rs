@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Error, Ledger};
+use super::{Error, Ledger, audit};
 use crate::{
+    diagnosis::signature,
     job::{Attempt, Ending, Failure, Job, Reason, Report},
     retry::Verdict,
 };
@@ -162,7 +163,8 @@ async fn settle_jobs(
         UPDATE signup_customerio_sync_jobs j
         SET status = o.status, attempt_count = o.attempt_count, last_attempt_at = o.started_at,
             next_retry_at = now() + make_interval(secs => o.delay_seconds),
-            error_type = o.error_type, error_message = o.error_message, contact_id = o.contact_id,
+            error_type = o.error_type, error_message = o.error_message, error_signature = o.error_signature,
+            contact_id = o.contact_id,
             first_failed_at = CASE WHEN o.error_type IS NOT NULL THEN COALESCE(j.first_failed_at, now()) END,
             failed_at = CASE WHEN o.status = 'failed' THEN now() END,
             failed_reason = o.failed_reason,
@@ -170,9 +172,10 @@ async fn settle_jobs(
             claim = NULL, claimed_at = NULL, updated_at = now()
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::timestamptz[], $6::float8[], $7::text[], $8::text[], $9::text[],
-            $10::text[]
+            $10::text[], $11::text[]
         ) AS o (
-            id, status, attempt_count, started_at, delay_seconds, error_type, error_message, contact_id, failed_reason
+            id, status, attempt_count, started_at, delay_seconds, error_type, error_message, contact_id, failed_reason,
+            error_signature
         )
         WHERE j.id = o.id AND j.claim = $1 -- the fence
         RETURNING j.id, j.first_failed_at, j.updated_at
@@ -187,6 +190,7 @@ async fn settle_jobs(
         &column!(settlements, one => one.failure().map(|failure| failure.message.as_str())) as _,
         &column!(settlements, one => one.contact_id.as_deref()) as _,
         &column!(settlements, one => one.failed_reason()) as _,
+        &column!(settlements, one => one.failure().map(|failure| signature(&failure.message))) as _,
     )
     .fetch_all(connection)
     .await
@@ -262,23 +266,10 @@ async fn insert_attempts(connection: &mut PgConnection, settlements: &[&Settleme
 }
 
 async fn insert_audit(connection: &mut PgConnection, settlements: &[&Settlement]) -> Result<(), Error> {
-    let entries: Vec<_> =
-        settlements.iter().filter_map(|one| one.audit().map(|(action, details)| (action, one, details))).collect();
-    if entries.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        r#"
-        INSERT INTO audit_logs (action, signup_id, actor, details)
-        SELECT action, signup_id, 'customerio-sync', details
-        FROM UNNEST($1::text[], $2::uuid[], $3::jsonb[]) AS e (action, signup_id, details)
-        "#,
-        &column!(entries, entry => entry.0) as _,
-        &column!(entries, entry => entry.1.job.signup_id) as _,
-        &column!(entries, entry => entry.2.clone()) as _,
-    )
-    .execute(connection)
-    .await
-    .map_err(Error::doing("writing the audit log"))?;
-    Ok(())
+    let entry = |one: &&Settlement| {
+        let (action, details) = one.audit()?;
+        Some(audit::Entry { action, signup_id: Some(one.job.signup_id), details })
+    };
+    let entries: Vec<_> = settlements.iter().filter_map(entry).collect();
+    audit::insert(connection, audit::SERVICE, &entries).await
 }

@@ -1,47 +1,128 @@
 //! Counts for gauges and summaries.
 
+use chrono::{DateTime, Utc};
+
 use super::{Error, Ledger};
-use crate::job::Status;
+use crate::job::{Status, SyncPhase};
 
 /// What the ledger holds at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
-    /// Jobs by status; every status is there.
-    pub jobs: Vec<(Status, i64)>,
-    /// Failures that nobody has resolved.
+    /// Jobs by status and phase; what is not there is 0.
+    pub jobs: Vec<(Status, SyncPhase, i64)>,
+    /// Failed jobs that nobody has dismissed.
     pub open_failures: i64,
+    /// Messages that could not be understood and that nobody has resolved.
+    pub unprocessable: i64,
     /// Age of the oldest pending job in whole seconds; 0 without one.
     pub oldest_pending_seconds: i64,
+    /// Signups of today (UTC) that Customer.io does not have.
+    pub unsynced_today: i64,
+    /// When the oldest of those came.
+    pub oldest_unsynced_today: Option<DateTime<Utc>>,
+}
+
+/// Tries that ended in one minute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Minute {
+    /// Its start.
+    pub at: DateTime<Utc>,
+    /// Those that Customer.io took.
+    pub completed: i64,
+    /// Those after which a retry was scheduled.
+    pub retried: i64,
+    /// Those that failed for good.
+    pub failed: i64,
+}
+
+impl Stats {
+    /// Jobs of `status`.
+    pub fn of_status(&self, status: Status) -> i64 {
+        self.jobs.iter().filter(|(one, ..)| *one == status).map(|(.., count)| count).sum()
+    }
+
+    /// Jobs of `status` and `phase`.
+    pub fn of(&self, status: Status, phase: SyncPhase) -> i64 {
+        self.jobs.iter().find(|(s, p, _)| (*s, *p) == (status, phase)).map_or(0, |(.., count)| *count)
+    }
 }
 
 impl Ledger {
     /// Counts jobs and failures.
     pub async fn stats(&self) -> Result<Stats, Error> {
-        let counted =
-            sqlx::query!(r#"SELECT status, count(*) AS "count!" FROM signup_customerio_sync_jobs GROUP BY status"#)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(Error::doing("counting jobs"))?;
-        let count =
-            |status: Status| counted.iter().find(|row| row.status == status.as_str()).map_or(0, |row| row.count);
+        // Two indexes hold all that is counted: one the completed jobs, one the others.
+        let counted = sqlx::query!(
+            r#"
+            SELECT 'completed' AS "status!", sync_phase AS "sync_phase!", count(*) AS "count!"
+            FROM signup_customerio_sync_jobs
+            WHERE status = 'completed'
+            GROUP BY sync_phase
+            UNION ALL
+            SELECT status, sync_phase, count(*)
+            FROM signup_customerio_sync_jobs
+            WHERE status <> 'completed'
+            GROUP BY status, sync_phase
+            "#
+        )
+        .fetch_all(&self.pool);
         let rest = sqlx::query!(
             r#"
             SELECT
-                (SELECT count(*) FROM sync_failures WHERE resolved_at IS NULL) AS "open_failures!",
+                (
+                    SELECT count(*)
+                    FROM signup_customerio_sync_jobs
+                    WHERE status = 'failed' AND dismissed_at IS NULL
+                ) AS "open_failures!",
+                (
+                    SELECT count(*)
+                    FROM sync_failures
+                    WHERE job_id IS NULL AND resolved_at IS NULL
+                ) AS "unprocessable!",
                 (
                     SELECT COALESCE(EXTRACT(EPOCH FROM now() - min(created_at))::int8, 0)
                     FROM signup_customerio_sync_jobs
                     WHERE status = 'pending'
-                ) AS "oldest_pending!"
+                ) AS "oldest_pending!",
+                today.unsynced AS "unsynced_today!", today.oldest AS oldest_unsynced_today
+            FROM (
+                SELECT count(DISTINCT s.id) AS unsynced, min(s.created_at) AS oldest
+                FROM signup_customerio_sync_jobs j
+                JOIN signups s ON s.id = j.signup_id
+                WHERE j.status IN ('pending', 'processing', 'failed')
+                    AND j.created_at >= date_trunc('day', now(), 'UTC') AND NOT s.customerio_synced
+            ) AS today
             "#
         )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(Error::doing("counting failures"))?;
+        .fetch_one(&self.pool);
+        let (counted, rest) = tokio::try_join!(counted, rest).map_err(Error::doing("counting jobs"))?;
+        let jobs = counted.into_iter().map(|row| Ok((row.status.parse()?, row.sync_phase.parse()?, row.count)));
         Ok(Stats {
-            jobs: Status::ALL.iter().map(|&status| (status, count(status))).collect(),
+            jobs: jobs.collect::<Result<_, Error>>()?,
             open_failures: rest.open_failures,
+            unprocessable: rest.unprocessable,
             oldest_pending_seconds: rest.oldest_pending,
+            unsynced_today: rest.unsynced_today,
+            oldest_unsynced_today: rest.oldest_unsynced_today,
         })
+    }
+
+    /// The tries of the last hour, a row a minute in which there were any, oldest first.
+    pub async fn activity(&self) -> Result<Vec<Minute>, Error> {
+        sqlx::query_as!(
+            Minute,
+            r#"
+            SELECT date_trunc('minute', started_at) AS "at!",
+                count(*) FILTER (WHERE error_type IS NULL) AS "completed!",
+                count(*) FILTER (WHERE tier IS NOT NULL) AS "retried!",
+                count(*) FILTER (WHERE error_type IS NOT NULL AND tier IS NULL) AS "failed!"
+            FROM sync_attempts
+            WHERE started_at >= date_trunc('minute', now()) - interval '59 minutes'
+            GROUP BY 1
+            ORDER BY 1
+            "#
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(Error::doing("counting the tries of the last hour"))
     }
 }

@@ -5,6 +5,7 @@
 //! to answer.
 
 use futures_util::future::{BoxFuture, join_all};
+use tokio_util::task::TaskTracker;
 use tracing::Span;
 use uuid::Uuid;
 
@@ -24,13 +25,16 @@ use crate::{
     trace,
 };
 
+#[derive(Debug)]
 pub(super) struct Flow {
     sync: Sync,
     lifecycle: Lifecycle,
+    /// What operators wanted to be run and is under way.
+    orders: TaskTracker,
 }
 
-/// A job that was claimed, with its delivery.
-struct Claimed {
+/// A job that was claimed, with what it came in.
+pub(super) struct Claimed {
     work: Work,
     envelope: Envelope,
     span: Span,
@@ -38,7 +42,27 @@ struct Claimed {
 
 impl Flow {
     pub(super) fn new(sync: Sync, lifecycle: Lifecycle) -> Self {
-        Self { sync, lifecycle }
+        Self { sync, lifecycle, orders: TaskTracker::new() }
+    }
+
+    pub(super) fn ledger(&self) -> &ledger::Ledger {
+        &self.sync.ledger
+    }
+
+    pub(super) fn orders(&self) -> &TaskTracker {
+        &self.orders
+    }
+
+    pub(super) fn batch_size(&self) -> usize {
+        self.sync.config.batch_size.get()
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.lifecycle.is_draining()
+    }
+
+    pub(super) fn held_for(&self) -> Option<std::time::Duration> {
+        self.sync.customerio.held_for()
     }
 
     /// Waits until Customer.io may be called.
@@ -93,7 +117,7 @@ impl Flow {
 
     /// Claims while Customer.io may be called: claims are given back when it has asked to be left alone meanwhile.
     /// `None` when the service stops first.
-    async fn claim(&self, arrivals: &[Arrival]) -> Result<Option<ledger::Batch>, ledger::Error> {
+    pub(super) async fn claim(&self, arrivals: &[Arrival]) -> Result<Option<ledger::Batch>, ledger::Error> {
         let Sync { ledger, customerio, .. } = &self.sync;
         loop {
             tokio::select! {
@@ -117,14 +141,18 @@ impl Flow {
         for (opened, envelope, arrival) in opened {
             match opened {
                 Opened::Claimed(work) => {
-                    let span = attempt_span(&work.job, arrival.traceparent.as_deref());
-                    claimed.push(Claimed { work: *work, envelope, span });
+                    claimed.push(Self::claimed(*work, envelope, arrival.traceparent.as_deref()));
                 }
                 other => others.push((other, envelope)),
             }
         }
         let others = join_all(others.into_iter().map(|(opened, envelope)| self.without_call(opened, envelope)));
-        tokio::join!(others, self.call(claim, claimed));
+        let _ = tokio::join!(others, self.call(claim, claimed));
+    }
+
+    pub(super) fn claimed(work: Work, envelope: Envelope, traceparent: Option<&str>) -> Claimed {
+        let span = attempt_span(&work.job, traceparent);
+        Claimed { work, envelope, span }
     }
 
     /// Messages that need no call.
@@ -154,10 +182,10 @@ impl Flow {
         acknowledge(envelope).await;
     }
 
-    /// Calls, decides, settles, tells, acknowledges.
-    async fn call(&self, claim: Uuid, claimed: Vec<Claimed>) {
+    /// Calls, decides, settles, tells, acknowledges. Answers how those ended whose claim held.
+    pub(super) async fn call(&self, claim: Uuid, claimed: Vec<Claimed>) -> Vec<Ending> {
         if claimed.is_empty() {
-            return;
+            return Vec::new();
         }
         let (works, rest): (Vec<_>, Vec<_>) =
             claimed.into_iter().map(|one| (one.work, (one.envelope, one.span))).unzip();
@@ -167,10 +195,10 @@ impl Flow {
             reconnect::until_done("settling jobs", |_| true, || self.sync.ledger.settle(claim, settlements.clone()));
         let settled = settled.await.expect("every error is tried again");
         let settled = settled.into_iter().zip(settlements).zip(rest);
-        join_all(
+        let concluded = join_all(
             settled.map(|((settled, settlement), (envelope, span))| self.conclude(settled, settlement, envelope, span)),
-        )
-        .await;
+        );
+        concluded.await.into_iter().flatten().collect()
     }
 
     fn decide(&self, work: &Work, pushed: Pushed) -> Settlement {
@@ -183,17 +211,28 @@ impl Flow {
         Settlement { job, contact_id, attempt, verdict }
     }
 
-    async fn conclude(&self, settled: Settled, settlement: Settlement, envelope: Envelope, span: Span) {
-        match settled {
+    async fn conclude(
+        &self,
+        settled: Settled,
+        settlement: Settlement,
+        envelope: Envelope,
+        span: Span,
+    ) -> Option<Ending> {
+        let ending = match settled {
             Settled::Written(mut report) => {
                 self.count(&settlement);
                 log(&settlement, report.ending_name());
                 report.job.traceparent = trace::traceparent(&span, report.job.traceparent.as_deref());
                 self.tell(&report, &envelope).await;
+                Some(report.ending)
             }
-            Settled::ClaimLost => log(&settlement, "claim_lost"),
-        }
+            Settled::ClaimLost => {
+                log(&settlement, "claim_lost");
+                None
+            }
+        };
         acknowledge(envelope).await;
+        ending
     }
 
     /// Publishes what follows from how a try ended.
@@ -251,14 +290,15 @@ impl Flow {
 }
 
 async fn acknowledge(envelope: Envelope) {
-    if envelope.receipt.ack().await == Acknowledged::ChannelGone {
+    let Some(receipt) = envelope.receipt else { return };
+    if receipt.ack().await == Acknowledged::ChannelGone {
         tracing::debug!("the channel of a delivery is gone; it will be delivered again and answered from the ledger");
     }
 }
 
 async fn give_back(envelopes: Vec<Envelope>) {
     for envelope in envelopes {
-        envelope.receipt.give_back().await;
+        envelope.give_back().await;
     }
 }
 

@@ -77,7 +77,7 @@ impl Intake {
     /// Gives back what was delivered and not begun.
     pub(super) async fn give_back_rest(mut self) {
         for item in self.deferred {
-            item.envelope.receipt.give_back().await;
+            item.envelope.give_back().await;
         }
         while let Ok((_, delivery)) = self.deliveries.try_recv() {
             delivery.receipt.give_back().await;

@@ -1,12 +1,9 @@
 //! One delivery of a work queue, read: what it asks for, or why it can't be understood.
 
-use serde::Deserialize;
-use uuid::Uuid;
-
 use crate::{
-    broker::{Delivery, Message, Origin, Receipt, WorkQueue},
+    broker::{Delivery, JOBS_EXCHANGE, JobBody, Message, Origin, Original, REPLAY_HEADER, Receipt, WorkQueue},
     event::{self, EventType, RawEvent, Rejected, body_id},
-    job::{JobMessage, SyncPhase, Ticket},
+    job::{JobMessage, Ticket},
     ledger::{Arrival, Source},
 };
 
@@ -17,7 +14,8 @@ pub(super) struct Item {
     pub(super) read: Result<Arrival, Rejected>,
 }
 
-/// What is needed of a delivery to park it and to acknowledge it.
+/// What is needed of a delivery to park it and to acknowledge it. An operator's order has one that names the jobs
+/// queue and acknowledges nothing.
 #[derive(Debug)]
 pub(super) struct Envelope {
     exchange: String,
@@ -25,7 +23,9 @@ pub(super) struct Envelope {
     message_id: Option<String>,
     content_type: Option<String>,
     body: Vec<u8>,
-    pub(super) receipt: Receipt,
+    /// The failure that an operator replayed with it.
+    replay_of: Option<String>,
+    pub(super) receipt: Option<Receipt>,
 }
 
 impl Item {
@@ -38,12 +38,32 @@ impl Item {
         };
         let traceparent = delivery.headers.text("traceparent").map(str::to_owned);
         let read = source.map(|source| Arrival { source, redelivered: delivery.redelivered, traceparent });
+        let replay_of = delivery.headers.text(REPLAY_HEADER).map(str::to_owned);
         let Delivery { exchange, routing_key, message_id, content_type, body, receipt, .. } = delivery;
-        Self { envelope: Envelope { exchange, routing_key, message_id, content_type, body, receipt }, read }
+        let receipt = Some(receipt);
+        Self { envelope: Envelope { exchange, routing_key, message_id, content_type, body, replay_of, receipt }, read }
     }
 }
 
 impl Envelope {
+    pub(super) fn of_operator() -> Self {
+        Self {
+            exchange: JOBS_EXCHANGE.to_owned(),
+            routing_key: String::new(),
+            message_id: None,
+            content_type: None,
+            body: Vec::new(),
+            replay_of: None,
+            receipt: None,
+        }
+    }
+
+    pub(super) async fn give_back(self) {
+        if let Some(receipt) = self.receipt {
+            receipt.give_back().await;
+        }
+    }
+
     pub(super) fn origin(&self) -> Origin<'_> {
         Origin { exchange: &self.exchange, routing_key: &self.routing_key }
     }
@@ -53,15 +73,22 @@ impl Envelope {
         let mut identity = self.message_id.clone().unwrap_or_default().into_bytes();
         identity.push(0);
         identity.extend_from_slice(&self.body);
+        // A replay that fails again is a failure of its own.
+        if let Some(replayed) = &self.replay_of {
+            identity.push(0);
+            identity.extend_from_slice(replayed.as_bytes());
+        }
         let id = body_id(&identity).to_string();
-        let content_type = self.content_type.as_deref();
         Message::unprocessable(
             &id,
             &why.to_string(),
             chrono::Utc::now(),
             self.origin(),
-            content_type,
-            self.body.clone(),
+            Original {
+                message_id: self.message_id.as_deref(),
+                content_type: self.content_type.as_deref(),
+                body: self.body.clone(),
+            },
         )
     }
 }
@@ -81,24 +108,14 @@ fn read_event(event_type: EventType, queue: WorkQueue, delivery: &Delivery) -> R
     })
 }
 
-/// The body of a message for a job.
-#[derive(Deserialize)]
-struct JobBody {
-    job_id: Uuid,
-    signup_id: Uuid,
-    sync_phase: String,
-    attempt: i32,
-}
-
 fn read_job(delivery: &Delivery) -> Result<JobMessage, Rejected> {
     let body: JobBody = serde_json::from_slice(&delivery.body)
         .map_err(|error| Rejected::new("$", format!("not a message for a job: {error}")))?;
-    let phase: SyncPhase = body.sync_phase.parse().map_err(|error| Rejected::new("sync_phase", format!("{error}")))?;
     let ticket = delivery.message_id.as_deref().and_then(Ticket::parse).filter(|ticket| ticket.job_id == body.job_id);
     Ok(JobMessage {
         job_id: body.job_id,
         signup_id: body.signup_id,
-        phase,
+        phase: body.sync_phase,
         run: ticket.map(|ticket| ticket.run),
         attempt: body.attempt,
     })

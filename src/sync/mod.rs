@@ -7,6 +7,7 @@
 mod batch;
 mod intake;
 mod item;
+mod process;
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -23,6 +24,7 @@ use crate::{
 };
 use batch::Flow;
 use intake::Intake;
+pub use process::{NotProcessed, Processed, Processor};
 
 /// Settings of the main flow.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,6 +34,16 @@ pub struct Config {
     pub batch_size: NonZeroUsize,
     /// Batches under way at the same time at most.
     pub batches_in_flight: NonZeroUsize,
+}
+
+/// The main flow, ready to run.
+#[derive(Debug)]
+pub struct MainFlow {
+    flow: Arc<Flow>,
+    config: Config,
+    prefetch: u16,
+    metrics: Arc<Metrics>,
+    lifecycle: Lifecycle,
 }
 
 /// What the main flow works with.
@@ -54,12 +66,24 @@ pub struct Sync {
 }
 
 impl Sync {
+    /// Puts the flow together.
+    pub fn into_flow(self, lifecycle: Lifecycle) -> MainFlow {
+        let (config, prefetch, metrics) = (self.config.clone(), self.prefetch, self.metrics.clone());
+        MainFlow { flow: Arc::new(Flow::new(self, lifecycle.clone())), config, prefetch, metrics, lifecycle }
+    }
+}
+
+impl MainFlow {
+    /// Runs jobs when an operator asks for it.
+    pub fn processor(&self) -> Processor {
+        Processor::new(self.flow.clone())
+    }
+
     /// Takes messages from all work queues until nothing new is to be taken, then finishes what is in hand.
-    pub async fn run(self, link: Arc<Link>, lifecycle: Lifecycle) {
-        let permits = Arc::new(Semaphore::new(self.config.batches_in_flight.get()));
-        let mut intake =
-            Intake::start(&link, self.prefetch, self.config.batch_size.get(), &lifecycle, self.metrics.clone());
-        let flow = Arc::new(Flow::new(self, lifecycle.clone()));
+    pub async fn run(self, link: Arc<Link>) {
+        let Self { flow, config, prefetch, metrics, lifecycle } = self;
+        let permits = Arc::new(Semaphore::new(config.batches_in_flight.get()));
+        let mut intake = Intake::start(&link, prefetch, config.batch_size.get(), &lifecycle, metrics);
         let mut batches = JoinSet::new();
         loop {
             let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -82,6 +106,8 @@ impl Sync {
         while let Some(ended) = batches.join_next().await {
             report_panic(ended);
         }
+        flow.orders().close();
+        flow.orders().wait().await;
     }
 }
 

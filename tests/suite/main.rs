@@ -1,11 +1,15 @@
 //! Sentences about the service's behaviour, each shown on real RabbitMQ and PostgreSQL with a database and a virtual
 //! host of its own. `./dev test` starts the servers and runs them.
 
+mod access;
 mod bad_input;
+mod bulk;
 mod calls;
 mod clients;
 mod command_line;
 mod crashes;
+mod failures;
+mod feed;
 mod ladder;
 mod ledger;
 mod migrations;

@@ -314,6 +314,46 @@ impl World {
         self.sim("events").await.as_array().expect("a list").clone()
     }
 
+    /// A request to the admin API: the status and the JSON of the answer.
+    pub(crate) async fn api(&self, app: &App, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let url = format!("http://{}/api/v1/signups/customerio{path}", app.http_addr());
+        let mut request = self.http.request(method.parse().expect("a method"), url);
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        let answer = request.send().await.expect("the service answers");
+        let status = answer.status().as_u16();
+        let text = answer.text().await.expect("an answer");
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{method} {path}: {error}: {text}")))
+    }
+
+    /// A reading request that has to succeed.
+    pub(crate) async fn read(&self, app: &App, path: &str) -> Value {
+        let (status, answer) = self.api(app, "GET", path, None).await;
+        assert_eq!(status, 200, "GET {path}: {answer}");
+        answer
+    }
+
+    /// An action that has to succeed.
+    pub(crate) async fn act(&self, app: &App, path: &str, body: Option<&Value>) -> Value {
+        let (status, answer) = self.api(app, "POST", path, body).await;
+        assert!((200..300).contains(&status), "POST {path}: {status} {answer}");
+        answer
+    }
+
+    /// A signup whose initial job Customer.io has refused.
+    pub(crate) async fn failed_signup(&self) -> Uuid {
+        let signup = Uuid::new_v4();
+        self.fault(json!({ "kind": "status", "status": 403, "calls": 1 })).await;
+        self.submit(&submitted(signup)).await;
+        self.wait_for_job(signup, "initial", "failed").await;
+        signup
+    }
+
+    pub(crate) fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
     pub(crate) async fn get(&self, app: &App, path: &str) -> (u16, String) {
         let answer =
             self.http.get(format!("http://{}{path}", app.http_addr())).send().await.expect("the service answers");

@@ -1,0 +1,31 @@
+//! `POST /api/v1/signups/customerio/cleanup`: jobs that were left in `processing` go back to `pending`.
+
+use axum::{Extension, Json, extract::State};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    auth::Identity,
+    extract::{NoParameters, Query},
+    problem::{Problem, Problems},
+};
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Cleaned {
+    /// Jobs that went back.
+    reset_count: i64,
+}
+
+/// Put jobs back to pending that have been processing for over five minutes.
+#[utoipa::path(
+    post, path = "/api/v1/signups/customerio/cleanup", tag = "jobs",
+    responses((status = 200, body = Cleaned), Problems)
+)]
+pub(super) async fn cleanup(
+    State(state): State<super::State>,
+    Extension(identity): Extension<Identity>,
+    Query(NoParameters {}): Query<NoParameters>,
+) -> Result<Json<Cleaned>, Problem> {
+    Ok(Json(Cleaned { reset_count: state.ledger.cleanup(&identity.name).await? }))
+}

@@ -1,0 +1,79 @@
+//! `GET /api/v1/signups/customerio/failure-groups`: open failures by what they have in common.
+
+use axum::{Json, extract::State};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    extract::{NoParameters, Query},
+    problem::{Problem, Problems},
+    verdict::VerdictView,
+};
+use crate::{
+    diagnosis::Case,
+    job::{ErrorType, SyncPhase},
+    ledger::Group,
+};
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct GroupList {
+    /// The largest first, 200 at most.
+    items: Vec<GroupView>,
+}
+
+/// Failures with one signature.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct GroupView {
+    /// The error message with numbers, ids, addresses and quoted values taken out.
+    signature: String,
+    error_type: ErrorType,
+    count: i64,
+    first_seen: Option<DateTime<Utc>>,
+    last_seen: Option<DateTime<Utc>>,
+    /// The job that failed last.
+    sample_job_id: Uuid,
+    sample_signup_id: Uuid,
+    sample_sync_phase: SyncPhase,
+    /// What was said of it.
+    sample_message: String,
+    verdict: VerdictView,
+}
+
+/// Group the open failures.
+#[utoipa::path(
+    get, path = "/api/v1/signups/customerio/failure-groups", tag = "failures",
+    responses((status = 200, body = GroupList), Problems)
+)]
+pub(super) async fn list(
+    State(state): State<super::State>,
+    Query(NoParameters {}): Query<NoParameters>,
+) -> Result<Json<GroupList>, Problem> {
+    let groups = state.ledger.groups().await?;
+    Ok(Json(GroupList { items: groups.into_iter().map(view).collect() }))
+}
+
+fn view(group: Group) -> GroupView {
+    let sample = group.sample;
+    let verdict = VerdictView::of(&Case {
+        reason: sample.reason(),
+        error_type: Some(group.error_type),
+        http_status: sample.http_status.and_then(|status| status.try_into().ok()),
+        message: &sample.error_message,
+        occurred_at: Some(sample.occurred_at),
+    });
+    GroupView {
+        signature: group.signature,
+        error_type: group.error_type,
+        count: group.count,
+        first_seen: group.first_seen,
+        last_seen: group.last_seen,
+        sample_job_id: sample.job_id,
+        sample_signup_id: sample.signup_id,
+        sample_sync_phase: sample.sync_phase,
+        sample_message: sample.error_message,
+        verdict,
+    }
+}

@@ -1,0 +1,96 @@
+//! Errors as RFC 9457 problem details: a status, and a `detail` that says what to do.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::ledger;
+
+/// A problem (<https://www.rfc-editor.org/rfc/rfc9457>), sent as `application/problem+json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// The status again.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// The status in words.
+    title: &'static str,
+    /// What is wrong, and what is allowed or what to do.
+    detail: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status: status.as_u16(), title: status.canonical_reason().unwrap_or("Error"), detail: detail.into() }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    pub(super) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    /// No more can be said to an anonymous client.
+    pub(super) fn is_about_auth(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED.as_u16()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self)).into_response();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}
+
+impl From<ledger::Error> for Problem {
+    fn from(error: ledger::Error) -> Self {
+        if error.is_transient() {
+            tracing::warn!(%error, "a request met the database in trouble");
+            return Self::unavailable("the database did not answer; try again in a moment, /readyz tells more");
+        }
+        tracing::error!(%error, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the database refused this request; the log tells more")
+    }
+}
+
+/// The problems that any endpoint of the admin API may answer with, for its description.
+#[derive(utoipa::IntoResponses)]
+#[expect(dead_code, reason = "it describes; nobody makes one")]
+pub(super) enum Problems {
+    /// A query key, a value or a body that is not understood; `detail` says what is allowed.
+    #[response(status = 400, content_type = "application/problem+json")]
+    BadRequest(Problem),
+    /// No token, or one that is not known.
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unauthorized(Problem),
+    /// A role that may not do this, or a request from another site.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(Problem),
+    /// There is nothing of that kind.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(Problem),
+    /// A body of more than 1 MiB.
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(Problem),
+    /// A body that is not `application/json`.
+    #[response(status = 415, content_type = "application/problem+json")]
+    UnsupportedMediaType(Problem),
+    /// JSON of another shape than expected; `detail` names the field.
+    #[response(status = 422, content_type = "application/problem+json")]
+    Unprocessable(Problem),
+    /// The database or the broker does not answer.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(Problem),
+}

@@ -1,0 +1,32 @@
+//! `POST /api/v1/signups/customerio/jobs/{jobId}/reveal`: shows who a masked customer is, and writes down who looked.
+
+use axum::{Extension, Json, extract::State};
+
+use super::{
+    auth::Identity,
+    customer::CustomerView,
+    extract::{NoParameters, PathId, Query},
+    problem::{Problem, Problems},
+};
+
+/// Show the customer of a job; the audit log tells who did.
+#[utoipa::path(
+    post, path = "/api/v1/signups/customerio/jobs/{jobId}/reveal", tag = "jobs",
+    params(("jobId" = uuid::Uuid, Path, description = "The job.")),
+    responses((status = 200, body = CustomerView), Problems)
+)]
+pub(super) async fn reveal(
+    State(state): State<super::State>,
+    Extension(identity): Extension<Identity>,
+    PathId(id): PathId,
+    Query(NoParameters {}): Query<NoParameters>,
+) -> Result<Json<CustomerView>, Problem> {
+    let customer = state.ledger.reveal(id, &identity.name).await?;
+    let customer = customer.ok_or_else(|| Problem::not_found("there is no job with this id"))?;
+    Ok(Json(CustomerView {
+        id: customer.id,
+        email: customer.email,
+        first_name: customer.first_name,
+        last_name: customer.last_name,
+    }))
+}

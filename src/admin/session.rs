@@ -1,0 +1,66 @@
+//! `POST /session` and `POST /session/end`: a browser's way in and out, and `GET /session`: who it is.
+
+use axum::{
+    Extension, Form, Json,
+    extract::State,
+    http::{HeaderMap, HeaderValue, header},
+    response::{IntoResponse, Redirect, Response},
+};
+use chrono::Utc;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    auth::{Identity, SESSION},
+    guard::{SESSION_COOKIE, require_same_origin},
+    page,
+    problem::Problem,
+};
+
+#[derive(Deserialize)]
+pub(super) struct Login {
+    token: String,
+}
+
+/// Who uses the page, and what the role allows.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Who {
+    name: String,
+    role: &'static str,
+    /// Whether there is a session that can be ended.
+    has_session: bool,
+}
+
+pub(super) async fn show(State(state): State<super::State>, Extension(identity): Extension<Identity>) -> Json<Who> {
+    let has_session = !state.config.admin_tokens.is_empty();
+    Json(Who { name: identity.name, role: identity.role.as_str(), has_session })
+}
+
+/// Exchanges a token for a session.
+pub(super) async fn begin(
+    State(state): State<super::State>,
+    headers: HeaderMap,
+    Form(login): Form<Login>,
+) -> Result<Response, Problem> {
+    require_same_origin(&headers)?;
+    let tokens = &state.config.admin_tokens;
+    let identity = tokens.identify(login.token.trim());
+    let session = identity.and_then(|identity| tokens.session(&identity.name, Utc::now()));
+    let Some(session) = session else { return Ok(page::login(Some("This token is not known."))) };
+    Ok((cookie(&headers, &session, SESSION.num_seconds()), Redirect::to("/")).into_response())
+}
+
+pub(super) async fn end(headers: HeaderMap) -> Result<Response, Problem> {
+    require_same_origin(&headers)?;
+    Ok((cookie(&headers, "", 0), Redirect::to("/")).into_response())
+}
+
+/// No script can read it, and no other site can make a browser send it
+/// (<https://datatracker.ietf.org/doc/html/draft-ietf-httpbis-rfc6265bis>).
+fn cookie(headers: &HeaderMap, session: &str, seconds: i64) -> HeaderMap {
+    let is_tls = headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https");
+    let secure = if is_tls { "; Secure" } else { "" };
+    let cookie = format!("{SESSION_COOKIE}={session}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+    let value = HeaderValue::try_from(cookie).expect("a session is plain ASCII");
+    HeaderMap::from_iter([(header::SET_COOKIE, value)])
+}

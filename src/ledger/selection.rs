@@ -1,0 +1,217 @@
+//! Which failures are meant: the filters of the list, a group's signature, or jobs by id.
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Error, Ledger};
+use crate::{
+    diagnosis::signature,
+    job::{ErrorType, SyncPhase},
+};
+
+/// Filters, all of which have to hold. Without any, every open failure is meant.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Selection {
+    /// Only this phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_phase: Option<SyncPhase>,
+    /// Only this kind of trouble.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_type: Option<ErrorType>,
+    /// A part of the customer's e-mail address or name, in any case.
+    #[serde(default, deserialize_with = "search_text", skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 200)]
+    pub search: Option<String>,
+    /// Only this error signature, as the groups have it.
+    #[serde(default, deserialize_with = "signature_text", skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 240)]
+    pub signature: Option<String>,
+    /// Only these jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_ids: Option<Vec<Uuid>>,
+}
+
+/// Reads what is searched for: at most 200 characters, none of them U+0000, which PostgreSQL has no text for.
+pub fn search_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    bounded_text(deserializer, 200)
+}
+
+/// Reads a signature: at most 240 characters, none of them U+0000.
+pub fn signature_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    bounded_text(deserializer, 240)
+}
+
+fn bounded_text<'de, D: Deserializer<'de>>(deserializer: D, most: usize) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    match &text {
+        Some(found) if found.contains('\0') || found.chars().count() > most => {
+            Err(D::Error::custom(format!("expected at most {most} characters, none of them U+0000")))
+        }
+        _ => Ok(text),
+    }
+}
+
+/// Which jobs a selection looks among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Among {
+    /// Failed and not dismissed.
+    OpenFailures,
+    /// Everything that has met trouble and is not completed.
+    Troubled,
+}
+
+/// What is searched: the expression of the index `failed_signups_by_text`.
+const SEARCHED: &str =
+    r"(COALESCE(s.email, '') || E'\n' || COALESCE(s.first_name, '') || ' ' || COALESCE(s.last_name, ''))";
+
+impl Selection {
+    /// Appends `FROM` and `WHERE`: jobs as `j`, their signups as `s`.
+    ///
+    /// The text is put together, not fixed with a condition for each absent filter, so that PostgreSQL can plan for the
+    /// filters that are there.
+    pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>, among: Among) {
+        query.push(" FROM signup_customerio_sync_jobs j JOIN signups s ON s.id = j.signup_id WHERE ");
+        query.push(match among {
+            Among::OpenFailures => "j.status = 'failed' AND j.dismissed_at IS NULL",
+            Among::Troubled => "j.status <> 'completed' AND j.error_type IS NOT NULL",
+        });
+        if let Some(phase) = self.sync_phase {
+            query.push(" AND j.sync_phase = ").push_bind(phase.as_str());
+        }
+        if let Some(error_type) = self.error_type {
+            query.push(" AND j.error_type = ").push_bind(error_type.as_str());
+        }
+        if let Some(signature) = &self.signature {
+            query.push(" AND j.error_signature = ").push_bind(signature.clone());
+        }
+        if let Some(ids) = &self.job_ids {
+            query.push(" AND j.id = ANY(").push_bind(ids.clone()).push(")");
+        }
+        if let Some(search) = self.search.as_deref().filter(|text| !text.is_empty()) {
+            if among == Among::OpenFailures {
+                query.push(" AND s.customerio_sync_failed");
+            }
+            query.push(" AND ").push(SEARCHED).push(" ILIKE ").push_bind(containing(search));
+        }
+    }
+}
+
+/// A pattern for everything that contains `text`.
+fn containing(text: &str) -> String {
+    let escaped = text.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_");
+    format!("%{escaped}%")
+}
+
+/// How many jobs a selection matches, and what keeps some of them from being retried.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Preview {
+    /// Open failures.
+    pub eligible: i64,
+    /// Those among them whose event is older than 72 hours.
+    pub late: i64,
+    /// Failures that were dismissed.
+    pub dismissed: i64,
+    /// Jobs that wait for their next try by themselves.
+    pub waiting: i64,
+    /// Jobs that are being tried now.
+    pub under_way: i64,
+}
+
+impl Ledger {
+    /// What a retry of `selection` would meet.
+    pub async fn preview(&self, selection: &Selection) -> Result<Preview, Error> {
+        self.sign_failures().await?;
+        let mut query = QueryBuilder::new(
+            "SELECT j.status, j.dismissed_at IS NOT NULL, count(*),
+                count(*) FILTER (WHERE j.occurred_at < now() - interval '72 hours')",
+        );
+        selection.push(&mut query, Among::Troubled);
+        query.push(" GROUP BY 1, 2");
+        let rows: Vec<(String, bool, i64, i64)> = query
+            .build_query_as()
+            .persistent(false)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(Error::doing("counting a selection"))?;
+        let mut preview = Preview::default();
+        for (status, is_dismissed, count, late) in rows {
+            match (status.as_str(), is_dismissed) {
+                ("failed", false) => (preview.eligible, preview.late) = (count, late),
+                ("failed", true) => preview.dismissed = count,
+                ("processing", _) => preview.under_way = count,
+                _ => preview.waiting = count,
+            }
+        }
+        Ok(preview)
+    }
+
+    /// Gives a signature to failures that have none: those from before there were signatures.
+    pub(super) async fn sign_failures(&self) -> Result<(), Error> {
+        loop {
+            let unsigned = sqlx::query!(
+                r#"
+                SELECT id, error_message AS "error_message!"
+                FROM signup_customerio_sync_jobs
+                WHERE status = 'failed' AND dismissed_at IS NULL AND error_signature IS NULL
+                LIMIT 1000
+                "#
+            )
+            .fetch_all(&self.pool)
+            .await
+            .map_err(Error::doing("finding failures without a signature"))?;
+            if unsigned.is_empty() {
+                return Ok(());
+            }
+            sqlx::query!(
+                r#"
+                UPDATE signup_customerio_sync_jobs j
+                SET error_signature = u.signature
+                FROM UNNEST($1::uuid[], $2::text[], $3::text[]) AS u (id, message, signature)
+                WHERE j.id = u.id AND j.error_message = u.message
+                "#,
+                &column!(unsigned, one => one.id) as _,
+                &column!(unsigned, one => one.error_message.as_str()) as _,
+                &column!(unsigned, one => signature(&one.error_message)) as _,
+            )
+            .execute(&self.pool)
+            .await
+            .map_err(Error::doing("giving failures a signature"))?;
+        }
+    }
+}
+
+/// The open failures of `selection`, `limit` at most, those that failed by `cutoff` where one is given.
+pub(super) async fn open_failures(
+    connection: &mut PgConnection,
+    selection: &Selection,
+    cutoff: Option<chrono::DateTime<chrono::Utc>>,
+    limit: Option<i64>,
+) -> Result<Vec<Uuid>, Error> {
+    let mut query = QueryBuilder::new("SELECT j.id");
+    selection.push(&mut query, Among::OpenFailures);
+    if let Some(cutoff) = cutoff {
+        query.push(" AND COALESCE(j.failed_at, j.last_attempt_at, j.created_at) <= ").push_bind(cutoff);
+    }
+    if let Some(limit) = limit {
+        query.push(" LIMIT ").push_bind(limit);
+    }
+    query
+        .build_query_scalar()
+        .persistent(false)
+        .fetch_all(connection)
+        .await
+        .map_err(Error::doing("finding the failures of a selection"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_takes_its_text_literally() {
+        assert_eq!(containing(r"50%_\x"), r"%50\%\_\\x%");
+    }
+}
