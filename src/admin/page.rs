@@ -11,10 +11,15 @@ use super::auth::Identity;
 const PAGE: &str = include_str!("page/index.html");
 const LOGIN: &str = include_str!("page/login.html");
 
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+
 /// The page's own files: name, content type, content.
-pub(super) const ASSETS: [(&str, &str, &str); 3] = [
+pub(super) const ASSETS: [(&str, &str, &str); 6] = [
     ("/assets/style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
-    ("/assets/app.js", "text/javascript; charset=utf-8", include_str!("page/app.js")),
+    ("/assets/app.js", JAVASCRIPT, include_str!("page/app.js")),
+    ("/assets/api.js", JAVASCRIPT, include_str!("page/api.js")),
+    ("/assets/job.js", JAVASCRIPT, include_str!("page/job.js")),
+    ("/assets/view.js", JAVASCRIPT, include_str!("page/view.js")),
     ("/assets/icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
 ];
 

@@ -194,7 +194,7 @@ async fn every_answer_tells_browsers_to_be_careful() {
         };
         assert!(header("content-security-policy").starts_with("default-src 'none'; script-src 'self';"), "{path}");
         assert_eq!(header("x-content-type-options"), "nosniff", "{path}");
-        assert_eq!(header("referrer-policy"), "no-referrer", "{path}");
+        assert_eq!(header("referrer-policy"), "same-origin", "{path}");
         assert_eq!(header("x-frame-options"), "DENY", "{path}");
     }
     app.stop().await;

@@ -13,6 +13,7 @@ mod feed;
 mod ladder;
 mod ledger;
 mod migrations;
+mod page;
 mod probes;
 mod support;
 mod sync;
