@@ -23,7 +23,7 @@ pub(super) struct BulkRetryList {
 
 /// List the latest bulk retries.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/bulk-retries", tag = "bulk",
+    get, path = "/api/v1/signups/customerio/bulk-retries", operation_id = "listBulkRetries", tag = "bulk",
     responses((status = 200, body = BulkRetryList), Problems)
 )]
 pub(super) async fn list(
@@ -36,7 +36,7 @@ pub(super) async fn list(
 
 /// Show one bulk retry.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}", tag = "bulk",
+    get, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}", operation_id = "showBulkRetry", tag = "bulk",
     params(("bulkRetryId" = uuid::Uuid, Path, description = "The bulk retry.")),
     responses((status = 200, body = BulkRetry), Problems)
 )]
@@ -50,7 +50,7 @@ pub(super) async fn show(
 
 /// Stop a bulk retry. The jobs that it has started go on.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}/cancel", tag = "bulk",
+    post, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}/cancel", operation_id = "cancelBulkRetry", tag = "bulk",
     params(("bulkRetryId" = uuid::Uuid, Path, description = "The bulk retry.")),
     responses(
         (status = 200, body = BulkRetry),

@@ -84,7 +84,7 @@ impl DryRun {
 /// The answer comes at once; the bulk retry is worked off at a bounded rate, survives restarts, and can be looked at and
 /// cancelled. Without a filter, every open failure is meant.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/sync-failures/retry", tag = "bulk", params(Parameters),
+    post, path = "/api/v1/signups/customerio/sync-failures/retry", operation_id = "retryFailures", tag = "bulk", params(Parameters),
     request_body = Selection,
     responses(
         (status = 200, description = "With dryRun: what would be done.", body = DryRun),

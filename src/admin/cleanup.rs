@@ -19,7 +19,7 @@ pub(super) struct Cleaned {
 
 /// Put jobs back to pending that have been processing for over five minutes.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/cleanup", tag = "jobs",
+    post, path = "/api/v1/signups/customerio/cleanup", operation_id = "cleanUpJobs", tag = "jobs",
     responses((status = 200, body = Cleaned), Problems)
 )]
 pub(super) async fn cleanup(

@@ -61,7 +61,7 @@ pub(super) struct Dismissed {
 
 /// Dismiss the failures of a selection. Without a filter, every open failure is meant.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/sync-failures/dismiss", tag = "failures", params(Parameters),
+    post, path = "/api/v1/signups/customerio/sync-failures/dismiss", operation_id = "dismissFailures", tag = "failures", params(Parameters),
     request_body = Dismissal,
     responses(
         (status = 200, description = "How many were dismissed; with dryRun, what would be done.", body = DismissAnswer),

@@ -28,7 +28,7 @@ pub(super) struct DismissedMessage {
 
 /// Dismiss a message.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/dismiss", tag = "unprocessable",
+    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/dismiss", operation_id = "dismissUnprocessable", tag = "unprocessable",
     params(("failureId" = Uuid, Path, description = "The message.")), request_body = Why,
     responses((status = 200, body = DismissedMessage), Problems)
 )]

@@ -145,7 +145,7 @@ struct TierView {
 
 /// Show one job.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/jobs/{jobId}", tag = "jobs",
+    get, path = "/api/v1/signups/customerio/jobs/{jobId}", operation_id = "showJob", tag = "jobs",
     params(("jobId" = Uuid, Path, description = "The job."), Parameters),
     responses((status = 200, body = Detail), Problems)
 )]

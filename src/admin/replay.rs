@@ -29,7 +29,7 @@ pub(super) struct Replayed {
 
 /// Publish a message again. If it still can't be understood, it comes back as a new one.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/replay", tag = "unprocessable",
+    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/replay", operation_id = "replayUnprocessable", tag = "unprocessable",
     params(("failureId" = Uuid, Path, description = "The message.")),
     responses((status = 200, body = Replayed), Problems)
 )]

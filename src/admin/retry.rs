@@ -41,7 +41,7 @@ struct RetriedJob {
 
 /// Start the failed jobs of a signup again, from attempt 0.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/{signupId}/retry", tag = "failures",
+    post, path = "/api/v1/signups/customerio/{signupId}/retry", operation_id = "retrySignup", tag = "failures",
     params(("signupId" = Uuid, Path, description = "The signup."), Parameters),
     responses((status = 200, body = Retried), Problems)
 )]

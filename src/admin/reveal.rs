@@ -11,7 +11,7 @@ use super::{
 
 /// Show the customer of a job; the audit log tells who did.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/jobs/{jobId}/reveal", tag = "jobs",
+    post, path = "/api/v1/signups/customerio/jobs/{jobId}/reveal", operation_id = "revealCustomer", tag = "jobs",
     params(("jobId" = uuid::Uuid, Path, description = "The job.")),
     responses((status = 200, body = CustomerView), Problems)
 )]

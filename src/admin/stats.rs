@@ -97,7 +97,7 @@ struct MinuteView {
 
 /// Tell where things stand.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/stats", tag = "overview",
+    get, path = "/api/v1/signups/customerio/stats", operation_id = "showStats", tag = "overview",
     responses((status = 200, body = StatsView), Problems)
 )]
 pub(super) async fn show(

@@ -112,7 +112,7 @@ fn shown(body: &[u8], most: usize) -> (Option<String>, Option<String>) {
 
 /// List the messages that could not be understood.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/unprocessable", tag = "unprocessable", params(Parameters),
+    get, path = "/api/v1/signups/customerio/unprocessable", operation_id = "listUnprocessable", tag = "unprocessable", params(Parameters),
     responses((status = 200, body = UnprocessableList), Problems)
 )]
 pub(super) async fn list(
@@ -128,7 +128,7 @@ pub(super) async fn list(
 
 /// Show one message with its whole body.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/unprocessable/{failureId}", tag = "unprocessable",
+    get, path = "/api/v1/signups/customerio/unprocessable/{failureId}", operation_id = "showUnprocessable", tag = "unprocessable",
     params(("failureId" = Uuid, Path, description = "The message.")),
     responses((status = 200, body = UnprocessableView), Problems)
 )]

@@ -30,7 +30,7 @@ const MAX_FRAME_BYTES: usize = 4096;
 /// Each outcome message is one text frame, whichever replica did the work; `/asyncapi.json` describes the frames. A
 /// client that reads slowly gets a frame `feed.missed` with the number of frames that it missed.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/ws", tag = "overview",
+    get, path = "/api/v1/signups/customerio/ws", operation_id = "watchOutcomes", tag = "overview",
     responses(
         (status = 101, description = "Switching to WebSocket."),
         (status = 426, description = "Not a WebSocket request.", body = Problem, content_type = "application/problem+json"),

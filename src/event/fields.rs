@@ -9,7 +9,7 @@ use serde::{
 use serde_json::{Map, Value};
 use utoipa::{
     ToSchema,
-    openapi::{ObjectBuilder, Schema, Type, extensions::ExtensionsBuilder, schema::SchemaType},
+    openapi::{ObjectBuilder, Schema, Type, schema::SchemaType},
 };
 
 /// Profile fields of ours. An attribute with one of these names is left out: the named field alone speaks.
@@ -222,9 +222,8 @@ fn odds_schema() -> Schema {
 pub(super) fn attributes_schema() -> Schema {
     let value = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Number, Type::Boolean]));
     let attributes = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::Object, Type::Null]));
-    let reserved = serde_json::json!({ "not": { "enum": RESERVED } });
-    let extensions = ExtensionsBuilder::new().add("propertyNames", reserved).build();
-    attributes.additional_properties(Some(value)).extensions(Some(extensions)).into()
+    let names = ObjectBuilder::new().schema_type(Type::String).pattern(Some(format!("^(?!({})$)", RESERVED.join("|"))));
+    attributes.additional_properties(Some(value)).property_names(Some(names)).into()
 }
 
 /// A string, a number or a boolean.

@@ -7,6 +7,7 @@ mod bulk;
 mod calls;
 mod clients;
 mod command_line;
+mod contracts;
 mod crashes;
 mod failures;
 mod feed;
