@@ -17,15 +17,22 @@ WHERE status = 'failed' AND dismissed_at IS NULL;
 
 CREATE INDEX failures_in_order_by_type
 ON signup_customerio_sync_jobs (error_type, attempt_count DESC, last_attempt_at DESC NULLS LAST, id)
+INCLUDE (sync_phase)
 WHERE status = 'failed' AND dismissed_at IS NULL;
 
 CREATE INDEX failures_in_order_by_phase
 ON signup_customerio_sync_jobs (sync_phase, attempt_count DESC, last_attempt_at DESC NULLS LAST, id)
+INCLUDE (error_type)
 WHERE status = 'failed' AND dismissed_at IS NULL;
 
 CREATE INDEX failures_by_signature
 ON signup_customerio_sync_jobs (error_signature, error_type, failed_at)
 WHERE status = 'failed' AND dismissed_at IS NULL;
+
+-- Failures from before there were signatures. Normally it is empty.
+CREATE INDEX failures_without_signature
+ON signup_customerio_sync_jobs (id)
+WHERE status = 'failed' AND dismissed_at IS NULL AND error_signature IS NULL;
 
 -- Jobs are counted by status and phase without reading the table.
 CREATE INDEX completed_jobs_by_phase ON signup_customerio_sync_jobs (sync_phase) WHERE status = 'completed';

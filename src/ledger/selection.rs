@@ -68,12 +68,12 @@ const SEARCHED: &str =
     r"(COALESCE(s.email, '') || E'\n' || COALESCE(s.first_name, '') || ' ' || COALESCE(s.last_name, ''))";
 
 impl Selection {
-    /// Appends `FROM` and `WHERE`: jobs as `j`, their signups as `s`.
+    /// Appends `FROM` and `WHERE`, with the jobs as `j`.
     ///
     /// The text is put together, not fixed with a condition for each absent filter, so that PostgreSQL can plan for the
     /// filters that are there.
     pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>, among: Among) {
-        query.push(" FROM signup_customerio_sync_jobs j JOIN signups s ON s.id = j.signup_id WHERE ");
+        query.push(" FROM signup_customerio_sync_jobs j WHERE ");
         query.push(match among {
             Among::OpenFailures => "j.status = 'failed' AND j.dismissed_at IS NULL",
             Among::Troubled => "j.status <> 'completed' AND j.error_type IS NOT NULL",
@@ -91,10 +91,11 @@ impl Selection {
             query.push(" AND j.id = ANY(").push_bind(ids.clone()).push(")");
         }
         if let Some(search) = self.search.as_deref().filter(|text| !text.is_empty()) {
+            query.push(" AND j.signup_id IN (SELECT s.id FROM signups s WHERE ");
             if among == Among::OpenFailures {
-                query.push(" AND s.customerio_sync_failed");
+                query.push("s.customerio_sync_failed AND ");
             }
-            query.push(" AND ").push(SEARCHED).push(" ILIKE ").push_bind(containing(search));
+            query.push(SEARCHED).push(" ILIKE ").push_bind(containing(search)).push(")");
         }
     }
 }
