@@ -24,7 +24,7 @@ const ROWS: [&[&str]; 9] = [
 const HOMES: [(&str, &[&str]); 6] = [
     ("sqlx", &["ledger"]),
     ("lapin", &["broker"]),
-    ("reqwest", &["customerio"]),
+    ("reqwest", &["customerio", "cli"]),
     ("axum", &["admin", "simulator"]),
     ("backoff", &["reconnect"]),
     ("clap", &["cli"]),

@@ -1,6 +1,7 @@
 //! The command line: one function a subcommand.
 
 mod migrate;
+mod operate;
 mod publish;
 mod sample;
 mod serve;
@@ -40,6 +41,12 @@ enum Command {
     Simulate(simulate::Args),
     /// Publish events from a JSON-lines file, standard input, or a generator.
     Publish(publish::Args),
+    /// See and mend failures of a running service.
+    Failures(operate::FailuresArgs),
+    /// Look at single jobs of a running service.
+    Jobs(operate::JobsArgs),
+    /// Tell where a running service stands.
+    Stats(operate::StatsArgs),
 }
 
 /// Why the program failed.
@@ -52,15 +59,18 @@ enum Error {
     #[error(transparent)]
     App(#[from] app::Error),
     #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
     Other(String),
 }
 
 impl Error {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) | Self::Telemetry(_) | Self::App(app::Error::Config(_) | app::Error::CustomerIo(_)) => {
-                ExitCode::from(2)
-            }
+            Self::Config(_)
+            | Self::Telemetry(_)
+            | Self::Usage(_)
+            | Self::App(app::Error::Config(_) | app::Error::CustomerIo(_)) => ExitCode::from(2),
             Self::App(_) | Self::Other(_) => ExitCode::FAILURE,
         }
     }
@@ -90,6 +100,9 @@ fn execute(cli: Cli) -> Result<(), Error> {
             Command::Topology(args) => topology::run(&config, args).await,
             Command::Simulate(args) => simulate::run(args).await,
             Command::Publish(args) => publish::run(&config, args).await,
+            Command::Failures(args) => operate::failures(args).await,
+            Command::Jobs(args) => operate::jobs(args).await,
+            Command::Stats(args) => operate::stats(args).await,
         }
     });
     // Tasks that still wait for something are not waited for.

@@ -27,6 +27,10 @@ fn every_subcommand_has_help_and_the_program_has_a_version() {
         vec!["topology", "--help"],
         vec!["simulate", "--help"],
         vec!["publish", "--help"],
+        vec!["failures", "--help"],
+        vec!["failures", "retry", "--help"],
+        vec!["jobs", "show", "--help"],
+        vec!["stats", "--help"],
     ] {
         assert_eq!(run(&[], &arguments).status.code(), Some(0), "{arguments:?}");
     }
@@ -35,7 +39,10 @@ fn every_subcommand_has_help_and_the_program_has_a_version() {
 #[test]
 fn wrong_usage_and_wrong_settings_exit_with_2_and_say_what_is_wrong() {
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
-    let cases: [Case<'_>; 6] = [
+    let cases: [Case<'_>; 9] = [
+        (&[], &["failures", "retry"], "name filters or jobs, or --all"),
+        (&[], &["failures", "list", "--phase", "late"], "expected one of initial, enriched"),
+        (&[("ADMIN_TOKENS", "ann:owner:hush")], &["serve"], "its role is unknown"),
         (&[], &["dance"], "unrecognized subcommand"),
         (&[], &["serve"], "DATABASE_URL is required"),
         (&[("CUSTOMERIO_SYNC__SYNC__SPEED", "9")], &["serve"], "unknown key \"sync.speed\""),
@@ -106,4 +113,54 @@ async fn publish_tells_the_line_that_is_no_event() {
     let output = run(&settings, &["publish", file.path().to_str().expect("a path")]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("line 2: expected a JSON object"), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_sees_and_mends_failures_from_a_terminal() {
+    let world = World::new().await.with("ADMIN_TOKENS", "ann:operator:s3cret,vera:viewer:looks");
+    let app = world.start().await;
+    let signup = world.failed_signup().await;
+    let id = world.job(signup, "initial").await.expect("the job")["id"].as_str().expect("an id").to_owned();
+    let url = format!("http://{}", app.http_addr());
+    let with = |token: &'static str, arguments: &[&str]| {
+        let output = run(&[("CUSTOMERIO_SYNC_URL", &url), ("CUSTOMERIO_SYNC_TOKEN", token)], arguments);
+        let (out, told) = (String::from_utf8(output.stdout.clone()).expect("text"), stderr(&output));
+        (output.status.code(), out, told)
+    };
+    let ann = |arguments: &[&str]| {
+        let (code, out, told) = with("s3cret", arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {told}");
+        out
+    };
+    let list = ann(&["failures", "list", "--phase", "initial"]);
+    assert!(list.contains(&id) && list.contains("1 of 1") && !list.contains("@example.com"), "{list}");
+    assert!(ann(&["failures", "list", "--search", "nobody"]).contains("0 of 0"));
+    let groups = ann(&["failures", "groups"]);
+    assert!(groups.contains("credentials") && groups.contains("Customer.io answered 403"), "{groups}");
+    let groups: serde_json::Value = serde_json::from_str(&ann(&["failures", "groups", "--json"])).expect("JSON");
+    assert_eq!(groups["items"][0]["count"], 1);
+    let job = ann(&["jobs", "show", &id]);
+    assert!(job.contains("0 of 5") && job.contains("customerio_sync_failed"), "{job}");
+    let stats = ann(&["stats"]);
+    assert!(stats.lines().any(|line| line.starts_with(" jobs failed") && line.trim_end().ends_with('1')), "{stats}");
+    assert!(ann(&["failures", "retry", "--job", &id, "--dry-run"]).contains("eligible"));
+    assert!(ann(&["failures", "dismiss", "--all", "--reason", "x", "--dry-run"]).contains("eligible"));
+
+    assert_eq!(with("looks", &["failures", "retry", "--job", &id]).0, Some(1));
+    assert!(with("looks", &["failures", "retry", "--job", &id]).2.contains("needs the role operator"));
+    assert!(with("wrong", &["stats"]).2.contains("401 Unauthorized: the token is not known"));
+    assert!(with("s3cret", &["stats", "--url", "http://127.0.0.1:1"]).2.contains("no answer: "), "nobody is there");
+
+    assert!(ann(&["failures", "retry", "--signup", &signup.to_string()]).contains("start again"));
+    world.wait_for_job(signup, "initial", "completed").await;
+    world.failed_signup().await;
+    assert!(ann(&["failures", "retry", "--error-type", "other"]).contains("running"));
+    wait_for("the bulk retry", || async {
+        (world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'").await == 2)
+            .then_some(())
+    })
+    .await;
+    world.failed_signup().await;
+    assert_eq!(ann(&["failures", "dismiss", "--all", "--reason", "a test account"]).trim(), "1 dismissed");
+    app.stop().await;
 }

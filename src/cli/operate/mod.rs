@@ -1,0 +1,67 @@
+//! What operators do from a terminal: the same HTTP API that the page uses, as tables for people or JSON for programs.
+
+mod client;
+mod failures;
+mod jobs;
+mod stats;
+mod table;
+
+use super::Error;
+use client::Client;
+
+pub(super) use failures::Failures;
+pub(super) use jobs::Jobs;
+
+/// How to reach the service, and how to answer.
+#[derive(Debug, clap::Args)]
+pub(super) struct Connection {
+    /// Where the service serves HTTP.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "CUSTOMERIO_SYNC_URL",
+        default_value = "http://127.0.0.1:8080"
+    )]
+    url: String,
+    /// A token of ADMIN_TOKENS; none is needed on the service's own machine when it has no tokens.
+    #[arg(long, global = true, value_name = "TOKEN", env = "CUSTOMERIO_SYNC_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Print the answer of the API as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct FailuresArgs {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Failures,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct JobsArgs {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Jobs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatsArgs {
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub(super) async fn failures(args: FailuresArgs) -> Result<(), Error> {
+    failures::run(&Client::new(args.connection)?, args.command).await
+}
+
+pub(super) async fn jobs(args: JobsArgs) -> Result<(), Error> {
+    jobs::run(&Client::new(args.connection)?, args.command).await
+}
+
+pub(super) async fn stats(args: StatsArgs) -> Result<(), Error> {
+    stats::run(&Client::new(args.connection)?).await
+}

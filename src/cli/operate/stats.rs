@@ -1,0 +1,26 @@
+//! `customerio-sync stats`.
+
+use serde_json::Value;
+
+use super::{Error, client::Client, table};
+
+pub(super) async fn run(client: &Client) -> Result<(), Error> {
+    let stats = client.get("/stats", &[]).await?;
+    client.show(&stats, page);
+    Ok(())
+}
+
+fn page(stats: &Value) -> String {
+    let fact = |pointer: &str| stats.pointer(pointer).map(table::cell).unwrap_or_default();
+    table::of_facts(&[
+        ("signups of today not in Customer.io", fact("/today/notSynced")),
+        ("the oldest of them since", fact("/today/oldestAt")),
+        ("open failures", fact("/openFailures")),
+        ("messages not understood", fact("/unprocessable")),
+        ("jobs pending", fact("/byStatus/pending")),
+        ("jobs processing", fact("/byStatus/processing")),
+        ("jobs completed", fact("/byStatus/completed")),
+        ("jobs failed", fact("/byStatus/failed")),
+        ("calls to Customer.io", fact("/gate/meaning")),
+    ])
+}
