@@ -90,11 +90,17 @@ impl OwnServer {
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
-    async fn restart(&self) {
-        tokio::task::block_in_place(|| {
-            self.run("stop");
-            self.run("start");
-        });
+    fn stop(&self) {
+        tokio::task::block_in_place(|| self.run("stop"));
+    }
+
+    fn start_again(&self) {
+        tokio::task::block_in_place(|| self.run("start"));
+    }
+
+    fn restart(&self) {
+        self.stop();
+        self.start_again();
     }
 }
 
@@ -117,10 +123,37 @@ async fn a_restart_of_rabbitmq_under_load_loses_nothing_and_doubles_nothing() {
     service.wait_for_line("serving").await;
     let publisher = publish(&world);
     wait_for_completed(&world, 300).await;
-    rabbitmq.restart().await;
+    rabbitmq.restart();
     publisher.wait_for_line("5000 events published").await;
     check_that_nothing_is_lost_and_nothing_doubled(&world).await;
     assert!(service.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
+    let rabbitmq = OwnServer::start("rabbitmq");
+    let servers =
+        Servers { amqp_url: rabbitmq.run("url"), management_url: rabbitmq.run("management_url"), ..Servers::shared() };
+    let world = World::on(servers).await;
+    let app = world.start().await;
+    let signup = world.failed_signup().await;
+    world.wait_for_failures(1).await;
+    world.publish("signup.events", "signup.submitted", b"not json", lapin::BasicProperties::default()).await;
+    world.wait_for_failures(2).await;
+    let message = world.read(&app, "/unprocessable").await["items"][0]["id"].as_str().expect("an id").to_owned();
+
+    rabbitmq.stop();
+    let answer = world.act(&app, &format!("/{signup}/retry"), None).await;
+    assert_eq!(answer["count"], 1);
+    assert!(answer["notice"].as_str().expect("a notice").contains("as soon as the broker is back"), "{answer}");
+    assert_eq!(world.job(signup, "initial").await.expect("the job")["status"], "pending");
+    let (status, problem) = world.api(&app, "POST", &format!("/unprocessable/{message}/replay"), None).await;
+    assert!(status == 503 && problem["detail"].to_string().contains("stays in the list"), "{problem}");
+    assert_eq!(world.read(&app, "/unprocessable").await["total"], 1);
+
+    rabbitmq.start_again();
+    world.wait_for_job(signup, "initial", "completed").await;
+    app.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +166,7 @@ async fn a_restart_of_postgresql_under_load_loses_nothing_and_doubles_nothing() 
     let publisher = publish(&world);
     for completed in [300, 2500] {
         wait_for_completed(&world, completed).await;
-        postgres.restart().await;
+        postgres.restart();
     }
     publisher.wait_for_line("5000 events published").await;
     check_that_nothing_is_lost_and_nothing_doubled(&world).await;

@@ -160,6 +160,45 @@ async fn a_wrong_method_and_a_large_body_are_answered_as_problems() {
 }
 
 #[tokio::test]
+async fn a_request_that_takes_too_long_is_answered() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__HTTP__REQUEST_TIMEOUT", "300ms");
+    let app = world.start().await;
+    let mut holder = world.pool.begin().await.expect("a transaction");
+    holder.execute("LOCK TABLE signup_customerio_sync_jobs").await.expect("locked");
+    let (status, problem) = world.api(&app, "GET", "/sync-failures", None).await;
+    assert!(status == 503 && problem["detail"].to_string().contains("not done within 300ms"), "{problem}");
+    drop(holder);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn two_thousand_failures_of_three_causes_are_three_groups() {
+    let world = World::new().await;
+    let app = world.start().await;
+    // What differs is quoted values, addresses, ports, ids and e-mail addresses.
+    let causes = [
+        "'Customer.io refused the event: invalid: attributes.plan: \"' || n || '\" is not known'",
+        "'no connection to Customer.io: tcp connect: 10.0.' || n % 255 || '.7:' || 1000 + n || ': refused'",
+        "'Customer.io answered 503: trace ' || md5(n::text) || ' for person' || n || '@example.com'",
+    ];
+    for (index, message) in causes.iter().enumerate() {
+        let sql = format!(
+            "WITH s AS (
+                INSERT INTO signups (id, operator_id) SELECT gen_random_uuid(), 'op' FROM generate_series(1, 700) RETURNING id
+            )
+            INSERT INTO signup_customerio_sync_jobs (id, signup_id, sync_phase, status, error_type, error_message)
+            SELECT gen_random_uuid(), id, 'initial', 'failed', 'other', {message}
+            FROM (SELECT id, {index} * 1000 + row_number() OVER () AS n FROM s) AS numbered"
+        );
+        world.pool.execute(sqlx::AssertSqlSafe(sql)).await.expect("seeded");
+    }
+    let groups = world.read(&app, "/failure-groups").await;
+    let counts: Vec<_> = groups["items"].as_array().expect("items").iter().map(|group| &group["count"]).collect();
+    assert_eq!(counts, [&json!(700); 3], "{groups}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn groups_gather_failures_of_one_cause() {
     let (world, app) = seeded().await;
     let groups = world.read(&app, "/failure-groups").await;
