@@ -18,7 +18,9 @@ use crate::{
     ledger::{self, Ledger},
     lifecycle::Lifecycle,
     metrics::Metrics,
-    mirror, reconnect,
+    mirror::{self, Sweeper},
+    reconnect,
+    recovery::Recovery,
     sync::Sync,
 };
 
@@ -88,33 +90,12 @@ impl App {
         let consuming = Link::open("consume", &config.broker, topology.clone(), &metrics).await?;
         let publishing = Link::open("publish", &config.broker, topology, &metrics).await?;
         let publisher = Publisher::new(publishing.clone(), &config.broker, metrics.clone());
-        let links = vec![consuming.clone(), publishing.clone()];
-
-        let sync = Sync {
-            config: config.sync,
-            prefetch: config.broker.prefetch.get(),
-            ladder: config.retry.delays,
-            ledger: ledger.clone(),
-            publisher: publisher.clone(),
-            customerio,
-            metrics: metrics.clone(),
-        };
-        let main_flow = sync.into_flow(lifecycle.clone());
-        let feed = Feed::default();
-        let processor = main_flow.processor();
-        ready.get_or_init(|| admin::Ready {
-            links: links.clone(),
-            publisher: publisher.clone(),
-            processor,
-            feed: feed.clone(),
-        });
-        let mut flows = JoinSet::new();
-        flows.spawn(feed.run(consuming.clone(), ledger.clone(), lifecycle.clone()));
-        flows.spawn(bulk::run(config.bulk_retry, publishing, ledger.clone(), publisher, lifecycle.clone()));
-        flows.spawn(mirror::run(config.mirror, consuming.clone(), ledger.clone(), lifecycle.clone(), metrics));
-        flows.spawn(main_flow.run(consuming));
+        let shared = Shared { ledger, metrics, lifecycle, consuming, publishing, publisher };
+        let Shared { ledger, lifecycle, .. } = shared.clone();
+        let (links, grace) = (shared.links(), config.lifecycle.grace);
+        let flows = shared.start(config, customerio, &ready);
         tracing::info!(%http_addr, "serving");
-        Ok(Self { lifecycle, http_addr, ledger, links, flows, server, grace: config.lifecycle.grace })
+        Ok(Self { lifecycle, http_addr, ledger, links, flows, server, grace })
     }
 
     /// Where HTTP is served.
@@ -137,6 +118,64 @@ impl App {
         self.lifecycle.end();
         self.ledger.close().await;
         self.server.shutdown().await;
+    }
+}
+
+/// What the flows share.
+#[derive(Clone)]
+struct Shared {
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    lifecycle: Lifecycle,
+    consuming: Arc<Link>,
+    publishing: Arc<Link>,
+    publisher: Publisher,
+}
+
+impl Shared {
+    fn links(&self) -> Vec<Arc<Link>> {
+        vec![self.consuming.clone(), self.publishing.clone()]
+    }
+
+    /// Starts every flow, and tells the endpoints that the broker is there.
+    fn start(self, config: Config, customerio: CustomerIo, ready: &OnceLock<admin::Ready>) -> JoinSet<()> {
+        let links = self.links();
+        let Self { ledger, metrics, lifecycle, consuming, publishing, publisher } = self;
+        let sync = Sync {
+            config: config.sync,
+            prefetch: config.broker.prefetch.get(),
+            ladder: config.retry.delays,
+            ledger: ledger.clone(),
+            publisher: publisher.clone(),
+            customerio,
+            metrics: metrics.clone(),
+        };
+        let main_flow = sync.into_flow(lifecycle.clone());
+        let (feed, processor) = (Feed::default(), main_flow.processor());
+        let sweeper = Sweeper {
+            config: config.mirror.clone(),
+            link: consuming.clone(),
+            publisher: publisher.clone(),
+            ledger: ledger.clone(),
+        };
+        let recovery = Recovery {
+            config: config.recovery,
+            link: publishing.clone(),
+            publisher: publisher.clone(),
+            ledger: ledger.clone(),
+            metrics: metrics.clone(),
+        };
+        let calls = processor.clone();
+        let at_work = admin::Ready { links, publisher: publisher.clone(), processor, feed: feed.clone() };
+        ready.get_or_init(|| at_work);
+        let mut flows = JoinSet::new();
+        flows.spawn(feed.run(consuming.clone(), ledger.clone(), lifecycle.clone()));
+        flows.spawn(bulk::run(config.bulk_retry, publishing, ledger.clone(), publisher, lifecycle.clone()));
+        flows.spawn(sweeper.run(lifecycle.clone()));
+        flows.spawn(recovery.run(move || calls.held_for().is_some(), lifecycle.clone()));
+        flows.spawn(mirror::run(config.mirror, consuming.clone(), ledger, lifecycle, metrics));
+        flows.spawn(main_flow.run(consuming));
+        flows
     }
 }
 

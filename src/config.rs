@@ -13,7 +13,7 @@ use figment::{
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 
-use crate::{admin, broker, bulk, customerio, ledger, lifecycle, mirror, retry, sync};
+use crate::{admin, broker, bulk, customerio, ledger, lifecycle, mirror, recovery, retry, sync};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 
@@ -54,6 +54,8 @@ pub struct Config {
     pub sync: sync::Config,
     /// The mirror of the failure queue.
     pub mirror: mirror::Config,
+    /// Jobs that nobody works on any more.
+    pub recovery: recovery::Config,
     /// Bulk retries.
     pub bulk_retry: bulk::Config,
     /// The HTTP server.

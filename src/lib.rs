@@ -7,7 +7,7 @@
 //! 7  app        telemetry
 //! 6  config
 //! 5  admin      simulator
-//! 4  sync       mirror     feed        bulk
+//! 4  sync       mirror     feed        bulk      recovery
 //! 3  ledger     broker     customerio
 //! 2  retry      diagnosis
 //! 1  job
@@ -30,6 +30,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod mirror;
 pub mod reconnect;
+pub mod recovery;
 pub mod retry;
 pub mod simulator;
 pub mod sync;

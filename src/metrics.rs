@@ -40,6 +40,8 @@ pub struct Metrics {
     pub reconnects: IntCounterVec,
     /// Failures copied into the mirror.
     pub mirrored: IntCounter,
+    /// Jobs that nobody worked on any more, by `what` was done with them (`reset`, `sent_again`).
+    pub recovered: IntCounterVec,
 }
 
 const PREFIX: &str = "customerio_sync_";
@@ -103,6 +105,7 @@ impl Default for Metrics {
             oldest_pending: r.gauge("oldest_pending_job_age_seconds", "Age of the oldest pending job."),
             publishes: r.counters("publishes_total", "Publishes to the broker.", &["destination", "result"]),
             reconnects: r.counters("reconnects_total", "Connections opened again after a loss.", &["connection"]),
+            recovered: r.counters("recovered_jobs_total", "Jobs that nobody worked on any more.", &["what"]),
             mirrored: r.add(IntCounter::new(format!("{PREFIX}mirrored_total"), "Failures copied into the mirror.")),
             registry: registrar.0,
         }

@@ -60,16 +60,21 @@ impl Link {
         connection.create_channel().await.map_err(Error::doing("opening a channel"))
     }
 
-    /// Messages that wait in the queues of live traffic.
+    /// Messages that wait in the work queues.
     pub async fn backlog(&self) -> Result<u32, Error> {
-        let channel = self.channel().await?;
         let mut ready = 0;
         for queue in WorkQueue::ALL {
-            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-            let declared = channel.queue_declare(queue.name().into(), options, FieldTable::default()).await;
-            ready += declared.map_err(Error::doing("counting waiting messages"))?.message_count();
+            ready += self.depth(queue.name()).await?;
         }
         Ok(ready)
+    }
+
+    /// Messages that are ready in `queue`.
+    pub async fn depth(&self, queue: &'static str) -> Result<u32, Error> {
+        let channel = self.channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+        let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+        Ok(declared.map_err(Error::doing("counting waiting messages"))?.message_count())
     }
 
     /// Applies the topology again: something that it holds was found missing.

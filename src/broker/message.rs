@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     headers::Headers,
-    topology::{EVENTS_EXCHANGE, FAILED_EXCHANGE, JOBS_EXCHANGE, UPDATES_EXCHANGE, tier_name},
+    topology::{EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, UPDATES_EXCHANGE, tier_name},
 };
 use crate::{
     job::{Ending, ErrorType, Failure, Job, Reason, Report, SyncPhase, text_enum},
@@ -48,6 +48,27 @@ pub struct Original<'a> {
     pub content_type: Option<&'a str>,
     /// Its body.
     pub body: Vec<u8>,
+}
+
+/// A failure that is to be parked again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Parked<'a> {
+    /// The id of its message.
+    pub message_id: &'a str,
+    /// Why it is there.
+    pub reason: Reason,
+    /// What went wrong.
+    pub error_message: &'a str,
+    /// When it failed.
+    pub failed_at: DateTime<Utc>,
+    /// Where the failed message came from.
+    pub origin: Origin<'a>,
+    /// The headers that its message had, an object.
+    pub headers: &'a serde_json::Value,
+    /// Its content type.
+    pub content_type: Option<&'a str>,
+    /// Its body.
+    pub body: &'a [u8],
 }
 
 const JSON: &str = "application/json";
@@ -131,6 +152,32 @@ impl Message {
             content_type: original.content_type.map(str::to_owned),
             headers: Headers::default().text(REPLAY_HEADER, failure_id.to_string()),
             body: original.body,
+        }
+    }
+
+    /// Parks a failure again, in the queue that people look at and nowhere else.
+    pub fn parked(parked: Parked<'_>) -> Self {
+        // What others, or a broker, put into the headers is not passed on.
+        let ours = ["x-job-id", "x-signup-id", "x-sync-phase", "x-error-type", "x-first-failed-at", "traceparent"];
+        let text = |key: &str| parked.headers.get(key).and_then(|value| value.as_str());
+        let mut headers = Headers::default()
+            .text("x-error-message", parked.error_message)
+            .optional(ORIGINAL_ID_HEADER, text(ORIGINAL_ID_HEADER));
+        for key in ours {
+            headers = headers.optional(key, text(key));
+        }
+        if let Some(attempt) = parked.headers.get("x-attempt").and_then(|value| value.as_i64()) {
+            headers = headers.number("x-attempt", attempt.try_into().unwrap_or(i32::MAX));
+        }
+        Self {
+            exchange: String::new(),
+            routing_key: FAILED_QUEUE.to_owned(),
+            mandatory: true,
+            destination: "failed",
+            message_id: parked.message_id.to_owned(),
+            content_type: parked.content_type.map(str::to_owned),
+            headers: failure_headers(headers, parked.reason, parked.failed_at, parked.origin),
+            body: parked.body.to_vec(),
         }
     }
 

@@ -24,9 +24,11 @@ pub use consumer::{Acknowledged, Delivery, Receipt, consume};
 pub use headers::{HeaderMap, capped};
 pub use link::{Link, vhost};
 pub use listener::{Heard, listen};
-pub use message::{JobBody, Message, ORIGINAL_ID_HEADER, Origin, Original, OutcomeBody, OutcomeType, REPLAY_HEADER};
+pub use message::{
+    JobBody, Message, ORIGINAL_ID_HEADER, Origin, Original, OutcomeBody, OutcomeType, Parked, REPLAY_HEADER,
+};
 pub use publisher::Publisher;
-pub use topology::{JOBS_EXCHANGE, MIRROR_QUEUE, Topology, WorkQueue};
+pub use topology::{FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, Topology, WorkQueue};
 
 /// Settings of the connections.
 #[derive(Debug, Clone, Deserialize)]

@@ -22,7 +22,8 @@ pub(super) const UPDATES_EXCHANGE: &str = "signup.updates";
 /// The exchange that messages for jobs are published to.
 pub const JOBS_EXCHANGE: &str = "customerio-sync.jobs";
 pub(super) const FAILED_EXCHANGE: &str = "customerio-sync.failed";
-const FAILED_QUEUE: &str = "customerio-sync.failed";
+/// The queue that people look at.
+pub const FAILED_QUEUE: &str = "customerio-sync.failed";
 /// The queue that the mirror consumes.
 pub const MIRROR_QUEUE: &str = "customerio-sync.failed.mirror";
 

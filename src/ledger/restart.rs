@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Error, Ledger, audit};
+use super::{Error, Ledger, audit, row::JobColumns};
 use crate::job::{Job, SyncPhase};
 
 impl Ledger {
@@ -53,7 +53,8 @@ pub(super) async fn restart(
         return Ok(Vec::new());
     }
     lock_signups(connection, jobs).await?;
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        JobColumns,
         r#"
         UPDATE signup_customerio_sync_jobs
         SET status = 'pending', run = run + 1, attempt_count = 0, manual_retry = true, next_retry_at = NULL,
@@ -63,7 +64,7 @@ pub(super) async fn restart(
             claimed_by = NULL, updated_at = now()
         WHERE id = ANY($1) AND status = 'failed' AND (dismissed_at IS NULL OR $2)
         RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry, occurred_at, created_at,
-            traceparent
+            first_failed_at, traceparent
         "#,
         jobs,
         dismissed == Dismissed::Too,
@@ -71,22 +72,7 @@ pub(super) async fn restart(
     .fetch_all(&mut *connection)
     .await
     .map_err(Error::doing("starting jobs afresh"))?;
-    let restarted = rows.into_iter().map(|row| {
-        Ok(Job {
-            id: row.id,
-            signup_id: row.signup_id,
-            phase: row.sync_phase.parse()?,
-            run: row.run,
-            attempt: row.attempt_count,
-            max_attempts: row.max_attempts,
-            manual_retry: row.manual_retry,
-            occurred_at: row.occurred_at,
-            created_at: row.created_at,
-            first_failed_at: None,
-            traceparent: row.traceparent,
-        })
-    });
-    let restarted: Vec<Job> = restarted.collect::<Result<_, Error>>()?;
+    let restarted: Vec<Job> = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
     let ids: Vec<_> = restarted.iter().map(|job| job.id).collect();
     resolve_failures(connection, &ids, "retried").await?;
     let entry = |job: &Job| audit::Entry {

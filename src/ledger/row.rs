@@ -56,6 +56,42 @@ pub(super) struct Row {
     pub(super) confidence: Option<f64>,
 }
 
+/// The columns of a [`Job`].
+#[derive(Debug)]
+pub(super) struct JobColumns {
+    pub(super) id: Uuid,
+    pub(super) signup_id: Uuid,
+    pub(super) sync_phase: String,
+    pub(super) run: i32,
+    pub(super) attempt_count: i32,
+    pub(super) max_attempts: i32,
+    pub(super) manual_retry: bool,
+    pub(super) occurred_at: DateTime<Utc>,
+    pub(super) created_at: DateTime<Utc>,
+    pub(super) first_failed_at: Option<DateTime<Utc>>,
+    pub(super) traceparent: Option<String>,
+}
+
+impl TryFrom<JobColumns> for Job {
+    type Error = Error;
+
+    fn try_from(row: JobColumns) -> Result<Self, Error> {
+        Ok(Self {
+            id: row.id,
+            signup_id: row.signup_id,
+            phase: row.sync_phase.parse()?,
+            run: row.run,
+            attempt: row.attempt_count,
+            max_attempts: row.max_attempts,
+            manual_retry: row.manual_retry,
+            occurred_at: row.occurred_at,
+            created_at: row.created_at,
+            first_failed_at: row.first_failed_at,
+            traceparent: row.traceparent,
+        })
+    }
+}
+
 impl Row {
     pub(super) fn standing(&self) -> Result<Standing<'_>, Error> {
         Ok(Standing {

@@ -16,6 +16,7 @@ mod ledger;
 mod migrations;
 mod page;
 mod probes;
+mod recovery;
 mod scale;
 mod support;
 mod sync;

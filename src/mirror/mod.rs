@@ -1,7 +1,9 @@
 //! Copies the failure queue into PostgreSQL, where failures can be searched and resolved. A message is acknowledged
-//! after its row is committed; a repeat changes nothing.
+//! after its row is committed; a repeat changes nothing. What was resolved there is swept out of the queue ([`sweep`]).
 
-use std::{num::NonZeroU16, sync::Arc};
+mod sweep;
+
+use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -24,7 +26,15 @@ use crate::{
 pub struct Config {
     /// Rows in one transaction at most.
     pub batch_size: NonZeroU16,
+    /// How often the failure queue is compared with the mirror. A difference that stays is swept away.
+    #[serde(with = "humantime_serde")]
+    pub compare_interval: Duration,
+    /// How often the failure queue is swept although no difference shows.
+    #[serde(with = "humantime_serde")]
+    pub sweep_interval: Duration,
 }
+
+pub use sweep::Sweeper;
 
 /// Mirrors until nothing new is to be taken.
 pub async fn run(config: Config, link: Arc<Link>, ledger: Ledger, lifecycle: Lifecycle, metrics: Arc<Metrics>) {
