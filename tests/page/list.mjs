@@ -6,9 +6,9 @@ import { checkAccessibility, inBrowser, rows, service, waitForRows } from "./bro
 await inBrowser({}, async (page) => {
   await page.goto(service);
   await waitForRows(page, 6);
-  assert.match(await page.textContent("#headline"), /6 signups of today are not in Customer.io yet/);
+  await page.locator("#headline", { hasText: "6 signups of today are not in Customer.io yet" }).waitFor();
   assert.equal(await page.textContent("#tiles div:first-child dd"), "6");
-  assert.equal(await page.locator("#groups > li").count(), 2);
+  await page.waitForFunction(() => document.querySelectorAll("#groups > li").length === 2);
   assert.match(await page.textContent("#groups > li:first-child"), /Next: /);
   assert.ok(!(await page.content()).includes("person1@example.com"), "addresses are masked");
 
