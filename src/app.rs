@@ -69,7 +69,7 @@ impl App {
         config.require_broker()?;
         let metrics = Arc::new(Metrics::default());
         let lifecycle = Lifecycle::default();
-        let customerio = CustomerIo::new(&config.customerio, metrics.clone())?;
+        let customerio = CustomerIo::new(&config.customerio, config.gate.clone(), metrics.clone())?;
         let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts())?;
         let ready = Arc::new(OnceLock::new());
         let state = admin::State {
@@ -169,10 +169,10 @@ impl Shared {
         let at_work = admin::Ready { links, publisher: publisher.clone(), processor, feed: feed.clone() };
         ready.get_or_init(|| at_work);
         let mut flows = JoinSet::new();
-        flows.spawn(feed.run(consuming.clone(), ledger.clone(), lifecycle.clone()));
+        flows.spawn(feed.run(consuming.clone(), ledger.clone(), calls.watch_gate(), lifecycle.clone()));
         flows.spawn(bulk::run(config.bulk_retry, publishing, ledger.clone(), publisher, lifecycle.clone()));
         flows.spawn(sweeper.run(lifecycle.clone()));
-        flows.spawn(recovery.run(move || calls.held_for().is_some(), lifecycle.clone()));
+        flows.spawn(recovery.run(move || calls.gate().is_shut, lifecycle.clone()));
         flows.spawn(mirror::run(config.mirror, consuming.clone(), ledger, lifecycle, metrics));
         flows.spawn(main_flow.run(consuming));
         flows

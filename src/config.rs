@@ -50,6 +50,8 @@ pub struct Config {
     pub retry: retry::Config,
     /// The calls.
     pub customerio: customerio::Config,
+    /// When calls are held back.
+    pub gate: customerio::GateConfig,
     /// The main flow.
     pub sync: sync::Config,
     /// The mirror of the failure queue.

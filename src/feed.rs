@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use crate::{
     broker::{Heard, Link, listen},
+    customerio::GateView,
     ledger::{BulkRetry, Ledger},
     lifecycle::Lifecycle,
 };
@@ -33,6 +34,12 @@ pub enum Notice {
     Progress {
         /// Where it stands.
         bulk_retry: BulkRetry,
+    },
+    /// The gate to Customer.io shut or opened, at one replica.
+    #[serde(rename = "gate.changed")]
+    Gate {
+        /// How it stands now.
+        gate: GateView,
     },
     /// The watcher missed frames.
     #[serde(rename = "feed.missed")]
@@ -98,7 +105,7 @@ impl Feed {
     }
 
     /// Listens while there are watchers, until nothing new is to be taken.
-    pub async fn run(self, link: Arc<Link>, ledger: Ledger, lifecycle: Lifecycle) {
+    pub async fn run(self, link: Arc<Link>, ledger: Ledger, mut gate: watch::Receiver<GateView>, lifecycle: Lifecycle) {
         loop {
             tokio::select! {
                 () = lifecycle.draining() => return,
@@ -108,6 +115,7 @@ impl Feed {
                 () = lifecycle.draining() => return,
                 () = self.listen(link.clone()) => {}
                 () = self.tell_progress(&ledger) => {}
+                () = self.tell_of_gate(&mut gate) => {}
                 () = self.0.frames.closed() => {}
             }
             self.0.is_live.send_replace(false);
@@ -140,6 +148,14 @@ impl Feed {
                 }
                 Err(error) => tracing::debug!(%error, "looking at the progress of bulk retries"),
             }
+        }
+    }
+
+    async fn tell_of_gate(&self, gate: &mut watch::Receiver<GateView>) {
+        gate.mark_unchanged();
+        while gate.changed().await.is_ok() {
+            let gate = gate.borrow_and_update().clone();
+            self.send(Notice::Gate { gate }.frame());
         }
     }
 

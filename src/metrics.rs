@@ -34,6 +34,8 @@ pub struct Metrics {
     pub open_failures: IntGauge,
     /// Age in seconds of the oldest pending job; 0 without one.
     pub oldest_pending: IntGauge,
+    /// Whether calls to Customer.io are held back: 1, else 0. Of a circuit breaker: open.
+    pub gate_open: IntGauge,
     /// Publishes, by `destination` and `result` (`confirmed`, `returned`, `nacked`, `lost`).
     pub publishes: IntCounterVec,
     /// Connections opened again after a loss, by `connection`.
@@ -103,6 +105,7 @@ impl Default for Metrics {
             jobs_by_status: r.add(IntGaugeVec::new(by_status, &["status"])),
             open_failures: r.gauge("open_failures", "Failures that nobody has resolved."),
             oldest_pending: r.gauge("oldest_pending_job_age_seconds", "Age of the oldest pending job."),
+            gate_open: r.gauge("gate_open", "Whether calls to Customer.io are held back."),
             publishes: r.counters("publishes_total", "Publishes to the broker.", &["destination", "result"]),
             reconnects: r.counters("reconnects_total", "Connections opened again after a loss.", &["connection"]),
             recovered: r.counters("recovered_jobs_total", "Jobs that nobody worked on any more.", &["what"]),

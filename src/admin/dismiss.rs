@@ -35,7 +35,7 @@ pub(super) struct Parameters {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Dismissal {
     /// Why, for those who look later.
-    #[schema(value_type = String, min_length = 1, max_length = 500)]
+    #[schema(value_type = String, min_length = 1, max_length = 500, pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
     reason: ReasonText,
     /// Only this phase.
     sync_phase: Option<SyncPhase>,
@@ -43,11 +43,11 @@ pub(super) struct Dismissal {
     error_type: Option<ErrorType>,
     /// A part of the customer's e-mail address or name, in any case.
     #[serde(default, deserialize_with = "search_text")]
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = r"^[^\u0000]*$")]
     search: Option<String>,
     /// Only this error signature, as the groups have it.
     #[serde(default, deserialize_with = "signature_text")]
-    #[schema(max_length = 240)]
+    #[schema(max_length = 240, pattern = r"^[^\u0000]*$")]
     signature: Option<String>,
     /// Only these jobs.
     job_ids: Option<Vec<Uuid>>,

@@ -17,7 +17,7 @@ use crate::ledger::Resolution;
 #[serde(deny_unknown_fields)]
 pub(super) struct Why {
     /// Why, for those who look later.
-    #[schema(value_type = String, min_length = 1, max_length = 500)]
+    #[schema(value_type = String, min_length = 1, max_length = 500, pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
     reason: ReasonText,
 }
 

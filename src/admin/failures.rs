@@ -31,11 +31,11 @@ pub(super) struct Parameters {
     error_type: Option<ErrorType>,
     /// A part of the customer's e-mail address or name, in any case.
     #[serde(default, deserialize_with = "search_text")]
-    #[param(max_length = 200)]
+    #[param(max_length = 200, pattern = r"^[^\u0000]*$")]
     search: Option<String>,
     /// Only this error signature, as the groups have it.
     #[serde(default, deserialize_with = "signature_text")]
-    #[param(max_length = 240)]
+    #[param(max_length = 240, pattern = r"^[^\u0000]*$")]
     signature: Option<String>,
     /// Items in the answer at most.
     #[param(value_type = Option<i64>, minimum = 1, maximum = 500, default = 50)]

@@ -5,6 +5,8 @@ use std::time::Duration;
 use axum::{Json, extract::State, http::StatusCode};
 use serde_json::{Value, json};
 
+use crate::customerio::GateReason;
+
 /// How long the database may take to answer a probe.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -28,6 +30,9 @@ pub(super) async fn ready(State(state): State<super::State>) -> (StatusCode, Jso
                 if !link.is_connected() {
                     reasons.push(format!("broker: the {} connection is down", link.name()));
                 }
+            }
+            if ready.processor.gate().reason == Some(GateReason::Credentials) {
+                reasons.push("Customer.io: credentials refused".to_owned());
             }
         }
     }

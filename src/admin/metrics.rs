@@ -25,5 +25,7 @@ pub(super) async fn render(State(state): State<super::State>) -> ([(HeaderName, 
         Ok(Err(error)) => tracing::warn!(%error, "counting the ledger for the metrics failed"),
         Err(_) => tracing::warn!("counting the ledger for the metrics took too long"),
     }
+    let is_shut = state.ready.get().is_some_and(|ready| ready.processor.gate().is_shut);
+    state.metrics.gate_open.set(is_shut.into());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render())
 }

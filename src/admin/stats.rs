@@ -10,8 +10,10 @@ use super::{
     problem::{Problem, Problems},
 };
 use crate::{
+    customerio::GateReason,
     job::{Status, SyncPhase},
     ledger::{self, Stats},
+    sync::Processor,
 };
 
 /// Counts of jobs, failures and signups.
@@ -64,12 +66,15 @@ struct Today {
     oldest_at: Option<DateTime<Utc>>,
 }
 
-/// Whether Customer.io is called.
+/// Whether Customer.io is called, by the replica that answers.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Gate {
     state: GateState,
-    /// Seconds until calls go on.
+    reason: Option<GateReason>,
+    /// Since when no calls are made.
+    since: Option<DateTime<Utc>>,
+    /// Seconds until the next probe.
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds: Option<u64>,
     /// Why it is in this state, in words.
@@ -109,13 +114,27 @@ pub(super) async fn show(
 }
 
 fn gate(state: &super::State) -> Gate {
-    match state.ready.get().and_then(|ready| ready.processor.held_for()) {
-        Some(wait) => Gate {
-            state: GateState::Open,
-            seconds: Some(wait.as_secs()),
-            meaning: "Customer.io asked to be left alone; no calls are made until then, and nothing is lost",
-        },
-        None => Gate { state: GateState::Closed, seconds: None, meaning: "calls go through" },
+    let processor = state.ready.get().map(|ready| &ready.processor);
+    let gate = processor.map(Processor::gate);
+    let reason = gate.as_ref().and_then(|gate| gate.reason);
+    let meaning = match reason {
+        None => "calls go through",
+        Some(GateReason::Outage) => {
+            "Customer.io does not answer; one job probes now and then, the others wait and spend no retry"
+        }
+        Some(GateReason::Credentials) => {
+            "credentials refused: set the site id, the API key and the region; the jobs wait"
+        }
+        Some(GateReason::Asked) => {
+            "Customer.io asked to be left alone; no calls are made until then, and nothing is lost"
+        }
+    };
+    Gate {
+        state: if reason.is_some() { GateState::Open } else { GateState::Closed },
+        reason,
+        since: gate.and_then(|gate| gate.since),
+        seconds: processor.and_then(Processor::probe_in).map(|wait| wait.as_secs()),
+        meaning,
     }
 }
 

@@ -11,12 +11,12 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Config, Identifier,
+    Config, GateConfig, Identifier,
     answer::{self, Answer, Meaning},
-    hold::Hold,
+    gate::{Called, Gate, GateReason, GateView, Pass},
     operation::{self, Prepared},
 };
 use crate::{
@@ -66,7 +66,7 @@ pub struct CustomerIo {
     identifier: Identifier,
     max_jobs: usize,
     limiter: DefaultDirectRateLimiter,
-    hold: Hold,
+    gate: Gate,
     metrics: std::sync::Arc<Metrics>,
 }
 
@@ -74,11 +74,16 @@ pub struct CustomerIo {
 enum Transport {
     /// Calls nobody; every call succeeds.
     Mock,
-    Http {
-        client: reqwest::Client,
-        batch_url: Url,
-        authorization: HeaderValue,
-    },
+    Http(Box<Http>),
+}
+
+/// Where calls go, and as whom.
+#[derive(Debug)]
+struct Http {
+    client: reqwest::Client,
+    batch_url: Url,
+    region_url: Url,
+    authorization: HeaderValue,
 }
 
 /// One call's answer, or what happened instead.
@@ -89,7 +94,7 @@ struct Call {
 
 impl CustomerIo {
     /// A client for these settings; without credentials, one that calls nobody and warns about it once.
-    pub fn new(config: &Config, metrics: std::sync::Arc<Metrics>) -> Result<Self, Error> {
+    pub fn new(config: &Config, gate: GateConfig, metrics: std::sync::Arc<Metrics>) -> Result<Self, Error> {
         let transport = if config.site_id.is_empty() || config.api_key.expose_secret().is_empty() {
             tracing::warn!(
                 "mock mode: CUSTOMERIO_SITE_ID or CUSTOMERIO_API_KEY is missing, no call is made and every call succeeds"
@@ -105,28 +110,60 @@ impl CustomerIo {
             identifier: config.identifier,
             max_jobs: (config.max_operations / 2).max(1),
             limiter: RateLimiter::direct(Quota::per_second(config.requests_per_second).allow_burst(burst)),
-            hold: Hold::default(),
+            gate: Gate::new(gate),
             metrics,
         })
     }
 
-    /// Waits until Customer.io may be called.
-    pub async fn ready(&self) {
-        self.hold.over().await;
+    /// Waits for the leave to call: until calls go through, or until it is this one's turn to probe.
+    pub async fn pass(&self) -> Pass<'_> {
+        loop {
+            let (pass, probing_after) = self.gate.pass().await;
+            // No job is risked to learn that the credentials are refused still: that is a permanent failure.
+            if probing_after != Some(GateReason::Credentials) || self.are_credentials_accepted(&pass).await {
+                return pass;
+            }
+        }
     }
 
-    /// Whether Customer.io asked to be left alone, and the time is not over.
-    pub fn is_held(&self) -> bool {
-        self.hold.is_on()
+    /// The leave to call, if calls go through now.
+    pub fn try_pass(&self) -> Option<Pass<'_>> {
+        self.gate.try_pass()
     }
 
-    /// For how long Customer.io is left alone from now, if it asked for that.
-    pub fn held_for(&self) -> Option<Duration> {
-        self.hold.rest()
+    /// Whether calls go through.
+    pub fn gate(&self) -> GateView {
+        self.gate.view()
+    }
+
+    /// Tells when that changes.
+    pub fn watch_gate(&self) -> watch::Receiver<GateView> {
+        self.gate.watch()
+    }
+
+    /// Time until the next probe, while no calls go through.
+    pub fn probe_in(&self) -> Option<Duration> {
+        self.gate.probe_in()
+    }
+
+    /// Asks for the account's region, which needs the same credentials and changes nothing. What answers neither yes nor
+    /// no, such as a proxy that knows the batch endpoint alone, leaves it to a job's call.
+    async fn are_credentials_accepted(&self, pass: &Pass<'_>) -> bool {
+        let Transport::Http(http) = &self.transport else { return true };
+        let request = http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
+        let called = match exchange(request).await {
+            Ok(Answered { status: 401 | 403, .. }) => Called::Refused,
+            Ok(_) => Called::Answered,
+            Err(_) => Called::Failed,
+        };
+        if called != Called::Answered {
+            pass.record(called);
+        }
+        called == Called::Answered
     }
 
     /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order.
-    pub async fn push(&self, jobs: &[Work]) -> Vec<Pushed> {
+    pub async fn push(&self, jobs: &[Work], pass: &Pass<'_>) -> Vec<Pushed> {
         let mut pushed: Vec<Option<Pushed>> = vec![None; jobs.len()];
         let mut ready = Vec::with_capacity(jobs.len());
         for (index, work) in jobs.iter().enumerate() {
@@ -136,7 +173,7 @@ impl CustomerIo {
             }
         }
         let calls = self.split(&ready);
-        let attempts = join_all(calls.iter().map(|call| self.send(call))).await;
+        let attempts = join_all(calls.iter().map(|call| self.send(call, pass))).await;
         for ((index, prepared), attempt) in calls.into_iter().flatten().zip(attempts.into_iter().flatten()) {
             pushed[*index] = Some(Pushed { contact_id: Some(prepared.contact_id.clone()), attempt });
         }
@@ -162,12 +199,13 @@ impl CustomerIo {
     }
 
     /// Makes one call. One that is refused whole is cut in halves until the culprit stands alone.
-    fn send<'a>(&'a self, jobs: &'a [(usize, Prepared)]) -> BoxFuture<'a, Vec<Attempt>> {
+    fn send<'a>(&'a self, jobs: &'a [(usize, Prepared)], pass: &'a Pass<'_>) -> BoxFuture<'a, Vec<Attempt>> {
         Box::pin(async move {
             self.limiter.until_ready().await;
             let (started_at, started) = (Utc::now(), Instant::now());
             let call = self.call(jobs).await;
             let duration = started.elapsed();
+            pass.record(called(call.http_status, &call.meaning));
             self.metrics.call_duration.observe(duration.as_secs_f64());
             self.metrics.calls.with_label_values(&[status_label(call.http_status)]).inc();
             let outcomes = match call.meaning {
@@ -175,8 +213,8 @@ impl CustomerIo {
                 Meaning::Whole(failure) if jobs.len() == 1 => vec![Outcome::Refused(failure)],
                 Meaning::Whole(_) => {
                     let (left, right) = jobs.split_at(jobs.len() / 2);
-                    let mut attempts = self.send(left).await;
-                    attempts.extend(self.send(right).await);
+                    let mut attempts = self.send(left, pass).await;
+                    attempts.extend(self.send(right, pass).await);
                     return attempts;
                 }
             };
@@ -186,19 +224,20 @@ impl CustomerIo {
     }
 
     async fn call(&self, jobs: &[(usize, Prepared)]) -> Call {
-        let Transport::Http { client, batch_url, authorization } = &self.transport else {
+        let Transport::Http(http) = &self.transport else {
             return Call { meaning: Meaning::Each(vec![Outcome::Accepted; jobs.len()]), http_status: None };
         };
-        let request = client
-            .post(batch_url.clone())
-            .header(AUTHORIZATION, authorization)
+        let request = http
+            .client
+            .post(http.batch_url.clone())
+            .header(AUTHORIZATION, &http.authorization)
             .header(CONTENT_TYPE, "application/json")
             .body(batch_body(jobs));
         match exchange(request).await {
             Ok(answered) => {
                 let answer = answered.answer();
                 if let Some(wait) = answer.retry_after {
-                    self.hold.extend(wait);
+                    self.gate.hold(wait);
                 }
                 Call { meaning: answer::read(answer, jobs.len()), http_status: Some(answered.status) }
             }
@@ -225,12 +264,19 @@ impl Transport {
             .user_agent(concat!("customerio-sync/", env!("CARGO_PKG_VERSION")))
             .build()?;
         let base = if config.track_url.is_empty() { config.region.track_url() } else { config.track_url.as_str() };
-        let batch_url = format!("{}/api/v2/batch", base.trim_end_matches('/'));
-        let batch_url = batch_url.parse().map_err(|why: <Url as std::str::FromStr>::Err| Error::Url {
-            url: base.to_owned(),
-            why: why.to_string(),
-        })?;
-        Ok(Self::Http { client, batch_url, authorization: basic_auth(&config.site_id, &config.api_key)? })
+        let url = |path: &str| {
+            let url = format!("{}{path}", base.trim_end_matches('/'));
+            url.parse().map_err(|why: <Url as std::str::FromStr>::Err| Error::Url {
+                url: base.to_owned(),
+                why: why.to_string(),
+            })
+        };
+        Ok(Self::Http(Box::new(Http {
+            client,
+            batch_url: url("/api/v2/batch")?,
+            region_url: url("/api/v1/accounts/region")?,
+            authorization: basic_auth(&config.site_id, &config.api_key)?,
+        })))
     }
 }
 
@@ -304,6 +350,17 @@ fn describe(error: &reqwest::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// How a call went, as far as the gate looks at it.
+fn called(status: Option<u16>, meaning: &Meaning) -> Called {
+    let is_retryable = |outcome: &Outcome| matches!(outcome, Outcome::Retryable { .. });
+    match (status, meaning) {
+        (Some(401 | 403 | 404 | 405 | 300..=399), _) => Called::Refused,
+        (Some(408 | 429 | 500..=599), _) => Called::Failed,
+        (_, Meaning::Each(outcomes)) if !outcomes.is_empty() && outcomes.iter().all(is_retryable) => Called::Failed,
+        _ => Called::Answered,
+    }
 }
 
 fn status_label(status: Option<u16>) -> &'static str {

@@ -6,7 +6,7 @@
 
 mod answer;
 mod client;
-mod hold;
+mod gate;
 mod operation;
 
 use std::{num::NonZeroU32, time::Duration};
@@ -15,6 +15,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use client::{CustomerIo, Error, Pushed};
+pub use gate::{Config as GateConfig, GateReason, GateView, Pass};
 
 /// Where the account's data is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -23,11 +23,11 @@ pub struct Selection {
     pub error_type: Option<ErrorType>,
     /// A part of the customer's e-mail address or name, in any case.
     #[serde(default, deserialize_with = "search_text", skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = r"^[^\u0000]*$")]
     pub search: Option<String>,
     /// Only this error signature, as the groups have it.
     #[serde(default, deserialize_with = "signature_text", skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 240)]
+    #[schema(max_length = 240, pattern = r"^[^\u0000]*$")]
     pub signature: Option<String>,
     /// Only these jobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]

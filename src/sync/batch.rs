@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     broker::{Acknowledged, Message, capped},
-    customerio::Pushed,
+    customerio::{self, Pass, Pushed},
     event::Rejected,
     job::{Ending, Failure, Job, Outcome, Reason, Report, Work},
     ledger::{self, Arrival, Opened, Settled, Settlement},
@@ -61,13 +61,8 @@ impl Flow {
         self.lifecycle.is_draining()
     }
 
-    pub(super) fn held_for(&self) -> Option<std::time::Duration> {
-        self.sync.customerio.held_for()
-    }
-
-    /// Waits until Customer.io may be called.
-    pub(super) async fn ready(&self) {
-        self.sync.customerio.ready().await;
+    pub(super) fn customerio(&self) -> &customerio::CustomerIo {
+        &self.sync.customerio
     }
 
     pub(super) async fn run(&self, items: Vec<Item>) {
@@ -80,62 +75,79 @@ impl Flow {
             }
         }
         let park = join_all(rejected.into_iter().map(|(envelope, why)| self.park_unprocessable(envelope, why)));
-        tokio::join!(park, self.open(arrived));
+        tokio::join!(park, self.open_all(arrived));
     }
 
-    /// Claims the jobs and takes each message where its job leads it.
-    fn open(&self, arrived: Vec<(Arrival, Envelope)>) -> BoxFuture<'_, ()> {
+    /// Works the messages off in as many portions as Customer.io's gate lets through: all at once, unless it is shut.
+    async fn open_all(&self, mut arrived: Vec<(Arrival, Envelope)>) {
+        while !arrived.is_empty() {
+            let pass = tokio::select! {
+                biased;
+                () = self.lifecycle.draining() => return give_back(arrived.into_iter().map(|(_, envelope)| envelope)).await,
+                pass = self.sync.customerio.pass() => pass,
+            };
+            let rest = arrived.split_off(pass.limit().min(arrived.len()));
+            let mut not_yet = self.open(arrived, &pass).await;
+            not_yet.extend(rest);
+            arrived = not_yet;
+        }
+    }
+
+    /// Claims the jobs and takes each message where its job leads it. Answers the messages whose turn is not yet: the
+    /// gate shut meanwhile.
+    fn open<'a>(
+        &'a self,
+        arrived: Vec<(Arrival, Envelope)>,
+        pass: &'a Pass<'_>,
+    ) -> BoxFuture<'a, Vec<(Arrival, Envelope)>> {
         Box::pin(async move {
             let (arrivals, mut envelopes): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
-            if arrivals.is_empty() {
-                return;
-            }
-            match self.claim(&arrivals).await {
+            match self.claim(&arrivals, pass).await {
                 Ok(Some(batch)) => {
                     let opened = batch.opened.into_iter().zip(envelopes).zip(arrivals);
-                    self.follow(batch.claim, opened.map(|((opened, envelope), arrival)| (opened, envelope, arrival)))
-                        .await;
+                    let opened = opened.map(|((opened, envelope), arrival)| (opened, envelope, arrival));
+                    self.follow(batch.claim, opened, pass).await;
+                    Vec::new()
                 }
-                Ok(None) => give_back(envelopes).await,
+                Ok(None) => arrivals.into_iter().zip(envelopes).collect(),
                 // The database refuses something that was read as valid: find the one that it refuses.
                 Err(_) if arrivals.len() > 1 => {
                     let rest = envelopes.split_off(envelopes.len() / 2);
                     let mut arrivals = arrivals;
                     let rest_arrivals = arrivals.split_off(envelopes.len());
-                    self.open(arrivals.into_iter().zip(envelopes).collect()).await;
-                    self.open(rest_arrivals.into_iter().zip(rest).collect()).await;
+                    let mut not_yet = self.open(arrivals.into_iter().zip(envelopes).collect(), pass).await;
+                    not_yet.extend(self.open(rest_arrivals.into_iter().zip(rest).collect(), pass).await);
+                    not_yet
                 }
                 Err(error) => {
                     for envelope in envelopes {
                         self.park_unprocessable(envelope, Rejected::new("$", format!("it can't be stored: {error}")))
                             .await;
                     }
+                    Vec::new()
                 }
             }
         })
     }
 
-    /// Claims while Customer.io may be called: claims are given back when it has asked to be left alone meanwhile.
-    /// `None` when the service stops first.
-    pub(super) async fn claim(&self, arrivals: &[Arrival]) -> Result<Option<ledger::Batch>, ledger::Error> {
-        let Sync { ledger, customerio, .. } = &self.sync;
-        loop {
-            tokio::select! {
-                biased;
-                () = customerio.ready() => {}
-                () = self.lifecycle.draining() => return Ok(None),
-            }
-            let is_transient = ledger::Error::is_transient;
-            let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(arrivals)).await?;
-            let calls = batch.opened.iter().any(|opened| matches!(opened, Opened::Claimed(_)));
-            if !calls || !customerio.is_held() {
-                return Ok(Some(batch));
-            }
-            reconnect::until_done("giving claims back", is_transient, || ledger.release(batch.claim)).await?;
+    /// Claims, unless the gate has shut meanwhile: then claims that would lead to calls are given back. `None`: not yet.
+    pub(super) async fn claim(
+        &self,
+        arrivals: &[Arrival],
+        pass: &Pass<'_>,
+    ) -> Result<Option<ledger::Batch>, ledger::Error> {
+        let ledger = &self.sync.ledger;
+        let is_transient = ledger::Error::is_transient;
+        let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(arrivals)).await?;
+        let calls = batch.opened.iter().any(|opened| matches!(opened, Opened::Claimed(_)));
+        if !calls || pass.holds() {
+            return Ok(Some(batch));
         }
+        reconnect::until_done("giving claims back", is_transient, || ledger.release(batch.claim)).await?;
+        Ok(None)
     }
 
-    async fn follow(&self, claim: Uuid, opened: impl Iterator<Item = (Opened, Envelope, Arrival)>) {
+    async fn follow(&self, claim: Uuid, opened: impl Iterator<Item = (Opened, Envelope, Arrival)>, pass: &Pass<'_>) {
         let mut claimed = Vec::new();
         let mut others = Vec::new();
         for (opened, envelope, arrival) in opened {
@@ -147,7 +159,7 @@ impl Flow {
             }
         }
         let others = join_all(others.into_iter().map(|(opened, envelope)| self.without_call(opened, envelope)));
-        let _ = tokio::join!(others, self.call(claim, claimed));
+        let _ = tokio::join!(others, self.call(claim, claimed, pass));
     }
 
     pub(super) fn claimed(work: Work, envelope: Envelope, traceparent: Option<&str>) -> Claimed {
@@ -183,13 +195,13 @@ impl Flow {
     }
 
     /// Calls, decides, settles, tells, acknowledges. Answers how those ended whose claim held.
-    pub(super) async fn call(&self, claim: Uuid, claimed: Vec<Claimed>) -> Vec<Ending> {
+    pub(super) async fn call(&self, claim: Uuid, claimed: Vec<Claimed>, pass: &Pass<'_>) -> Vec<Ending> {
         if claimed.is_empty() {
             return Vec::new();
         }
         let (works, rest): (Vec<_>, Vec<_>) =
             claimed.into_iter().map(|one| (one.work, (one.envelope, one.span))).unzip();
-        let pushed = self.sync.customerio.push(&works).await;
+        let pushed = self.sync.customerio.push(&works, pass).await;
         let settlements: Vec<_> = works.iter().zip(pushed).map(|(work, pushed)| self.decide(work, pushed)).collect();
         let settled =
             reconnect::until_done("settling jobs", |_| true, || self.sync.ledger.settle(claim, settlements.clone()));
@@ -296,7 +308,7 @@ async fn acknowledge(envelope: Envelope) {
     }
 }
 
-async fn give_back(envelopes: Vec<Envelope>) {
+async fn give_back(envelopes: impl Iterator<Item = Envelope>) {
     for envelope in envelopes {
         envelope.give_back().await;
     }

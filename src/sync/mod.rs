@@ -87,11 +87,6 @@ impl MainFlow {
         let mut batches = JoinSet::new();
         loop {
             let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-            // Nothing is claimed while Customer.io wants to be left alone: the deliveries wait where they are.
-            tokio::select! {
-                () = flow.ready() => {}
-                () = lifecycle.draining() => {}
-            }
             let Some(items) = intake.next_batch(&lifecycle).await else { break };
             let flow = flow.clone();
             batches.spawn(async move {

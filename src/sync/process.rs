@@ -1,11 +1,13 @@
 //! Jobs that an operator wants to be run now: the same flow, without deliveries.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{batch::Flow, item::Envelope};
 use crate::{
+    customerio::GateView,
     job::{Ending, JobMessage, SyncPhase},
     ledger::{self, Arrival, Opened, Source},
 };
@@ -24,9 +26,9 @@ pub struct Processed {
 /// Why nothing was run.
 #[derive(Debug, thiserror::Error)]
 pub enum NotProcessed {
-    /// Customer.io asked to be left alone.
-    #[error("Customer.io asked to be left alone; the jobs run by themselves when the time is over")]
-    Held,
+    /// No calls are made now.
+    #[error("no calls to Customer.io are made now, see the gate in stats; the jobs run by themselves when they are")]
+    GateIsShut,
     /// The service is stopping.
     #[error("the service is stopping; the jobs stay as they are")]
     Stopping,
@@ -44,9 +46,19 @@ impl Processor {
         Self(flow)
     }
 
-    /// For how long no calls are made, if Customer.io asked for that.
-    pub fn held_for(&self) -> Option<std::time::Duration> {
-        self.0.held_for()
+    /// Whether calls to Customer.io go through.
+    pub fn gate(&self) -> GateView {
+        self.0.customerio().gate()
+    }
+
+    /// Tells when that changes.
+    pub fn watch_gate(&self) -> watch::Receiver<GateView> {
+        self.0.customerio().watch_gate()
+    }
+
+    /// Time until the next probe, while no calls go through.
+    pub fn probe_in(&self) -> Option<Duration> {
+        self.0.customerio().probe_in()
     }
 
     /// Runs up to `limit` jobs that are ready, and waits for them. One that a delivery holds is left to it. The work goes
@@ -55,8 +67,8 @@ impl Processor {
         if self.0.is_draining() {
             return Err(NotProcessed::Stopping);
         }
-        if self.held_for().is_some() {
-            return Err(NotProcessed::Held);
+        if self.gate().is_shut {
+            return Err(NotProcessed::GateIsShut);
         }
         let ready = self.0.ledger().ready(limit).await?;
         let flow = self.0.clone();
@@ -91,7 +103,9 @@ impl Flow {
             traceparent: None,
         };
         let arrivals: Vec<_> = batch.iter().map(order).collect();
-        let opened = match self.claim(&arrivals).await {
+        // What is not run now runs by itself when calls go through again.
+        let Some(pass) = self.customerio().try_pass() else { return Vec::new() };
+        let opened = match self.claim(&arrivals, &pass).await {
             Ok(Some(opened)) => opened,
             Ok(None) => return Vec::new(),
             Err(error) => {
@@ -104,6 +118,6 @@ impl Flow {
             Opened::Claimed(work) => Some(Self::claimed(*work, Envelope::of_operator(), None)),
             _ => None,
         });
-        self.call(opened.claim, claimed.collect()).await
+        self.call(opened.claim, claimed.collect(), &pass).await
     }
 }

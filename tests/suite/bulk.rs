@@ -133,7 +133,7 @@ async fn a_bulk_retry_goes_on_after_a_restart() {
 #[tokio::test]
 async fn what_fails_again_is_not_retried_by_the_same_bulk_retry() {
     let (world, app) = seeded("500").await;
-    world.fault(json!({ "kind": "status", "status": 403 })).await;
+    world.fault(json!({ "kind": "status", "status": 422 })).await;
     let bulk = world.act(&app, "/sync-failures/retry", Some(&json!({ "errorType": "other" }))).await;
     let bulk = wait_for_bulk(&world, &app, &bulk["id"], "completed").await;
     assert_eq!(bulk["retried"], 20);

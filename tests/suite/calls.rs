@@ -41,6 +41,10 @@ async fn every_status_is_tried_again_or_parked_as_its_kind_says() {
         world.fault(json!({ "kind": "status", "status": status, "calls": 1, "body": "<html>no</html>" })).await;
         let attempts = i64::from(ends == "pending");
         assert_eq!(first_try(&world).await, (ends.to_owned(), error_type.to_owned(), attempts), "{status}");
+        // Refused credentials shut the gate; a call that goes through opens it.
+        let signup = Uuid::new_v4();
+        world.submit(&submitted(signup)).await;
+        world.wait_for_job(signup, "initial", "completed").await;
     }
     app.stop().await;
 }
@@ -105,7 +109,7 @@ async fn ready_jobs(world: &World, signups: &[Uuid]) -> Vec<Work> {
 }
 
 fn client(world: &World) -> CustomerIo {
-    CustomerIo::new(&world.config().customerio, Arc::default()).expect("the settings are valid")
+    CustomerIo::new(&world.config().customerio, world.config().gate, Arc::default()).expect("the settings are valid")
 }
 
 #[tokio::test]
@@ -114,7 +118,8 @@ async fn a_call_that_is_refused_whole_is_split_until_the_culprit_stands_alone() 
     let signups: Vec<_> = (0..16).map(|_| Uuid::new_v4()).collect();
     let jobs = ready_jobs(&world, &signups).await;
     world.fault(json!({ "kind": "refuse", "identifier": contact(signups[11]), "whole": true })).await;
-    let pushed = client(&world).push(&jobs).await;
+    let client = client(&world);
+    let pushed = client.push(&jobs, &client.pass().await).await;
     for (index, one) in pushed.iter().enumerate() {
         let is_refused = matches!(one.attempt.outcome, Outcome::Refused(_));
         assert_eq!(is_refused, index == 11, "job {index}: {:?}", one.attempt.outcome);
@@ -129,7 +134,8 @@ async fn jobs_that_are_ready_together_travel_in_as_few_calls_as_the_limits_allow
     let world = World::new().await;
     let signups: Vec<_> = (0..120).map(|_| Uuid::new_v4()).collect();
     let jobs = ready_jobs(&world, &signups).await;
-    let pushed = client(&world).push(&jobs).await;
+    let client = client(&world);
+    let pushed = client.push(&jobs, &client.pass().await).await;
     assert!(pushed.iter().all(|one| one.attempt.outcome == Outcome::Accepted));
     assert_eq!(world.calls().await.len(), 3, "100 operations a call, two a job");
     assert_eq!(world.events().await.len(), 120);

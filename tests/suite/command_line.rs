@@ -136,7 +136,7 @@ async fn an_operator_sees_and_mends_failures_from_a_terminal() {
     assert!(list.contains(&id) && list.contains("1 of 1") && !list.contains("@example.com"), "{list}");
     assert!(ann(&["failures", "list", "--search", "nobody"]).contains("0 of 0"));
     let groups = ann(&["failures", "groups"]);
-    assert!(groups.contains("credentials") && groups.contains("Customer.io answered 403"), "{groups}");
+    assert!(groups.contains("data") && groups.contains("Customer.io answered 422"), "{groups}");
     let groups: serde_json::Value = serde_json::from_str(&ann(&["failures", "groups", "--json"])).expect("JSON");
     assert_eq!(groups["items"][0]["count"], 1);
     let job = ann(&["jobs", "show", &id]);

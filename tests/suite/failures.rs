@@ -390,9 +390,9 @@ async fn process_waits_for_nobody_while_customer_io_wants_to_be_left_alone() {
     world.fault(json!({ "kind": "status", "status": 429, "calls": 1, "retry_after": "60" })).await;
     assert_eq!(world.act(&app, "/process?limit=1", None).await["retrying"], 1);
     let (status, problem) = world.api(&app, "POST", "/process", None).await;
-    assert!(status == 503 && problem["detail"].to_string().contains("left alone"), "{problem}");
+    assert!(status == 503 && problem["detail"].to_string().contains("see the gate"), "{problem}");
     let gate = &world.read(&app, "/stats").await["gate"];
-    assert_eq!(gate["state"], "open");
+    assert_eq!((&gate["state"], &gate["reason"]), (&json!("open"), &json!("asked")));
     assert!(gate["seconds"].as_u64().is_some_and(|seconds| (50..=60).contains(&seconds)), "{gate}");
     app.stop().await;
 }

@@ -14,6 +14,7 @@ mod feed;
 mod ladder;
 mod ledger;
 mod migrations;
+mod outage;
 mod page;
 mod probes;
 mod recovery;

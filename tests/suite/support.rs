@@ -102,6 +102,7 @@ impl World {
             ("CUSTOMERIO_TRACK_URL", format!("http://{}", simulator.addr())),
             ("HTTP_ADDR", "127.0.0.1:0".to_owned()),
             ("RETRY_DELAYS", SHORT_LADDER.to_owned()),
+            ("CUSTOMERIO_SYNC__GATE__PROBE_AFTER", "50ms".to_owned()),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value)).to_vec();
         Self {
@@ -344,7 +345,7 @@ impl World {
     /// A signup whose initial job Customer.io has refused.
     pub(crate) async fn failed_signup(&self) -> Uuid {
         let signup = Uuid::new_v4();
-        self.fault(json!({ "kind": "status", "status": 403, "calls": 1 })).await;
+        self.fault(json!({ "kind": "status", "status": 422, "calls": 1 })).await;
         self.submit(&submitted(signup)).await;
         self.wait_for_job(signup, "initial", "failed").await;
         signup

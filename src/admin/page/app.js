@@ -40,7 +40,7 @@ function drawStats(stats) {
     ["Completed", number(byStatus.completed)],
     ["Failed, all", number(byStatus.failed)],
     ["Not understood", number(stats.unprocessable), stats.unprocessable ? "bad" : ""],
-    ["Calls to Customer.io", gate.state === "open" ? `on hold, ${span(gate.seconds ?? 0)}` : "go through", gate.state === "open" ? "wait" : "good", gate.meaning],
+    ["Calls to Customer.io", gate.state === "open" ? `${GATE[gate.reason]} for ${span(secondsSince(gate.since))}, probe in ${span(gate.seconds ?? 0)}` : "go through", gate.state === "open" ? "wait" : "good", gate.meaning],
   ];
   $("tiles").replaceChildren(...tiles.map(([name, value, kind = "", title]) =>
     h("div", { title }, h("dt", {}, name), h("dd", { class: kind }, value))));
@@ -117,6 +117,7 @@ function drawChips() {
   $("chips").replaceChildren(...chips);
 }
 
+const GATE = { outage: "outage", credentials: "credentials refused", asked: "on hold" };
 const bulks = new Map();
 
 function drawBulks() {

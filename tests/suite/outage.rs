@@ -1,0 +1,85 @@
+//! Customer.io is away, refuses the credentials, or wants to be left alone: jobs wait, and few spend a retry.
+
+use crate::support::{World, submitted, wait_for};
+use futures_util::StreamExt;
+use serde_json::json;
+use uuid::Uuid;
+
+async fn submit(world: &World, count: usize) {
+    let channel = world.channel().await;
+    for _ in 0..count {
+        let body = submitted(Uuid::new_v4()).to_string();
+        let properties = lapin::BasicProperties::default().with_content_type("application/json".into());
+        crate::support::publish_on(&channel, "signup.events", "signup.submitted", body.as_bytes(), properties).await;
+    }
+}
+
+async fn wait_for_completed(world: &World, count: i64) {
+    wait_for(&format!("{count} completed jobs"), || async {
+        let sql = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'";
+        (world.count(sql).await == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_outage_costs_few_jobs_a_retry_and_ends_with_none_failed() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__GATE__PROBE_AT_LEAST_EVERY", "200ms");
+    let app = world.start().await;
+    world.fault(json!({ "kind": "status", "status": 503 })).await;
+    submit(&world, 1000).await;
+    let stats = wait_for("the gate to shut", || async {
+        Some(world.read(&app, "/stats").await).filter(|stats| stats["gate"]["state"] == "open")
+    })
+    .await;
+    assert_eq!(stats["gate"]["reason"], "outage");
+    let calls = world.calls().await.len();
+    wait_for("five probes", || async { (world.calls().await.len() >= calls + 5).then_some(()) }).await;
+    let (_, metrics) = world.get(&app, "/metrics").await;
+    assert!(metrics.lines().any(|line| line == "customerio_sync_gate_open 1"), "{metrics}");
+    assert_eq!(world.get(&app, "/readyz").await.0, 200, "it can work; Customer.io can't");
+    world.clear_faults().await;
+    wait_for_completed(&world, 1000).await;
+    assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
+    // Those of the first calls, and one a probe.
+    let retried = world.count("SELECT count(*) FROM sync_attempts WHERE error_type IS NOT NULL").await;
+    assert!(retried < 900, "{retried} tries failed");
+    assert_eq!(world.read(&app, "/stats").await["gate"]["state"], "closed");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn refused_credentials_fail_the_jobs_of_one_call_and_let_the_others_wait() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let url = format!("ws://{}/api/v1/signups/customerio/ws", app.http_addr());
+    let (mut frames, _) = tokio_tungstenite::connect_async(url).await.expect("a WebSocket");
+    world.fault(json!({ "kind": "status", "status": 401 })).await;
+    let first = Uuid::new_v4();
+    world.submit(&submitted(first)).await;
+    world.wait_for_job(first, "initial", "failed").await;
+    let notice = async {
+        loop {
+            let frame = frames.next().await.expect("the connection goes on").expect("a frame");
+            let frame: serde_json::Value = serde_json::from_str(&frame.into_text().expect("text")).unwrap_or_default();
+            if frame["type"] == "gate.changed" {
+                return frame;
+            }
+        }
+    };
+    let notice = tokio::time::timeout(std::time::Duration::from_secs(30), notice).await.expect("it is told");
+    assert_eq!((&notice["gate"]["isShut"], &notice["gate"]["reason"]), (&json!(true), &json!("credentials")));
+    let (status, told) = world.get(&app, "/readyz").await;
+    assert!(status == 503 && told.contains("credentials refused"), "{told}");
+
+    submit(&world, 50).await;
+    let probes =
+        || async { world.calls().await.iter().filter(|call| call["path"] == "/api/v1/accounts/region").count() };
+    wait_for("three probes", || async { (probes().await >= 3).then_some(()) }).await;
+    let failed = world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'").await;
+    assert_eq!(failed, 1, "the others wait");
+    world.clear_faults().await;
+    wait_for_completed(&world, 50).await;
+    assert_eq!(world.get(&app, "/readyz").await.0, 200);
+    app.stop().await;
+}
