@@ -120,6 +120,17 @@ impl Link {
     }
 }
 
+/// What in the broker is not as `topology` has it, without changing anything.
+pub async fn differences(config: &Config, topology: &Topology) -> Result<Vec<Error>, Error> {
+    let connecting = Connection::connect_uri(parse_url(config)?, ConnectionProperties::default());
+    let connection = tokio::time::timeout(config.connect_timeout, connecting).await;
+    let connection = connection.map_err(|_| Error::ConnectTimeout(config.connect_timeout))?.map_err(Error::Connect)?;
+    let differences = topology.differences(&connection).await;
+    // Channels that ended with a difference may still be closing; the connection ends either way.
+    let _ = connection.close(200, "done".into()).await;
+    differences
+}
+
 /// The virtual host that the URL names; `/` where there is no URL.
 pub fn vhost(config: &Config) -> Result<String, Error> {
     if config.url.expose_secret().is_empty() { Ok("/".to_owned()) } else { Ok(parse_url(config)?.vhost) }

@@ -143,6 +143,30 @@ impl Topology {
         channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
     }
 
+    /// What is missing, or stands with other arguments. Bindings can't be asked for over AMQP.
+    pub(super) async fn differences(&self, connection: &Connection) -> Result<Vec<Error>, Error> {
+        let mut differences = Vec::new();
+        // A channel ends with the first thing that is not as it is said to be, so each has one of its own.
+        let fresh = async || connection.create_channel().await.map_err(Error::doing("opening a channel"));
+        for exchange in &self.exchanges {
+            let channel = fresh().await?;
+            let checked = match exchange.require(&channel).await {
+                Ok(()) => exchange.declare(&channel).await,
+                missing => missing,
+            };
+            note(&mut differences, checked)?;
+        }
+        for queue in &self.queues {
+            let channel = fresh().await?;
+            let checked = match queue.require(&channel).await {
+                Ok(()) => queue.declare(&channel).await,
+                missing => missing,
+            };
+            note(&mut differences, checked)?;
+        }
+        Ok(differences)
+    }
+
     /// The table as a RabbitMQ definitions file (<https://www.rabbitmq.com/docs/definitions>) for `vhost`.
     pub fn definitions(&self, vhost: &str) -> Value {
         let exchanges = self.exchanges.iter().map(|exchange| {
@@ -277,6 +301,15 @@ impl Queue {
             .await
             .map_err(Error::doing("binding a queue"))
     }
+}
+
+/// Keeps a difference, and passes on what is none.
+fn note(differences: &mut Vec<Error>, checked: Result<(), Error>) -> Result<(), Error> {
+    match checked {
+        Err(error @ (Error::Missing(_) | Error::Inequivalent(_))) => differences.push(error),
+        other => other?,
+    }
+    Ok(())
 }
 
 /// RabbitMQ's own text of a 406 names the object, the argument and both values.

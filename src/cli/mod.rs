@@ -1,5 +1,6 @@
 //! The command line: one function a subcommand.
 
+mod doctor;
 mod migrate;
 mod operate;
 mod publish;
@@ -37,6 +38,8 @@ enum Command {
     Migrate,
     /// Declare exchanges, queues and bindings and exit.
     Topology(topology::Args),
+    /// Check configuration, database, broker and Customer.io, and tell how to mend what does not hold.
+    Doctor,
     /// Run a simulator of Customer.io's Track API.
     Simulate(simulate::Args),
     /// Publish events from a JSON-lines file, standard input, or a generator.
@@ -98,6 +101,7 @@ fn execute(cli: Cli) -> Result<(), Error> {
             Command::Serve => serve::run(config).await,
             Command::Migrate => migrate::run(&config).await,
             Command::Topology(args) => topology::run(&config, args).await,
+            Command::Doctor => doctor::run(&config).await,
             Command::Simulate(args) => simulate::run(args).await,
             Command::Publish(args) => publish::run(&config, args).await,
             Command::Failures(args) => operate::failures(args).await,

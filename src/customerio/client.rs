@@ -59,6 +59,22 @@ pub struct Pushed {
     pub attempt: Attempt,
 }
 
+/// What Customer.io says of the credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Account {
+    /// There are none, so nobody was asked.
+    Mock,
+    /// It does not accept them.
+    Refused,
+    /// It accepts them.
+    In {
+        /// Where the account's data is kept, `us` or `eu`.
+        region: String,
+    },
+    /// It could not be asked, for this reason.
+    NoAnswer(String),
+}
+
 /// The Track API.
 #[derive(Debug)]
 pub struct CustomerIo {
@@ -144,6 +160,24 @@ impl CustomerIo {
     /// Time until the next probe, while no calls go through.
     pub fn probe_in(&self) -> Option<Duration> {
         self.gate.probe_in()
+    }
+
+    /// What Customer.io says of the credentials.
+    pub async fn account(&self) -> Account {
+        #[derive(serde::Deserialize)]
+        struct Region {
+            region: String,
+        }
+        let Transport::Http(http) = &self.transport else { return Account::Mock };
+        let request = http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
+        match exchange(request).await {
+            Err(error) => Account::NoAnswer(describe(&error)),
+            Ok(Answered { status: 401 | 403, .. }) => Account::Refused,
+            Ok(answered) => match serde_json::from_slice::<Region>(&answered.body) {
+                Ok(Region { region }) => Account::In { region },
+                Err(_) => Account::NoAnswer(format!("the answer {} can't be read", answered.status)),
+            },
+        }
     }
 
     /// Asks for the account's region, which needs the same credentials and changes nothing. What answers neither yes nor

@@ -14,7 +14,7 @@ use std::{num::NonZeroU32, time::Duration};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-pub use client::{CustomerIo, Error, Pushed};
+pub use client::{Account, CustomerIo, Error, Pushed};
 pub use gate::{Config as GateConfig, GateReason, GateView, Pass};
 
 /// Where the account's data is kept.
@@ -28,6 +28,11 @@ pub enum Region {
 }
 
 impl Region {
+    /// Whether Customer.io calls it so.
+    pub fn is(self, name: &str) -> bool {
+        matches!((self, name), (Self::Us, "us") | (Self::Eu, "eu"))
+    }
+
     const fn track_url(self) -> &'static str {
         match self {
             Self::Us => "https://track.customer.io",

@@ -128,6 +128,26 @@ impl Ledger {
         Ok(sqlx::migrate!().run(&self.pool).await?)
     }
 
+    /// How the schema differs from the one of this version, if it does.
+    pub async fn check_schema(&self) -> Result<Option<String>, Error> {
+        let migrator = sqlx::migrate!();
+        let wanted = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
+        let exists = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::doing("looking for the schema"))?;
+        if !exists {
+            return Ok(Some("there is no schema yet".to_owned()));
+        }
+        // The table is the migrator's own; no migration of ours makes it.
+        let found: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::doing("reading the version of the schema"))?;
+        let found = found.unwrap_or_default();
+        Ok((found != wanted).then(|| format!("the schema is at version {found}, this program needs {wanted}")))
+    }
+
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), Error> {
         sqlx::query_scalar!("SELECT 1 AS one")

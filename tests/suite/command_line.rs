@@ -31,6 +31,7 @@ fn every_subcommand_has_help_and_the_program_has_a_version() {
         vec!["failures", "retry", "--help"],
         vec!["jobs", "show", "--help"],
         vec!["stats", "--help"],
+        vec!["doctor", "--help"],
     ] {
         assert_eq!(run(&[], &arguments).status.code(), Some(0), "{arguments:?}");
     }
@@ -163,4 +164,63 @@ async fn an_operator_sees_and_mends_failures_from_a_terminal() {
     world.failed_signup().await;
     assert_eq!(ann(&["failures", "dismiss", "--all", "--reason", "a test account"]).trim(), "1 dismissed");
     app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_tells_what_does_not_hold_and_how_to_mend_it() {
+    let world = World::new().await;
+    let url = format!("http://{}", world.simulator.addr());
+    let doctor = |extra: &[(&str, &str)]| {
+        let mut settings = vec![
+            ("DATABASE_URL", world.database_url.as_str()),
+            ("AMQP_URL", world.amqp_url.as_str()),
+            ("CUSTOMERIO_SITE_ID", "site"),
+            ("CUSTOMERIO_API_KEY", "key"),
+            ("CUSTOMERIO_TRACK_URL", url.as_str()),
+            ("RETRY_DELAYS", "1s,2s"),
+        ];
+        settings.retain(|(name, _)| extra.iter().all(|(other, _)| other != name));
+        settings.extend(extra);
+        let output = run(&settings, &["doctor"]);
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    let (code, told) = doctor(&[]);
+    assert_eq!(code, Some(1));
+    for line in [
+        "ok    configuration",
+        "FAIL  database: there is no schema yet; mend: run `customerio-sync migrate` of this version",
+        "FAIL  broker: the queue customerio-sync.retry.2s does not exist",
+        "ok    Customer.io",
+    ] {
+        assert!(told.lines().any(|one| one.starts_with(line)), "{line} in {told}");
+    }
+    assert_eq!(world.management("queues").await, json!([]), "nothing was changed");
+
+    let settings = [
+        ("DATABASE_URL", world.database_url.as_str()),
+        ("AMQP_URL", world.amqp_url.as_str()),
+        ("RETRY_DELAYS", "1s,2s"),
+    ];
+    assert!(run(&settings, &["migrate"]).status.success());
+    assert!(run(&settings, &["topology"]).status.success());
+    assert_eq!(
+        doctor(&[]),
+        (Some(0), "ok    configuration\nok    database\nok    broker\nok    Customer.io\n".to_owned())
+    );
+
+    let (_, told) = doctor(&[("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "7")]);
+    let differences = told.lines().filter(|line| line.contains("x-delivery-limit") && line.contains("received '7'"));
+    assert_eq!(differences.count(), 3, "each work queue has its line: {told}");
+    let unused =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").to_string();
+    let (away, nowhere) = (format!("postgres://x@{unused}/x"), format!("amqp://x@{unused}/x"));
+    let (code, told) = doctor(&[("DATABASE_URL", &away), ("AMQP_URL", &nowhere), ("CUSTOMERIO_REGION", "eu")]);
+    assert_eq!(code, Some(1));
+    for part in ["mend: start PostgreSQL", "mend: start RabbitMQ", "mend: set CUSTOMERIO_REGION=us"] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    let (_, told) = doctor(&[("CUSTOMERIO_API_KEY", "")]);
+    assert!(told.contains("FAIL  Customer.io: mock mode"), "{told}");
+    world.fault(json!({ "kind": "status", "status": 401 })).await;
+    assert!(doctor(&[]).1.contains("FAIL  Customer.io: the credentials are refused"));
 }
