@@ -24,7 +24,7 @@ pub(super) struct Parameters {
     /// Whether it is only said what would be done.
     #[serde(default)]
     #[param(default = false)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 }
 
 /// What would be done.

@@ -6,12 +6,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     auth::Identity,
-    bulk_retry::DryRun,
+    bulk_retry::{DryRun, Parameters},
     extract::{Json, Query, ReasonText},
     problem::{Problem, Problems},
 };
@@ -19,16 +19,6 @@ use crate::{
     job::{ErrorType, SyncPhase},
     ledger::{Selection, search_text, signature_text},
 };
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct Parameters {
-    /// Whether it is only said what would be done.
-    #[serde(default)]
-    #[param(default = false)]
-    dry_run: bool,
-}
 
 /// A selection as a retry takes it, and why its failures need none.
 #[derive(Debug, Deserialize, ToSchema)]
