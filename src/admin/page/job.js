@@ -52,8 +52,11 @@ export function verdict(verdict, message) {
 function ladder({ job, attempts, ladder }) {
   const ended = job.status === "completed" || job.status === "failed";
   const step = (index) => {
-    const name = index === 0 ? "First call" : `Retry ${index}, after ${ladder[index - 1]?.name ?? "a wait"}`;
-    const attempt = attempts.findLast((one) => one.run === job.run && one.attempt === index);
+    const attemptAt = (index) => attempts.findLast((one) => one.run === job.run && one.attempt === index);
+    const attempt = attemptAt(index);
+    // Retry-After may have made a wait longer than the ladder's own.
+    const waited = attemptAt(index - 1)?.tier ?? ladder[index - 1]?.name ?? "a wait";
+    const name = index === 0 ? "First call" : `Retry ${index}, after ${waited}`;
     if (attempt) {
       const said = attempt.errorType ? attempt.httpStatus ?? attempt.errorType.replace("_", " ") : "accepted";
       return h("li", { class: attempt.errorType ? "missed" : "done" }, h("strong", {}, name), h("br"), `${said}, `, ago(attempt.startedAt));
