@@ -65,13 +65,14 @@ impl Recovery {
     /// where they are.
     pub async fn run(self, is_held: impl Fn() -> bool, lifecycle: Lifecycle) {
         let mut lead = self.ledger.stand_by(Duty::Recovery);
-        while !lifecycle.is_draining() {
+        loop {
+            // First after a while: what an earlier process left is delivered again in the meantime.
+            tokio::select! {
+                () = lifecycle.draining() => break,
+                () = tokio::time::sleep(self.config.interval) => {}
+            }
             if let Err(error) = self.look(&mut lead, &is_held).await {
                 tracing::warn!(%error, "looking for lost jobs failed, trying again");
-            }
-            tokio::select! {
-                () = lifecycle.draining() => {}
-                () = tokio::time::sleep(self.config.interval) => {}
             }
         }
         lead.end().await;
