@@ -57,9 +57,6 @@ enum Error {
     Broker(#[from] broker::Error),
 }
 
-/// The actor in the audit log.
-const ACTOR: &str = "customerio-sync";
-
 impl Recovery {
     /// Looks now and then until nothing new is to be taken. While `is_held` says that no calls are made, overdue jobs wait
     /// where they are.
@@ -82,7 +79,7 @@ impl Recovery {
         if !lead.is_ours().await? {
             return Ok(());
         }
-        let reset = self.ledger.cleanup(ACTOR).await?;
+        let reset = self.ledger.cleanup(ledger::SERVICE).await?;
         self.count("reset", reset);
         // A message that waits in a queue may be the one that seems to be lost.
         if is_held() || self.link.backlog().await? > 0 {

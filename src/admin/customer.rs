@@ -3,6 +3,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::event::Customer;
+
 /// Who the signup is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -11,6 +13,13 @@ pub(super) struct CustomerView {
     pub(super) email: Option<String>,
     pub(super) first_name: Option<String>,
     pub(super) last_name: Option<String>,
+}
+
+impl From<Customer> for CustomerView {
+    fn from(customer: Customer) -> Self {
+        let Customer { id, email, first_name, last_name, .. } = customer;
+        Self { id, email, first_name, last_name }
+    }
 }
 
 impl CustomerView {

@@ -13,7 +13,6 @@ use super::{
     verdict::VerdictView,
 };
 use crate::{
-    diagnosis::Case,
     job::{ErrorType, Status, SyncPhase},
     ledger::{FailedJob, Selection, search_text, signature_text},
 };
@@ -88,13 +87,7 @@ pub(super) struct FailureItem {
 
 impl FailureItem {
     pub(super) fn new(job: FailedJob, masked: bool) -> Self {
-        let verdict = VerdictView::of(&Case {
-            reason: job.reason(),
-            error_type: Some(job.error_type),
-            http_status: job.http_status.and_then(|status| status.try_into().ok()),
-            message: &job.error_message,
-            occurred_at: Some(job.occurred_at),
-        });
+        let verdict = VerdictView::of(&job.case());
         let customer = CustomerView {
             id: job.customer_id,
             email: job.email,

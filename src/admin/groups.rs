@@ -12,7 +12,6 @@ use super::{
     verdict::VerdictView,
 };
 use crate::{
-    diagnosis::Case,
     job::{ErrorType, SyncPhase},
     ledger::Group,
 };
@@ -57,13 +56,7 @@ pub(super) async fn list(
 
 fn view(group: Group) -> GroupView {
     let sample = group.sample;
-    let verdict = VerdictView::of(&Case {
-        reason: sample.reason(),
-        error_type: Some(group.error_type),
-        http_status: sample.http_status.and_then(|status| status.try_into().ok()),
-        message: &sample.error_message,
-        occurred_at: Some(sample.occurred_at),
-    });
+    let verdict = VerdictView::of(&sample.case());
     GroupView {
         signature: group.signature,
         error_type: group.error_type,

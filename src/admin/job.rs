@@ -232,7 +232,8 @@ fn job_view(job: JobRow, masked: bool) -> JobView {
 }
 
 fn signup_view(signup_id: Uuid, signup: Signup, flags: SignupFlags, masked: bool) -> SignupView {
-    let customer = signup.customer;
+    let mut customer = signup.customer;
+    let (phone, state) = (customer.phone.take(), customer.state.take());
     let bet_slip = signup.bet_slip.map(|slip| BetSlipView {
         bet_amount: slip.bet_amount,
         team_bet_on: slip.team_bet_on,
@@ -245,15 +246,9 @@ fn signup_view(signup_id: Uuid, signup: Signup, flags: SignupFlags, masked: bool
         signup_id,
         operator_id: signup.operator_id,
         operator_name: signup.operator_name,
-        phone: if masked { customer.phone.as_deref().map(mask) } else { customer.phone },
-        state: customer.state,
-        customer: CustomerView {
-            id: customer.id,
-            email: customer.email,
-            first_name: customer.first_name,
-            last_name: customer.last_name,
-        }
-        .masked_if(masked),
+        phone: if masked { phone.as_deref().map(mask) } else { phone },
+        state,
+        customer: CustomerView::from(customer).masked_if(masked),
         attributes: signup.attributes.into_iter().map(shown).collect(),
         extraction_id: signup.extraction_id,
         bet_slip,

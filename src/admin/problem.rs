@@ -39,7 +39,7 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    /// No more can be said to an anonymous client.
+    /// Whether it is that nobody is known by the request.
     pub(super) fn is_about_auth(&self) -> bool {
         self.status == StatusCode::UNAUTHORIZED.as_u16()
     }

@@ -23,10 +23,5 @@ pub(super) async fn reveal(
 ) -> Result<Json<CustomerView>, Problem> {
     let customer = state.ledger.reveal(id, &identity.name).await?;
     let customer = customer.ok_or_else(|| Problem::not_found("there is no job with this id"))?;
-    Ok(Json(CustomerView {
-        id: customer.id,
-        email: customer.email,
-        first_name: customer.first_name,
-        last_name: customer.last_name,
-    }))
+    Ok(Json(customer.into()))
 }

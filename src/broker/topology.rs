@@ -126,18 +126,18 @@ impl Topology {
     pub async fn apply(&self, connection: &Connection) -> Result<(), Error> {
         let channel = connection.create_channel().await.map_err(Error::doing("opening a channel"))?;
         for exchange in &self.exchanges {
-            if !self.declare {
-                exchange.require(&channel).await?;
+            if self.declare {
+                exchange.declare(&channel).await?;
+            } else {
+                exchange.check(&channel).await?;
             }
-            exchange.declare(&channel).await?;
         }
         for queue in &self.queues {
-            if !self.declare {
-                queue.require(&channel).await?;
-            }
-            queue.declare(&channel).await?;
             if self.declare {
+                queue.declare(&channel).await?;
                 queue.bind(&channel).await?;
+            } else {
+                queue.check(&channel).await?;
             }
         }
         channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
@@ -149,20 +149,10 @@ impl Topology {
         // A channel ends with the first thing that is not as it is said to be, so each has one of its own.
         let fresh = async || connection.create_channel().await.map_err(Error::doing("opening a channel"));
         for exchange in &self.exchanges {
-            let channel = fresh().await?;
-            let checked = match exchange.require(&channel).await {
-                Ok(()) => exchange.declare(&channel).await,
-                missing => missing,
-            };
-            note(&mut differences, checked)?;
+            note(&mut differences, exchange.check(&fresh().await?).await)?;
         }
         for queue in &self.queues {
-            let channel = fresh().await?;
-            let checked = match queue.require(&channel).await {
-                Ok(()) => queue.declare(&channel).await,
-                missing => missing,
-            };
-            note(&mut differences, checked)?;
+            note(&mut differences, queue.check(&fresh().await?).await)?;
         }
         Ok(differences)
     }
@@ -225,6 +215,12 @@ impl Exchange {
         declared.map_err(|error| inequivalent(error, "declaring an exchange"))
     }
 
+    /// Fails if it is missing, or stands with other arguments. Nothing is made: it is declared only where it is there.
+    async fn check(&self, channel: &Channel) -> Result<(), Error> {
+        self.require(channel).await?;
+        self.declare(channel).await
+    }
+
     async fn require(&self, channel: &Channel) -> Result<(), Error> {
         let options = ExchangeDeclareOptions { passive: true, durable: true, ..Default::default() };
         let found = channel
@@ -280,6 +276,12 @@ impl Queue {
         let declared =
             channel.queue_declare(self.name.as_str().into(), QueueDeclareOptions::durable(), arguments).await;
         declared.map(drop).map_err(|error| inequivalent(error, "declaring a queue"))
+    }
+
+    /// Fails if it is missing, or stands with other arguments. Nothing is made: it is declared only where it is there.
+    async fn check(&self, channel: &Channel) -> Result<(), Error> {
+        self.require(channel).await?;
+        self.declare(channel).await
     }
 
     async fn require(&self, channel: &Channel) -> Result<(), Error> {

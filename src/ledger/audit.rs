@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Error;
 
 /// The actor of what happens without an operator.
-pub(super) const SERVICE: &str = "customerio-sync";
+pub const SERVICE: &str = "customerio-sync";
 
 /// One entry.
 #[derive(Debug)]

@@ -35,6 +35,7 @@ use serde::Deserialize;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 
 pub use arrival::{Arrival, Source};
+pub use audit::SERVICE;
 pub use bulk::{BulkRetry, BulkStatus, Cancellation, Step};
 pub use detail::{AttemptRow, AuditRow, JobDetail, JobRow, SignupFlags};
 pub use failures::FailedMessage;

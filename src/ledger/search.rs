@@ -8,7 +8,10 @@ use super::{
     Error, Ledger,
     selection::{Among, Selection},
 };
-use crate::job::{ErrorType, Reason, Status, SyncPhase};
+use crate::{
+    diagnosis::Case,
+    job::{ErrorType, Status, SyncPhase},
+};
 
 /// An open failure, with its customer.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -57,9 +60,15 @@ pub struct FailedJob {
 }
 
 impl FailedJob {
-    /// Why no further try is made, if that was written down.
-    pub fn reason(&self) -> Option<Reason> {
-        self.failed_reason.as_deref().and_then(|reason| reason.parse().ok())
+    /// The failure, as a verdict looks at it.
+    pub fn case(&self) -> Case<'_> {
+        Case {
+            reason: self.failed_reason.as_deref().and_then(|reason| reason.parse().ok()),
+            error_type: Some(self.error_type),
+            http_status: self.http_status.and_then(|status| status.try_into().ok()),
+            message: &self.error_message,
+            occurred_at: Some(self.occurred_at),
+        }
     }
 }
 
@@ -105,16 +114,21 @@ impl Ledger {
         limit: i64,
         offset: i64,
     ) -> Result<(Vec<FailedJob>, i64), Error> {
+        let mut count = QueryBuilder::new("SELECT count(*)");
+        selection.push(&mut count, Among::OpenFailures);
+        let total = count.build_query_scalar().persistent(false).fetch_one(&self.pool);
+        let total = async { total.await.map_err(Error::doing("counting failures")) };
+        tokio::try_join!(self.page(selection, limit, offset), total)
+    }
+
+    async fn page(&self, selection: &Selection, limit: i64, offset: i64) -> Result<Vec<FailedJob>, Error> {
         // The page is found in the index alone; then its few rows are read.
         let mut page = QueryBuilder::new("WITH page AS (SELECT j.id");
         selection.push(&mut page, Among::OpenFailures);
         page.push(ORDER).push(" LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset).push(")").push(COLUMNS);
         page.push(ORDER);
-        let mut count = QueryBuilder::new("SELECT count(*)");
-        selection.push(&mut count, Among::OpenFailures);
-        let items = page.build_query_as().persistent(false).fetch_all(&self.pool);
-        let total = count.build_query_scalar().persistent(false).fetch_one(&self.pool);
-        tokio::try_join!(items, total).map_err(Error::doing("listing failures"))
+        let items = page.build_query_as().persistent(false).fetch_all(&self.pool).await;
+        items.map_err(Error::doing("listing failures"))
     }
 
     /// The open failures grouped by signature and kind of trouble, the largest group first.
@@ -150,7 +164,7 @@ impl Ledger {
         .map_err(Error::doing("grouping failures"))?;
         let ids = column!(rows, row => row.sample);
         let selection = Selection { job_ids: Some(ids), ..Selection::default() };
-        let (samples, _) = self.failures(&selection, MOST_GROUPS, 0).await?;
+        let samples = self.page(&selection, MOST_GROUPS, 0).await?;
         let group = rows.into_iter().filter_map(|row| {
             // A sample that was retried meanwhile takes its group with it until the next look.
             let sample = samples.iter().find(|sample| sample.job_id == row.sample)?.clone();
