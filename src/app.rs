@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use crate::{
     admin,
     broker::{self, Link, Publisher, Topology},
-    bulk,
+    budget, bulk,
     config::Config,
     customerio::{self, CustomerIo},
     feed::Feed,
@@ -49,6 +49,9 @@ pub enum Error {
     },
 }
 
+/// How long the HTTP server may take to end its answers, and the share of the calls to be given up.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// The service, running.
 #[derive(Debug)]
 pub struct App {
@@ -58,7 +61,8 @@ pub struct App {
     links: Vec<Arc<Link>>,
     /// They end by themselves when nothing new is taken.
     flows: JoinSet<()>,
-    server: JoinSet<()>,
+    /// What the flows need to the end: the HTTP server, and the share of the calls.
+    services: JoinSet<()>,
     grace: Duration,
 }
 
@@ -81,7 +85,7 @@ impl App {
             ready: ready.clone(),
             websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
         };
-        let (server, http_addr) = listen(config.http.addr, state).await?;
+        let (mut services, http_addr) = listen(config.http.addr, state).await?;
 
         if config.database.migrate {
             reconnect::until_done("applying the migrations", ledger::Error::is_transient, || ledger.migrate()).await?;
@@ -90,12 +94,14 @@ impl App {
         let consuming = Link::open("consume", &config.broker, topology.clone(), &metrics).await?;
         let publishing = Link::open("publish", &config.broker, topology, &metrics).await?;
         let publisher = Publisher::new(publishing.clone(), &config.broker, metrics.clone());
+        let all_calls = config.customerio.requests_per_second;
+        services.spawn(budget::run(all_calls, customerio.budget().clone(), ledger.clone(), lifecycle.clone()));
         let shared = Shared { ledger, metrics, lifecycle, consuming, publishing, publisher };
         let Shared { ledger, lifecycle, .. } = shared.clone();
         let (links, grace) = (shared.links(), config.lifecycle.grace);
         let flows = shared.start(config, customerio, &ready);
         tracing::info!(%http_addr, "serving");
-        Ok(Self { lifecycle, http_addr, ledger, links, flows, server, grace })
+        Ok(Self { lifecycle, http_addr, ledger, links, flows, services, grace })
     }
 
     /// Where HTTP is served.
@@ -116,8 +122,12 @@ impl App {
             link.close().await;
         }
         self.lifecycle.end();
+        let ended = async { while self.services.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_WORDS, ended).await.is_err() {
+            tracing::debug!("what served to the end is cut off");
+        }
+        self.services.shutdown().await;
         self.ledger.close().await;
-        self.server.shutdown().await;
     }
 }
 
@@ -141,6 +151,7 @@ impl Shared {
     fn start(self, config: Config, customerio: CustomerIo, ready: &OnceLock<admin::Ready>) -> JoinSet<()> {
         let links = self.links();
         let Self { ledger, metrics, lifecycle, consuming, publishing, publisher } = self;
+        let budget = customerio.budget().clone();
         let sync = Sync {
             config: config.sync,
             prefetch: config.broker.prefetch.get(),
@@ -165,12 +176,15 @@ impl Shared {
             ledger: ledger.clone(),
             metrics: metrics.clone(),
         };
-        let calls = processor.clone();
+        let (calls, held) = (processor.clone(), processor.clone());
+        let are_calls_short = move || budget.is_exhausted() || held.gate().is_shut;
         let at_work = admin::Ready { links, publisher: publisher.clone(), processor, feed: feed.clone() };
         ready.get_or_init(|| at_work);
         let mut flows = JoinSet::new();
         flows.spawn(feed.run(consuming.clone(), ledger.clone(), calls.watch_gate(), lifecycle.clone()));
-        flows.spawn(bulk::run(config.bulk_retry, publishing, ledger.clone(), publisher, lifecycle.clone()));
+        let bulk =
+            bulk::run(config.bulk_retry, are_calls_short, publishing, ledger.clone(), publisher, lifecycle.clone());
+        flows.spawn(bulk);
         flows.spawn(sweeper.run(lifecycle.clone()));
         flows.spawn(recovery.run(move || calls.gate().is_shut, lifecycle.clone()));
         flows.spawn(mirror::run(config.mirror, consuming.clone(), ledger, lifecycle, metrics));
@@ -183,11 +197,11 @@ async fn listen(addr: SocketAddr, state: admin::State) -> Result<(JoinSet<()>, S
     let failed = |source| Error::Listen { addr, source };
     let listener = TcpListener::bind(addr).await.map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
-    let mut server = JoinSet::new();
-    server.spawn(async move {
+    let mut services = JoinSet::new();
+    services.spawn(async move {
         if let Err(error) = admin::serve(listener, state).await {
             tracing::error!(%error, "the HTTP server ended");
         }
     });
-    Ok((server, addr))
+    Ok((services, addr))
 }

@@ -39,11 +39,23 @@ impl Config {
     }
 }
 
-/// Takes steps until nothing new is to be taken.
-pub async fn run(config: Config, link: Arc<Link>, ledger: Ledger, publisher: Publisher, lifecycle: Lifecycle) {
+/// Takes steps until nothing new is to be taken. While `are_calls_short` says that calls wait for their turn, live traffic
+/// goes first.
+pub async fn run(
+    config: Config,
+    are_calls_short: impl Fn() -> bool,
+    link: Arc<Link>,
+    ledger: Ledger,
+    publisher: Publisher,
+    lifecycle: Lifecycle,
+) {
     let mut pauses = Pauses::default();
     let (most, pace) = config.step();
     while !lifecycle.is_draining() {
+        if are_calls_short() {
+            wait(&lifecycle, pace).await;
+            continue;
+        }
         match ledger.bulk_step(most, pace).await {
             Ok(Step::Idle) => wait(&lifecycle, LOOK_EVERY).await,
             Ok(Step::Started(jobs)) => {

@@ -7,7 +7,7 @@
 //! 7  app        telemetry
 //! 6  config
 //! 5  admin      simulator
-//! 4  sync       mirror     feed        bulk      recovery
+//! 4  sync       mirror     feed        bulk      recovery    budget
 //! 3  ledger     broker     customerio
 //! 2  retry      diagnosis
 //! 1  job
@@ -17,6 +17,7 @@
 pub mod admin;
 pub mod app;
 pub mod broker;
+pub mod budget;
 pub mod bulk;
 pub mod cli;
 pub mod config;

@@ -13,7 +13,7 @@ const ROWS: [&[&str]; 9] = [
     &["job"],
     &["retry", "diagnosis"],
     &["ledger", "broker", "customerio"],
-    &["sync", "mirror", "feed", "bulk", "recovery"],
+    &["sync", "mirror", "feed", "bulk", "recovery", "budget"],
     &["admin", "simulator"],
     &["config"],
     &["app", "telemetry"],

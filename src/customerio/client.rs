@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use chrono::Utc;
 use futures_util::future::{BoxFuture, join_all};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use reqwest::{
     Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER},
@@ -16,6 +15,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     Config, GateConfig, Identifier,
     answer::{self, Answer, Meaning},
+    budget::Budget,
     gate::{Called, Gate, GateReason, GateView, Pass},
     operation::{self, Prepared},
 };
@@ -81,7 +81,7 @@ pub struct CustomerIo {
     transport: Transport,
     identifier: Identifier,
     max_jobs: usize,
-    limiter: DefaultDirectRateLimiter,
+    budget: Budget,
     gate: Gate,
     metrics: std::sync::Arc<Metrics>,
 }
@@ -119,13 +119,11 @@ impl CustomerIo {
         } else {
             Transport::http(config)?
         };
-        // A tenth of a second's worth may go at once.
-        let burst = (config.requests_per_second.get() / 10).try_into().unwrap_or(std::num::NonZeroU32::MIN);
         Ok(Self {
             transport,
             identifier: config.identifier,
             max_jobs: (config.max_operations / 2).max(1),
-            limiter: RateLimiter::direct(Quota::per_second(config.requests_per_second).allow_burst(burst)),
+            budget: Budget::new(),
             gate: Gate::new(gate),
             metrics,
         })
@@ -145,6 +143,11 @@ impl CustomerIo {
     /// The leave to call, if calls go through now.
     pub fn try_pass(&self) -> Option<Pass<'_>> {
         self.gate.try_pass()
+    }
+
+    /// How many calls a second it may make, which is none until some are granted.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Whether calls go through.
@@ -184,6 +187,7 @@ impl CustomerIo {
     /// no, such as a proxy that knows the batch endpoint alone, leaves it to a job's call.
     async fn are_credentials_accepted(&self, pass: &Pass<'_>) -> bool {
         let Transport::Http(http) = &self.transport else { return true };
+        self.budget.turn().await;
         let request = http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
         let called = match exchange(request).await {
             Ok(Answered { status: 401 | 403, .. }) => Called::Refused,
@@ -235,7 +239,7 @@ impl CustomerIo {
     /// Makes one call. One that is refused whole is cut in halves until the culprit stands alone.
     fn send<'a>(&'a self, jobs: &'a [(usize, Prepared)], pass: &'a Pass<'_>) -> BoxFuture<'a, Vec<Attempt>> {
         Box::pin(async move {
-            self.limiter.until_ready().await;
+            self.budget.turn().await;
             let (started_at, started) = (Utc::now(), Instant::now());
             let call = self.call(jobs).await;
             let duration = started.elapsed();

@@ -5,6 +5,7 @@
 //! call again by itself: the broker's tiers do.
 
 mod answer;
+mod budget;
 mod client;
 mod gate;
 mod operation;
@@ -14,6 +15,7 @@ use std::{num::NonZeroU32, time::Duration};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+pub use budget::Budget;
 pub use client::{Account, CustomerIo, Error, Pushed};
 pub use gate::{Config as GateConfig, GateReason, GateView, Pass};
 
@@ -73,7 +75,7 @@ pub struct Config {
     /// How long a connection attempt may take.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// Requests a second at most.
+    /// Requests a second at most, of all replicas together.
     pub requests_per_second: NonZeroU32,
     /// Operations in one call at most; a job is two.
     pub max_operations: usize,

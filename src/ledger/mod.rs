@@ -13,6 +13,7 @@ macro_rules! column {
 mod arrival;
 mod audit;
 mod bulk;
+mod call_shares;
 mod detail;
 mod dismiss;
 mod failures;

@@ -1,6 +1,6 @@
 //! Many failures at once: bulk retries, dismissals, and messages that could not be understood.
 
-use crate::support::{World, submitted, wait_for};
+use crate::support::{World, publish_on, submitted, wait_for};
 use customerio_sync::app::App;
 use lapin::BasicProperties;
 use serde_json::{Value, json};
@@ -257,5 +257,30 @@ async fn a_replayed_message_that_is_understood_now_becomes_a_job() {
     let job = world.wait_for_job(signup, "initial", "completed").await;
     assert_eq!(job["event_id"], "m-7", "the message kept its id");
     assert_eq!(world.failures().await[0]["resolution"], "replayed");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn live_traffic_goes_before_bulk_retries_when_calls_are_short() {
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "40")
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "2");
+    let app = world.start().await;
+    world.pool.execute(SEED).await.expect("seeded");
+    let channel = world.channel().await;
+    for _ in 0..120 {
+        let body = submitted(Uuid::new_v4()).to_string();
+        publish_on(&channel, "signup.events", "signup.submitted", body.as_bytes(), BasicProperties::default()).await;
+    }
+    let waiting = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'";
+    wait_for("calls to be short", || async { (world.count(waiting).await > 80).then_some(()) }).await;
+    let bulk = world.act(&app, "/sync-failures/retry", Some(&json!({ "errorType": "other" }))).await;
+    let live = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed' AND NOT manual_retry";
+    wait_for("the live traffic to be worked off", || async { (world.count(live).await == 120).then_some(()) }).await;
+    let started = world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE manual_retry").await;
+    assert!(started <= 10, "{started} of 20 were started before");
+    wait_for_bulk(&world, &app, &bulk["id"], "completed").await;
+    wait_for("all to be done", || async { (completed(&world).await == 140).then_some(()) }).await;
     app.stop().await;
 }

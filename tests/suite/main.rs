@@ -3,6 +3,7 @@
 
 mod access;
 mod bad_input;
+mod budget;
 mod bulk;
 mod calls;
 mod clients;

@@ -1,0 +1,70 @@
+//! The calls a second that Customer.io allows, shared by replicas that come and go.
+
+use crate::support::{World, publish_on, submitted, wait_for};
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+/// Calls a second, and how many jobs need one each.
+const LIMIT: usize = 40;
+const JOBS: i64 = 320;
+
+/// Each job is a call of its own, and no replica takes more messages than it can soon call for.
+async fn world() -> World {
+    World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", &LIMIT.to_string())
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "2")
+        .with("CUSTOMERIO_SYNC__BROKER__PREFETCH", "10")
+        .with("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "5")
+}
+
+async fn wait_for_completed(world: &World, count: i64) {
+    wait_for(&format!("{count} completed jobs"), || async {
+        let sql = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'";
+        (world.count(sql).await >= count).then_some(())
+    })
+    .await;
+}
+
+async fn wait_for_replicas(world: &World, count: i64) {
+    wait_for(&format!("{count} replicas with a share"), || async {
+        let sql = "SELECT count(*) FROM call_shares WHERE calls_per_second > 0 AND expires_at > now()";
+        (world.count(sql).await == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn replicas_that_come_and_go_stay_under_one_limit_together() {
+    let world = world().await;
+    let first = world.start().await;
+    let channel = world.channel().await;
+    for _ in 0..JOBS {
+        let body = submitted(Uuid::new_v4()).to_string();
+        publish_on(&channel, "signup.events", "signup.submitted", body.as_bytes(), lapin::BasicProperties::default())
+            .await;
+    }
+    wait_for_completed(&world, 20).await;
+    let second = world.start().await;
+    let mut third = world.spawn();
+    wait_for_replicas(&world, 3).await;
+    let share = "SELECT max(calls_per_second)::int8 FROM call_shares";
+    wait_for("even shares", || async { (world.count(share).await == 13).then_some(()) }).await;
+    third.kill();
+    first.stop().await;
+    wait_for_replicas(&world, 1).await;
+    wait_for("the one that is left to have all", || async { (world.count(share).await == 40).then_some(()) }).await;
+    wait_for_completed(&world, JOBS).await;
+
+    let at = |call: &serde_json::Value| call["at"].as_str()?.parse::<DateTime<Utc>>().ok();
+    let mut calls: Vec<_> = world.calls().await.iter().map(|call| at(call).expect("a time")).collect();
+    calls.sort_unstable();
+    let window = TimeDelta::seconds(3);
+    let most = calls.iter().map(|start| calls.iter().filter(|at| (*start..*start + window).contains(at)).count());
+    let most = most.max().expect("calls were made");
+    // A call that was on its way for a while may arrive with the next ones.
+    assert!(most <= 3 * LIMIT + LIMIT / 4, "{most} calls in three seconds");
+    assert_eq!(world.sim("summary").await["events"], JOBS);
+    second.stop().await;
+    assert_eq!(world.count("SELECT count(*) FROM call_shares").await, 0, "it was given up");
+}
