@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     customerio::{self, CustomerIo},
     feed::Feed,
+    integrity::Watch,
     ledger::{self, Ledger},
     lifecycle::Lifecycle,
     metrics::Metrics,
@@ -176,6 +177,12 @@ impl Shared {
             ledger: ledger.clone(),
             metrics: metrics.clone(),
         };
+        let watch = Watch {
+            config: config.integrity,
+            link: consuming.clone(),
+            ledger: ledger.clone(),
+            metrics: metrics.clone(),
+        };
         let (calls, held) = (processor.clone(), processor.clone());
         let are_calls_short = move || budget.is_exhausted() || held.gate().is_shut;
         let at_work = admin::Ready { links, publisher: publisher.clone(), processor, feed: feed.clone() };
@@ -186,6 +193,8 @@ impl Shared {
             bulk::run(config.bulk_retry, are_calls_short, publishing, ledger.clone(), publisher, lifecycle.clone());
         flows.spawn(bulk);
         flows.spawn(sweeper.run(lifecycle.clone()));
+        let watched = calls.clone();
+        flows.spawn(watch.run(move || watched.gate().is_shut, lifecycle.clone()));
         flows.spawn(recovery.run(move || calls.gate().is_shut, lifecycle.clone()));
         flows.spawn(mirror::run(config.mirror, consuming.clone(), ledger, lifecycle, metrics));
         flows.spawn(main_flow.run(consuming));

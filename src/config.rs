@@ -13,7 +13,7 @@ use figment::{
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 
-use crate::{admin, broker, bulk, customerio, ledger, lifecycle, mirror, recovery, retry, sync};
+use crate::{admin, broker, bulk, customerio, integrity, ledger, lifecycle, mirror, recovery, retry, sync};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 
@@ -58,6 +58,8 @@ pub struct Config {
     pub mirror: mirror::Config,
     /// Jobs that nobody works on any more.
     pub recovery: recovery::Config,
+    /// The watch over conservation.
+    pub integrity: integrity::Config,
     /// Bulk retries.
     pub bulk_retry: bulk::Config,
     /// The HTTP server.

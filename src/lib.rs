@@ -7,7 +7,7 @@
 //! 7  app        telemetry
 //! 6  config
 //! 5  admin      simulator
-//! 4  sync       mirror     feed        bulk      recovery    budget
+//! 4  sync       mirror     feed        bulk      recovery    budget    integrity
 //! 3  ledger     broker     customerio
 //! 2  retry      diagnosis
 //! 1  job
@@ -25,6 +25,7 @@ pub mod customerio;
 pub mod diagnosis;
 pub mod event;
 pub mod feed;
+pub mod integrity;
 pub mod job;
 pub mod ledger;
 pub mod lifecycle;

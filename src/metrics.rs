@@ -36,13 +36,15 @@ pub struct Metrics {
     pub oldest_pending: IntGauge,
     /// Whether calls to Customer.io are held back: 1, else 0. Of a circuit breaker: open.
     pub gate_open: IntGauge,
+    /// Jobs and messages that are not as they should be, by `kind`; on the replica that looks, and on no other.
+    pub drift: IntGaugeVec,
     /// Publishes, by `destination` and `result` (`confirmed`, `returned`, `nacked`, `lost`).
     pub publishes: IntCounterVec,
     /// Connections opened again after a loss, by `connection`.
     pub reconnects: IntCounterVec,
     /// Failures copied into the mirror.
     pub mirrored: IntCounter,
-    /// Jobs that nobody worked on any more, by `what` was done with them (`reset`, `sent_again`).
+    /// Jobs that nobody worked on any more, by `what` was done with them (`reset`, `sent_again`, `parked_again`).
     pub recovered: IntCounterVec,
 }
 
@@ -87,6 +89,7 @@ impl Default for Metrics {
             "Seconds from a job's creation to Customer.io's acceptance.",
             &SECONDS,
         );
+        let drift = Opts::new(format!("{PREFIX}integrity_drift"), "Jobs and messages that are not as they should be.");
         let by_status = Opts::new(format!("{PREFIX}jobs"), "Jobs in the ledger, by status.");
         Self {
             events: r.counters("events_total", "Messages taken from a queue.", &["queue", "result"]),
@@ -106,6 +109,7 @@ impl Default for Metrics {
             open_failures: r.gauge("open_failures", "Failures that nobody has resolved."),
             oldest_pending: r.gauge("oldest_pending_job_age_seconds", "Age of the oldest pending job."),
             gate_open: r.gauge("gate_open", "Whether calls to Customer.io are held back."),
+            drift: r.add(IntGaugeVec::new(drift, &["kind"])),
             publishes: r.counters("publishes_total", "Publishes to the broker.", &["destination", "result"]),
             reconnects: r.counters("reconnects_total", "Connections opened again after a loss.", &["connection"]),
             recovered: r.counters("recovered_jobs_total", "Jobs that nobody worked on any more.", &["what"]),

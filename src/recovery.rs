@@ -4,6 +4,7 @@
 //! - A pending job that is long overdue has lost its message, if no message waits in a work queue and calls are made: it
 //!   is published again, and not once more before `send_again_after`. A message too many does no harm, since the ledger
 //!   answers it; a flood of them would.
+//! - A failed job that the mirror does not have was lost on its way there, if none is on that way now: it is parked again.
 
 use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use futures_util::future::join_all;
 use serde::Deserialize;
 
 use crate::{
-    broker::{self, Link, Message, Publisher},
+    broker::{self, JOBS_EXCHANGE, Link, MIRROR_QUEUE, Message, Origin, Publisher},
     ledger::{self, Duty, Lead, Ledger},
     lifecycle::Lifecycle,
     metrics::Metrics,
@@ -81,6 +82,7 @@ impl Recovery {
         }
         let reset = self.ledger.cleanup(ledger::SERVICE).await?;
         self.count("reset", reset);
+        self.park_unmirrored().await?;
         // A message that waits in a queue may be the one that seems to be lost.
         if is_held() || self.link.backlog().await? > 0 {
             return Ok(());
@@ -90,6 +92,20 @@ impl Recovery {
         let messages: Vec<_> = lost.iter().map(Message::job).collect();
         join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
         self.count("sent_again", i64::try_from(lost.len()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    async fn park_unmirrored(&self) -> Result<(), Error> {
+        if self.link.depth(MIRROR_QUEUE).await? > 0 {
+            return Ok(());
+        }
+        let Config { overdue_after, send_again_after, batch_size, .. } = self.config;
+        let unmirrored = self.ledger.take_unmirrored(overdue_after, send_again_after, batch_size.get().into()).await?;
+        let origin = Origin { exchange: JOBS_EXCHANGE, routing_key: "" };
+        let messages: Vec<_> =
+            unmirrored.iter().map(|one| Message::failed(&one.job, one.reason, &one.failure, one.at, origin)).collect();
+        join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
+        self.count("parked_again", i64::try_from(messages.len()).unwrap_or(i64::MAX));
         Ok(())
     }
 

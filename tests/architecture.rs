@@ -13,7 +13,7 @@ const ROWS: [&[&str]; 9] = [
     &["job"],
     &["retry", "diagnosis"],
     &["ledger", "broker", "customerio"],
-    &["sync", "mirror", "feed", "bulk", "recovery", "budget"],
+    &["sync", "mirror", "feed", "bulk", "recovery", "budget", "integrity"],
     &["admin", "simulator"],
     &["config"],
     &["app", "telemetry"],

@@ -13,6 +13,7 @@ mod failures;
 mod groups;
 mod guard;
 mod health;
+mod integrity;
 mod job;
 mod metrics;
 mod openapi;

@@ -13,8 +13,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
-    State, bulk_retries, bulk_retry, cleanup, dismiss, dismiss_unprocessable, failures, groups, job, process, replay,
-    retry, reveal, stats, unprocessable, ws,
+    State, bulk_retries, bulk_retry, cleanup, dismiss, dismiss_unprocessable, failures, groups, integrity, job,
+    process, replay, retry, reveal, stats, unprocessable, ws,
 };
 
 #[derive(OpenApi)]
@@ -54,6 +54,7 @@ pub(super) fn routes() -> OpenApiRouter<State> {
         .routes(routes!(failures::list))
         .routes(routes!(groups::list))
         .routes(routes!(stats::show))
+        .routes(routes!(integrity::show))
         .routes(routes!(retry::retry))
         .routes(routes!(bulk_retry::create))
         .routes(routes!(bulk_retries::list))

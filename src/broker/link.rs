@@ -69,11 +69,20 @@ impl Link {
         Ok(ready)
     }
 
+    /// Messages that wait in the delay tiers.
+    pub async fn in_tiers(&self) -> Result<u32, Error> {
+        let mut ready = 0;
+        for queue in self.topology.tier_queues() {
+            ready += self.depth(queue).await?;
+        }
+        Ok(ready)
+    }
+
     /// Messages that are ready in `queue`.
-    pub async fn depth(&self, queue: &'static str) -> Result<u32, Error> {
+    pub async fn depth(&self, queue: &str) -> Result<u32, Error> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-        let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+        let declared = channel.queue_declare(queue.to_owned().into(), options, FieldTable::default()).await;
         Ok(declared.map_err(Error::doing("counting waiting messages"))?.message_count())
     }
 

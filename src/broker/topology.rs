@@ -61,9 +61,11 @@ impl WorkQueue {
     }
 }
 
+const TIER_PREFIX: &str = "customerio-sync.retry.";
+
 /// The name of a tier's exchange, and of its queue.
 pub(super) fn tier_name(tier: &Tier) -> String {
-    format!("customerio-sync.retry.{}", tier.name)
+    format!("{TIER_PREFIX}{}", tier.name)
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -141,6 +143,11 @@ impl Topology {
             }
         }
         channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
+    }
+
+    /// The queues of the delay tiers.
+    pub(super) fn tier_queues(&self) -> impl Iterator<Item = &str> {
+        self.queues.iter().map(|queue| queue.name.as_str()).filter(|name| name.starts_with(TIER_PREFIX))
     }
 
     /// What is missing, or stands with other arguments. Bindings can't be asked for over AMQP.

@@ -8,28 +8,35 @@ WITH j AS (
     WHERE id = ANY($2)
     ORDER BY id
     FOR SHARE
+), written AS (
+    INSERT INTO sync_failures AS f (
+        message_id, job_id, reason, error_type, error_message, headers, content_type, body,
+        original_exchange, original_routing_key, failed_at, resolved_at, resolution
+    )
+    SELECT m.message_id, j.id, m.reason, m.error_type, m.error_message, m.headers, m.content_type, m.body,
+        m.original_exchange, m.original_routing_key, m.failed_at,
+        CASE WHEN over.is_over THEN now() END,
+        CASE WHEN over.is_over THEN CASE WHEN j.dismissed_at IS NULL THEN 'superseded' ELSE 'dismissed' END END
+    FROM UNNEST(
+        $1::text[], $2::uuid[], $3::int4[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::bytea[],
+        $10::text[], $11::text[], $12::timestamptz[]
+    ) AS m (
+        message_id, job_id, run, reason, error_type, error_message, headers, content_type, body,
+        original_exchange, original_routing_key, failed_at
+    )
+    LEFT JOIN j ON j.id = m.job_id
+    CROSS JOIN LATERAL (
+        SELECT j.id IS NOT NULL
+            AND NOT (j.status = 'failed' AND j.run = COALESCE(m.run, j.run) AND j.dismissed_at IS NULL) AS is_over
+    ) AS over
+    ON CONFLICT (message_id) DO UPDATE SET
+        failed_at = EXCLUDED.failed_at, headers = EXCLUDED.headers, error_message = EXCLUDED.error_message,
+        resolved_at = NULL, resolution = NULL
+    WHERE f.resolved_at < EXCLUDED.failed_at AND EXCLUDED.resolved_at IS NULL
+    RETURNING f.job_id, f.xmax = 0 AS is_new -- an update leaves its transaction in xmax
 )
-INSERT INTO sync_failures AS f (
-    message_id, job_id, reason, error_type, error_message, headers, content_type, body,
-    original_exchange, original_routing_key, failed_at, resolved_at, resolution
-)
-SELECT m.message_id, j.id, m.reason, m.error_type, m.error_message, m.headers, m.content_type, m.body,
-    m.original_exchange, m.original_routing_key, m.failed_at,
-    CASE WHEN over.is_over THEN now() END,
-    CASE WHEN over.is_over THEN CASE WHEN j.dismissed_at IS NULL THEN 'superseded' ELSE 'dismissed' END END
-FROM UNNEST(
-    $1::text[], $2::uuid[], $3::int4[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::bytea[],
-    $10::text[], $11::text[], $12::timestamptz[]
-) AS m (
-    message_id, job_id, run, reason, error_type, error_message, headers, content_type, body,
-    original_exchange, original_routing_key, failed_at
-)
-LEFT JOIN j ON j.id = m.job_id
-CROSS JOIN LATERAL (
-    SELECT m.run IS NOT NULL AND j.id IS NOT NULL
-        AND NOT (j.status = 'failed' AND j.run = m.run AND j.dismissed_at IS NULL) AS is_over
-) AS over
-ON CONFLICT (message_id) DO UPDATE SET
-    failed_at = EXCLUDED.failed_at, headers = EXCLUDED.headers, error_message = EXCLUDED.error_message,
-    resolved_at = NULL, resolution = NULL
-WHERE f.resolved_at < EXCLUDED.failed_at AND EXCLUDED.resolved_at IS NULL
+INSERT INTO taken_in (unprocessable)
+SELECT count(*)
+FROM written
+WHERE is_new AND job_id IS NULL
+HAVING count(*) > 0

@@ -11,6 +11,8 @@ pub enum Duty {
     Recovery,
     /// Keeping the failure queue in line with the mirror.
     FailureQueue,
+    /// Holding what was taken in against what became of it.
+    Integrity,
 }
 
 impl Duty {
@@ -21,6 +23,7 @@ impl Duty {
         match self {
             Self::Recovery => 0x6369_6f73_796e_6301,
             Self::FailureQueue => 0x6369_6f73_796e_6302,
+            Self::Integrity => 0x6369_6f73_796e_6303,
         }
     }
 }

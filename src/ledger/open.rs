@@ -186,16 +186,24 @@ async fn insert_jobs(
 ) -> Result<(), Error> {
     sqlx::query!(
         r#"
-        INSERT INTO signup_customerio_sync_jobs (
-            id, signup_id, sync_phase, status, max_attempts, event_id, occurred_at, traceparent,
-            claim, claimed_at, claimed_by
+        WITH made AS (
+            INSERT INTO signup_customerio_sync_jobs (
+                id, signup_id, sync_phase, status, max_attempts, event_id, occurred_at, traceparent,
+                claim, claimed_at, claimed_by
+            )
+            SELECT id, signup_id, sync_phase, 'processing', $9, event_id, COALESCE(occurred_at, now()), traceparent,
+                $8, now(), claimed_by
+            FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
+                AS e (id, signup_id, sync_phase, event_id, occurred_at, traceparent, claimed_by)
+            ORDER BY signup_id
+            ON CONFLICT (signup_id, sync_phase) DO NOTHING
+            RETURNING id
         )
-        SELECT id, signup_id, sync_phase, 'processing', $9, event_id, COALESCE(occurred_at, now()), traceparent,
-            $8, now(), claimed_by
-        FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
-            AS e (id, signup_id, sync_phase, event_id, occurred_at, traceparent, claimed_by)
-        ORDER BY signup_id
-        ON CONFLICT (signup_id, sync_phase) DO NOTHING
+        -- What the jobs are held against, see integrity.rs.
+        INSERT INTO taken_in (jobs)
+        SELECT count(*)
+        FROM made
+        HAVING count(*) > 0
         "#,
         &column!(events, new => job_id(new.event.signup_id, new.arrival.phase())) as _,
         &column!(events, new => new.event.signup_id) as _,

@@ -2,10 +2,66 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{Error, Ledger, row::JobColumns};
-use crate::job::{Job, JobMessage};
+use crate::job::{Failure, Job, JobMessage, Reason};
+
+/// A failed job of which the mirror has no open failure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unmirrored {
+    /// The job.
+    pub job: Job,
+    /// Why it is not tried again.
+    pub reason: Reason,
+    /// What went wrong.
+    pub failure: Failure,
+    /// When it failed.
+    pub at: DateTime<Utc>,
+}
+
+/// The columns of an [`Unmirrored`].
+struct UnmirroredRow {
+    id: Uuid,
+    signup_id: Uuid,
+    sync_phase: String,
+    run: i32,
+    attempt_count: i32,
+    max_attempts: i32,
+    manual_retry: bool,
+    occurred_at: DateTime<Utc>,
+    created_at: DateTime<Utc>,
+    first_failed_at: Option<DateTime<Utc>>,
+    traceparent: Option<String>,
+    error_type: String,
+    error_message: String,
+    failed_reason: Option<String>,
+    failed_at: DateTime<Utc>,
+}
+
+impl TryFrom<UnmirroredRow> for Unmirrored {
+    type Error = Error;
+
+    fn try_from(row: UnmirroredRow) -> Result<Self, Error> {
+        let job = Job {
+            id: row.id,
+            signup_id: row.signup_id,
+            phase: row.sync_phase.parse()?,
+            run: row.run,
+            attempt: row.attempt_count,
+            max_attempts: row.max_attempts,
+            manual_retry: row.manual_retry,
+            occurred_at: row.occurred_at,
+            created_at: row.created_at,
+            first_failed_at: row.first_failed_at,
+            traceparent: row.traceparent,
+        };
+        let failure = Failure { error_type: row.error_type.parse()?, message: row.error_message };
+        let reason = row.failed_reason.as_deref().map_or(Ok(Reason::Exhausted), str::parse)?;
+        Ok(Self { job, reason, failure, at: row.failed_at })
+    }
+}
 
 impl Ledger {
     /// Pending jobs whose next try is due, oldest first, `limit` at most. Nothing is claimed.
@@ -58,6 +114,43 @@ impl Ledger {
         .await
         .map_err(Error::doing("finding overdue jobs"))?;
         rows.into_iter().map(Job::try_from).collect()
+    }
+
+    /// Jobs that have been failed for longer than `overdue`, of which the mirror has no open failure, and that were not
+    /// taken here for `again`, `limit` at most. Each that is answered has to be parked.
+    pub async fn take_unmirrored(
+        &self,
+        overdue: Duration,
+        again: Duration,
+        limit: i64,
+    ) -> Result<Vec<Unmirrored>, Error> {
+        let rows = sqlx::query_as!(
+            UnmirroredRow,
+            r#"
+            UPDATE signup_customerio_sync_jobs
+            SET resent_at = now()
+            WHERE id IN (
+                SELECT j.id
+                FROM signup_customerio_sync_jobs j
+                WHERE j.status = 'failed' AND j.dismissed_at IS NULL
+                    AND j.failed_at < now() - make_interval(secs => $1)
+                    AND (j.resent_at IS NULL OR j.resent_at < now() - make_interval(secs => $2))
+                    AND NOT EXISTS (SELECT FROM sync_failures f WHERE f.job_id = j.id AND f.resolved_at IS NULL)
+                LIMIT $3
+                FOR UPDATE SKIP LOCKED
+            )
+            RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry, occurred_at,
+                created_at, first_failed_at, traceparent, error_type AS "error_type!",
+                error_message AS "error_message!", failed_reason, failed_at AS "failed_at!"
+            "#,
+            overdue.as_secs_f64(),
+            again.as_secs_f64(),
+            limit,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(Error::doing("finding failed jobs that are not mirrored"))?;
+        rows.into_iter().map(Unmirrored::try_from).collect()
     }
 
     /// Puts jobs back to pending that have been processing for over five minutes, and says how many. Whoever held one

@@ -109,7 +109,10 @@ async fn ready_jobs(world: &World, signups: &[Uuid]) -> Vec<Work> {
 }
 
 fn client(world: &World) -> CustomerIo {
-    CustomerIo::new(&world.config().customerio, world.config().gate, Arc::default()).expect("the settings are valid")
+    let config = world.config();
+    let client = CustomerIo::new(&config.customerio, config.gate, Arc::default()).expect("the settings are valid");
+    client.budget().grant(900.0, tokio::time::Instant::now() + Duration::from_secs(3600));
+    client
 }
 
 #[tokio::test]

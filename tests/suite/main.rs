@@ -12,6 +12,7 @@ mod contracts;
 mod crashes;
 mod failures;
 mod feed;
+mod integrity;
 mod ladder;
 mod ledger;
 mod migrations;

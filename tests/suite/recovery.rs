@@ -165,3 +165,19 @@ async fn a_purged_or_doubled_failure_queue_is_made_right_again() {
     wait_for_depth(&world, 3).await;
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_failure_that_was_lost_on_its_way_is_parked_again() {
+    let world = impatient().await;
+    let app = world.start().await;
+    let signup = world.failed_signup().await;
+    world.wait_for_failures(1).await;
+    world.take("customerio-sync.failed").await.expect("it was parked");
+    world.rows("DELETE FROM sync_failures").await;
+    let failures = world.wait_for_failures(1).await;
+    assert_eq!(failures[0]["job_id"], world.job(signup, "initial").await.expect("a job")["id"]);
+    assert_eq!((&failures[0]["reason"], &failures[0]["resolved_at"]), (&json!("permanent"), &Value::Null));
+    let parked = world.next("customerio-sync.failed").await;
+    assert_eq!(parked.header("x-error-type").as_deref(), Some("other"));
+    app.stop().await;
+}

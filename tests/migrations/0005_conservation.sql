@@ -1,0 +1,1 @@
+INSERT INTO taken_in (jobs, unprocessable) VALUES (2, 1);
