@@ -54,9 +54,10 @@ pub enum Opened {
 }
 
 impl Ledger {
-    /// Opens a batch. No two of its messages may be about the same signup, so that locks are taken in one order.
-    pub async fn open(&self, arrivals: &[Arrival]) -> Result<Batch, Error> {
-        let claim = Uuid::new_v4();
+    /// Opens a batch, and claims jobs with `claim`. No two of its messages may be about the same signup, so that locks are
+    /// taken in one order. A commit whose answer is lost may have happened: opened again with the same claim, the jobs
+    /// are found claimed by it.
+    pub async fn open(&self, claim: Uuid, arrivals: &[Arrival]) -> Result<Batch, Error> {
         let events: Vec<_> = arrivals.iter().filter_map(NewEvent::of).collect();
         let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to open jobs"))?;
         if !events.is_empty() {

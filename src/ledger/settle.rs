@@ -106,16 +106,21 @@ impl Settlement {
 }
 
 impl Ledger {
-    /// Settles jobs that were claimed with `claim`. The answers come in the order of the settlements.
+    /// Settles jobs that were claimed with `claim`. The answers come in the order of the settlements. A commit whose answer
+    /// is lost may have happened: settled again, the jobs are found written, and nothing is written twice.
     pub async fn settle(&self, claim: Uuid, settlements: Vec<Settlement>) -> Result<Vec<Settled>, Error> {
         let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to settle"))?;
         lock_signups(&mut transaction, &settlements).await?;
-        let written = settle_jobs(&mut transaction, claim, &settlements).await?;
+        let mut written = settle_jobs(&mut transaction, claim, &settlements).await?;
         let kept: Vec<_> = settlements.iter().filter(|one| written.contains_key(&one.job.id)).collect();
+        let is_whole = kept.len() == settlements.len();
         if !kept.is_empty() {
             settle_signups(&mut transaction, &kept).await?;
             insert_attempts(&mut transaction, &kept).await?;
             insert_audit(&mut transaction, &kept).await?;
+        }
+        if !is_whole {
+            written.extend(settled_before(&mut transaction, claim, &settlements).await?);
         }
         transaction.commit().await.map_err(Error::doing("committing settled jobs"))?;
         let answer = |settlement: Settlement| match written.get(&settlement.job.id) {
@@ -152,12 +157,33 @@ async fn lock_signups(connection: &mut PgConnection, settlements: &[Settlement])
     Ok(())
 }
 
-/// The jobs whose claim still held, with when they first failed and the time that was written.
-async fn settle_jobs(
+/// Jobs that are settled, with when they first failed and when they were settled.
+type Written = HashMap<Uuid, (Option<DateTime<Utc>>, DateTime<Utc>)>;
+
+/// The jobs that were settled under this claim before, and that nobody has settled since.
+async fn settled_before(
     connection: &mut PgConnection,
     claim: Uuid,
     settlements: &[Settlement],
-) -> Result<HashMap<Uuid, (Option<DateTime<Utc>>, DateTime<Utc>)>, Error> {
+) -> Result<Written, Error> {
+    let ids: Vec<_> = settlements.iter().map(|one| one.job.id).collect();
+    let rows = sqlx::query!(
+        r#"
+        SELECT id, first_failed_at, COALESCE(completed_at, failed_at, updated_at) AS "at!"
+        FROM signup_customerio_sync_jobs
+        WHERE id = ANY($1) AND settled_by = $2
+        "#,
+        &ids,
+        claim,
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::doing("looking for jobs that were settled before"))?;
+    Ok(rows.into_iter().map(|row| (row.id, (row.first_failed_at, row.at))).collect())
+}
+
+/// The jobs whose claim still held.
+async fn settle_jobs(connection: &mut PgConnection, claim: Uuid, settlements: &[Settlement]) -> Result<Written, Error> {
     let rows = sqlx::query!(
         r#"
         UPDATE signup_customerio_sync_jobs j
@@ -169,7 +195,7 @@ async fn settle_jobs(
             failed_at = CASE WHEN o.status = 'failed' THEN now() END,
             failed_reason = o.failed_reason,
             completed_at = CASE WHEN o.status = 'completed' THEN now() END,
-            claim = NULL, claimed_at = NULL, updated_at = now()
+            claim = NULL, claimed_at = NULL, settled_by = $1, updated_at = now()
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::timestamptz[], $6::float8[], $7::text[], $8::text[], $9::text[],
             $10::text[], $11::text[]

@@ -138,7 +138,8 @@ impl Flow {
     ) -> Result<Option<ledger::Batch>, ledger::Error> {
         let ledger = &self.sync.ledger;
         let is_transient = ledger::Error::is_transient;
-        let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(arrivals)).await?;
+        let claim = Uuid::new_v4();
+        let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(claim, arrivals)).await?;
         let calls = batch.opened.iter().any(|opened| matches!(opened, Opened::Claimed(_)));
         if !calls || pass.holds() {
             return Ok(Some(batch));

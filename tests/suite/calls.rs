@@ -100,7 +100,7 @@ async fn ready_jobs(world: &World, signups: &[Uuid]) -> Vec<Work> {
     let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     let arrivals: Vec<_> = signups.iter().map(|signup| arrival(&submitted(*signup), false)).collect();
-    let opened = ledger.open(&arrivals).await.expect("opened").opened;
+    let opened = ledger.open(Uuid::new_v4(), &arrivals).await.expect("opened").opened;
     let work = |opened| match opened {
         Opened::Claimed(work) => *work,
         other => panic!("claimed, not {other:?}"),

@@ -32,8 +32,8 @@ async fn a_lost_claim_changes_nothing() {
     let world = World::new().await;
     let ledger = ledger(&world).await;
     let event = submitted(Uuid::new_v4());
-    let first = ledger.open(&[arrival(&event, false)]).await.expect("opened");
-    let second = ledger.open(&[arrival(&event, true)]).await.expect("opened");
+    let first = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
+    let second = ledger.open(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("opened");
     assert!(matches!(second.opened[0], Opened::Claimed(_)), "the redelivery takes over");
 
     let late = ledger.settle(first.claim, vec![completion(&first.opened[0])]).await.expect("settled");
@@ -44,8 +44,26 @@ async fn a_lost_claim_changes_nothing() {
 
     let now = ledger.settle(second.claim, vec![completion(&second.opened[0])]).await.expect("settled");
     assert!(matches!(now[0], Settled::Written(_)));
-    let again = ledger.open(&[arrival(&event, true)]).await.expect("opened");
+    let again = ledger.open(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("opened");
     assert!(matches!(again.opened[0], Opened::Settled(_)), "the ledger tells how it ended");
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_was_lost_is_found_done() {
+    let world = World::new().await;
+    let ledger = ledger(&world).await;
+    let event = submitted(Uuid::new_v4());
+    let claim = Uuid::new_v4();
+    ledger.open(claim, &[arrival(&event, false)]).await.expect("opened");
+    let batch = ledger.open(claim, &[arrival(&event, false)]).await.expect("opened again");
+    assert!(matches!(batch.opened[0], Opened::Claimed(_)), "it is ours, not in other hands: {:?}", batch.opened[0]);
+
+    let settlement = completion(&batch.opened[0]);
+    let first = ledger.settle(claim, vec![settlement.clone()]).await.expect("settled");
+    let second = ledger.settle(claim, vec![settlement]).await.expect("settled again");
+    assert_eq!(first, second, "what follows from it is told the second time, too");
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 1);
 }
 
 #[tokio::test]
@@ -56,7 +74,7 @@ async fn two_replicas_that_open_the_same_message_claim_it_once() {
     let arrivals: Vec<_> = events.iter().map(|event| arrival(event, false)).collect();
     let mut reversed = arrivals.clone();
     reversed.reverse();
-    let (one, other) = tokio::join!(ledger.open(&arrivals), ledger.open(&reversed));
+    let (one, other) = tokio::join!(ledger.open(Uuid::new_v4(), &arrivals), ledger.open(Uuid::new_v4(), &reversed));
     let opened: Vec<_> = [one, other].into_iter().flat_map(|batch| batch.expect("opened").opened).collect();
     let claimed = opened.iter().filter(|one| matches!(one, Opened::Claimed(_))).count();
     let in_flight = opened.iter().filter(|one| matches!(one, Opened::InFlight { .. })).count();
@@ -68,9 +86,9 @@ async fn a_claim_that_is_given_back_spends_no_attempt() {
     let world = World::new().await;
     let ledger = ledger(&world).await;
     let event = submitted(Uuid::new_v4());
-    let batch = ledger.open(&[arrival(&event, false)]).await.expect("opened");
+    let batch = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
     ledger.release(batch.claim).await.expect("given back");
-    let batch = ledger.open(&[arrival(&event, false)]).await.expect("opened");
+    let batch = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
     let Opened::Claimed(work) = &batch.opened[0] else { panic!("claimed again") };
     assert_eq!((work.job.attempt, work.job.run), (0, 0));
 }
@@ -100,9 +118,9 @@ async fn a_failure_of_a_run_that_is_over_is_mirrored_as_resolved() {
     let ledger = ledger(&world).await;
     let signup = Uuid::new_v4();
     let job = job_id(signup, SyncPhase::Initial);
-    ledger.open(&[arrival(&submitted(signup), false)]).await.expect("opened");
+    ledger.open(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("opened");
     // The second event begins run 1 before the failure of run 0 is mirrored.
-    ledger.open(&[arrival(&submitted(signup), false)]).await.expect("opened");
+    ledger.open(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("opened");
     let late = failure(job, 0, Reason::Permanent);
     ledger.mirror(&[late.clone(), late]).await.expect("mirrored");
     let failures = world.failures().await;

@@ -75,7 +75,7 @@ async fn what_was_sent_again_is_not_sent_again_soon() {
     let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     let event = submitted(Uuid::new_v4());
-    let opened = ledger.open(&[arrival(&event, false)]).await.expect("opened");
+    let opened = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
     ledger.release(opened.claim).await.expect("given back");
     let (now, later) = (Duration::ZERO, Duration::from_secs(600));
     assert!(ledger.take_overdue(later, later, 10).await.expect("taken").is_empty(), "it is not overdue yet");
