@@ -31,16 +31,33 @@ pub enum Fault {
         /// The body.
         #[serde(default)]
         body: String,
+        /// Whether what was sent is taken all the same.
+        #[serde(default)]
+        taken: bool,
     },
     /// The connection is reset after the request was read, for the next `calls` calls or for all.
     Reset {
         /// For so many calls.
         calls: Option<u64>,
+        /// Whether what was sent is taken all the same.
+        #[serde(default)]
+        taken: bool,
     },
     /// A 200 whose body never ends, for the next `calls` calls or for all.
     Endless {
         /// For so many calls.
         calls: Option<u64>,
+        /// Whether what was sent is taken all the same.
+        #[serde(default)]
+        taken: bool,
+    },
+    /// A 200 whose body breaks off, for the next `calls` calls or for all.
+    Truncated {
+        /// For so many calls.
+        calls: Option<u64>,
+        /// Whether what was sent is taken all the same.
+        #[serde(default)]
+        taken: bool,
     },
     /// Items of this person are refused.
     Refuse {
@@ -91,6 +108,15 @@ pub(super) enum Effect {
     Status { status: StatusCode, retry_after: Option<String>, body: String },
     Reset,
     Endless,
+    Truncated,
+}
+
+/// A fault that struck a call.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Struck {
+    pub(super) effect: Effect,
+    /// Whether what was sent is taken before.
+    pub(super) taken: bool,
 }
 
 /// The faults, in the order in which they were scripted; the first that strikes is the one that a call meets.
@@ -118,7 +144,7 @@ impl Faults {
     }
 
     /// What the next call meets, after which delay.
-    pub(super) fn next(&self) -> (Duration, Option<Effect>) {
+    pub(super) fn next(&self) -> (Duration, Option<Struck>) {
         let mut script = self.lock();
         let latency = script.faults.iter().map(|fault| if let Fault::Latency { ms } = fault { *ms } else { 0 }).sum();
         (Duration::from_millis(latency), script.effect())
@@ -140,7 +166,7 @@ impl Faults {
 }
 
 impl Script {
-    fn effect(&mut self) -> Option<Effect> {
+    fn effect(&mut self) -> Option<Struck> {
         self.calls += 1;
         self.faults.retain(|fault| fault.calls() != Some(0));
         let Self { faults, second, calls } = self;
@@ -151,37 +177,45 @@ impl Script {
 impl Fault {
     fn calls(&self) -> Option<u64> {
         match self {
-            Self::Status { calls, .. } | Self::Reset { calls } | Self::Endless { calls } => *calls,
+            Self::Status { calls, .. }
+            | Self::Reset { calls, .. }
+            | Self::Endless { calls, .. }
+            | Self::Truncated { calls, .. } => *calls,
             _ => None,
         }
     }
 
-    fn strike(&mut self, second: &mut Option<(Instant, u32)>, call: u64) -> Option<Effect> {
+    fn strike(&mut self, second: &mut Option<(Instant, u32)>, call: u64) -> Option<Struck> {
         match self {
             Self::Latency { .. } | Self::Refuse { .. } => None,
-            Self::Status { status, calls, share, retry_after, body } => {
+            Self::Status { status, calls, share, retry_after, body, taken } => {
                 // Evenly spread, so that a share of 0.1 is every tenth call.
                 let is_in_share =
                     share.is_none_or(|share| (call as f64 * share).floor() > ((call - 1) as f64 * share).floor());
                 let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                (is_in_share && spend(calls)).then(|| Effect::Status {
-                    status,
-                    retry_after: retry_after.clone(),
-                    body: body.clone(),
+                (is_in_share && spend(calls)).then(|| Struck {
+                    effect: Effect::Status { status, retry_after: retry_after.clone(), body: body.clone() },
+                    taken: *taken,
                 })
             }
-            Self::Reset { calls } => spend(calls).then_some(Effect::Reset),
-            Self::Endless { calls } => spend(calls).then_some(Effect::Endless),
+            Self::Reset { calls, taken } => spend(calls).then_some(Struck { effect: Effect::Reset, taken: *taken }),
+            Self::Endless { calls, taken } => spend(calls).then_some(Struck { effect: Effect::Endless, taken: *taken }),
+            Self::Truncated { calls, taken } => {
+                spend(calls).then_some(Struck { effect: Effect::Truncated, taken: *taken })
+            }
             Self::RateLimit { per_second, retry_after } => {
                 let (start, count) = second.get_or_insert_with(|| (Instant::now(), 0));
                 if start.elapsed() >= Duration::from_secs(1) {
                     (*start, *count) = (Instant::now(), 0);
                 }
                 *count += 1;
-                (*count > *per_second).then(|| Effect::Status {
-                    status: StatusCode::TOO_MANY_REQUESTS,
-                    retry_after: Some(retry_after.to_string()),
-                    body: String::new(),
+                (*count > *per_second).then(|| Struck {
+                    effect: Effect::Status {
+                        status: StatusCode::TOO_MANY_REQUESTS,
+                        retry_after: Some(retry_after.to_string()),
+                        body: String::new(),
+                    },
+                    taken: false,
                 })
             }
         }

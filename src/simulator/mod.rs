@@ -30,7 +30,7 @@ use tokio::{
 use tower::ServiceExt;
 
 pub use faults::Fault;
-use faults::{Effect, Faults};
+use faults::{Effect, Faults, Struck};
 use store::Store;
 
 /// The simulator, running. It ends when it is dropped.
@@ -49,6 +49,10 @@ struct Shared {
 /// Marks an answer that is not sent: the connection is reset instead.
 #[derive(Debug, Clone, Copy)]
 struct ResetConnection;
+
+/// The ids of the tracked events that a batch holds.
+#[derive(Debug, Clone, Default)]
+struct EventIds(Vec<String>);
 
 impl Simulator {
     /// Starts on `addr` with `faults`.
@@ -136,20 +140,28 @@ async fn authenticate(State(shared): State<Arc<Shared>>, request: Request, next:
 /// Lets the scripted faults strike, and notes the call.
 async fn strike(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    let (latency, effect) = shared.faults.next();
+    let (latency, struck) = shared.faults.next();
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }
-    let response = match effect {
-        None => next.run(request).await,
-        Some(effect) => {
+    let (events, response) = match struck {
+        None => {
+            let response = next.run(request).await;
+            (response.extensions().get::<EventIds>().cloned().unwrap_or_default(), response)
+        }
+        Some(Struck { effect, taken }) => {
             // The request is read before it fails: so it does in life.
-            let _ = axum::body::to_bytes(request.into_body(), usize::MAX).await;
-            effect.into_response()
+            let (parts, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+            let events = v2::event_ids(&body);
+            if taken {
+                next.run(Request::from_parts(parts, body.into())).await;
+            }
+            (events, effect.into_response())
         }
     };
     let is_reset = response.extensions().get::<ResetConnection>().is_some();
-    shared.store.note_call(path, (!is_reset).then(|| response.status().as_u16()));
+    shared.store.note_call(path, (!is_reset).then(|| response.status().as_u16()), events.0);
     response
 }
 
@@ -167,6 +179,11 @@ impl IntoResponse for Effect {
                     Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
                 });
                 Body::from_stream(spaces).into_response()
+            }
+            Self::Truncated => {
+                let pieces = [Ok(Bytes::from_static(b"{\"errors\":[")), Err(std::io::ErrorKind::ConnectionReset)];
+                let pieces = pieces.map(|piece| piece.map_err(std::io::Error::from));
+                Body::from_stream(futures_util::stream::iter(pieces)).into_response()
             }
             Self::Status { status, retry_after, body } => {
                 let mut response = (status, body).into_response();

@@ -59,6 +59,8 @@ pub(super) struct Call {
     path: String,
     status: Option<u16>,
     at: chrono::DateTime<chrono::Utc>,
+    /// The ids of the events in it, whether they were taken or not.
+    events: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -80,8 +82,8 @@ impl Store {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn note_call(&self, path: String, status: Option<u16>) {
-        self.lock().calls.push(Call { path, status, at: chrono::Utc::now() });
+    pub(super) fn note_call(&self, path: String, status: Option<u16>, events: Vec<String>) {
+        self.lock().calls.push(Call { path, status, at: chrono::Utc::now(), events });
     }
 
     /// Updates a person. An older update does not overwrite a newer one; null and the empty string remove.

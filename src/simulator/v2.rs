@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use ulid::Ulid;
 
 use super::{
-    Shared, accepted, json_answer,
+    EventIds, Shared, accepted, json_answer,
     store::{Identifier, Tracked},
 };
 
@@ -77,16 +77,33 @@ pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Respon
         Ok(operations) => operations,
         Err(error) => return refusal("parse_error", "batch", error.to_string()).whole(),
     };
-    if let Some(refused) = operations.iter().find_map(|operation| refused_whole(&sim, operation)) {
-        return refused.whole();
-    }
+    let events = operations.iter().filter_map(|operation| operation.id.clone()).collect();
+    let mut response = match operations.iter().find_map(|operation| refused_whole(&sim, operation)) {
+        Some(refused) => refused.whole(),
+        None => apply_each(&sim, operations, &batch),
+    };
+    response.extensions_mut().insert(EventIds(events));
+    response
+}
+
+fn apply_each(sim: &Shared, operations: Vec<Operation>, batch: &Batch<'_>) -> Response {
     let mut errors = Vec::new();
     for (index, (operation, raw)) in operations.into_iter().zip(&batch.batch).enumerate() {
-        if let Err(refused) = apply(&sim, operation, raw.get().len()) {
+        if let Err(refused) = apply(sim, operation, raw.get().len()) {
             errors.push(refused.json(Some(index)));
         }
     }
     if errors.is_empty() { accepted() } else { json_answer(StatusCode::MULTI_STATUS, &json!({ "errors": errors })) }
+}
+
+/// The ids of the events in a batch that is answered with a fault; none if it can't be read.
+pub(super) fn event_ids(body: &[u8]) -> EventIds {
+    #[derive(Deserialize)]
+    struct Batch {
+        batch: Vec<Operation>,
+    }
+    let operations = serde_json::from_slice::<Batch>(body).map(|batch| batch.batch).unwrap_or_default();
+    EventIds(operations.into_iter().filter_map(|operation| operation.id).collect())
 }
 
 /// A scripted item that spoils its whole batch.

@@ -1,7 +1,6 @@
 //! Processes that are killed, and servers that are restarted, under load.
 
-use crate::support::{Process, Servers, World, root, wait_for};
-use std::{path::Path, process::Command};
+use crate::support::{OwnServer, Process, Servers, World, free_addr, wait_for};
 
 const EVENTS: i64 = 5000;
 
@@ -63,60 +62,10 @@ async fn two_replicas_share_the_work_and_one_is_killed() {
     assert!(second.terminate().await.success());
 }
 
-/// A server of this test's own, so that it can be restarted.
-struct OwnServer {
-    kind: &'static str,
-    folder: tempfile::TempDir,
-}
-
-impl OwnServer {
-    fn start(kind: &'static str) -> Self {
-        let server = Self { kind, folder: tempfile::tempdir().expect("a folder") };
-        // PostgreSQL runs as an ordinary user where the tests run as root.
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(server.folder.path(), open).expect("the folder is ours");
-        server.run("start");
-        server
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.folder.path().join(self.kind)
-    }
-
-    fn run(&self, what: &str) -> String {
-        let output = Command::new(root().join("dev")).args(["server", self.kind, what]).arg(self.path()).output();
-        let output = output.expect("dev is there");
-        assert!(output.status.success(), "{} {what}: {}", self.kind, String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
-    }
-
-    fn stop(&self) {
-        tokio::task::block_in_place(|| self.run("stop"));
-    }
-
-    fn start_again(&self) {
-        tokio::task::block_in_place(|| self.run("start"));
-    }
-
-    fn restart(&self) {
-        self.stop();
-        self.start_again();
-    }
-}
-
-impl Drop for OwnServer {
-    fn drop(&mut self) {
-        if Path::exists(&self.path()) {
-            self.run("stop");
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_rabbitmq_under_load_loses_nothing_and_doubles_nothing() {
     let rabbitmq = OwnServer::start("rabbitmq");
-    let servers =
-        Servers { amqp_url: rabbitmq.run("url"), management_url: rabbitmq.run("management_url"), ..Servers::shared() };
+    let servers = Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() };
     let world = World::on(servers).await;
     world.fault(serde_json::json!({ "kind": "latency", "ms": 50 })).await;
     let mut service = world.spawn();
@@ -132,8 +81,7 @@ async fn a_restart_of_rabbitmq_under_load_loses_nothing_and_doubles_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
     let rabbitmq = OwnServer::start("rabbitmq");
-    let servers =
-        Servers { amqp_url: rabbitmq.run("url"), management_url: rabbitmq.run("management_url"), ..Servers::shared() };
+    let servers = Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() };
     let world = World::on(servers).await;
     let app = world.start().await;
     let signup = world.failed_signup().await;
@@ -159,7 +107,7 @@ async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_postgresql_under_load_loses_nothing_and_doubles_nothing() {
     let postgres = OwnServer::start("postgres");
-    let world = World::on(Servers { database_url: postgres.run("url"), ..Servers::shared() }).await;
+    let world = World::on(Servers { database_url: postgres.url(), ..Servers::shared() }).await;
     world.fault(serde_json::json!({ "kind": "latency", "ms": 50 })).await;
     let mut service = world.spawn();
     service.wait_for_line("serving").await;
@@ -176,8 +124,7 @@ async fn a_restart_of_postgresql_under_load_loses_nothing_and_doubles_nothing() 
 #[tokio::test]
 async fn a_service_that_starts_before_its_servers_waits_for_them() {
     let world = World::new().await;
-    let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
-    let broken = format!("amqp://guest:guest@{unused}/x");
+    let broken = format!("amqp://guest:guest@{}/x", free_addr());
     let world = world.with("AMQP_URL", &broken);
     let mut service = world.spawn();
     service.wait_for_line("connecting to RabbitMQ failed, trying again").await;

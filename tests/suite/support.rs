@@ -135,7 +135,14 @@ impl World {
 
     /// Starts the service as a process of its own, its log in a file.
     pub(crate) fn spawn(&self) -> Process {
-        Process::spawn(&["serve"], &self.settings)
+        self.spawn_with(&[])
+    }
+
+    /// The same, with other settings than the world's.
+    pub(crate) fn spawn_with(&self, others: &[(&str, String)]) -> Process {
+        let mut settings = self.settings.clone();
+        settings.extend(others.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        Process::spawn(&["serve"], &settings)
     }
 
     // ------------------------------------------------------------------------------------------------------ RabbitMQ
@@ -394,7 +401,7 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    fn new(delivery: lapin::message::Delivery) -> Self {
+    pub(crate) fn new(delivery: lapin::message::Delivery) -> Self {
         Self { routing_key: delivery.routing_key.to_string(), properties: delivery.properties, body: delivery.data }
     }
 
@@ -462,6 +469,69 @@ pub(crate) fn contact(signup: Uuid) -> String {
     format!("c-{signup}")
 }
 
+// ----------------------------------------------------------------------------------------------------------- servers
+
+/// A server of a test's own, so that it can be stopped, killed and started again.
+pub(crate) struct OwnServer {
+    kind: &'static str,
+    folder: tempfile::TempDir,
+}
+
+impl OwnServer {
+    /// Starts a `rabbitmq` or a `postgres`.
+    pub(crate) fn start(kind: &'static str) -> Self {
+        let server = Self { kind, folder: tempfile::tempdir().expect("a folder") };
+        // PostgreSQL runs as an ordinary user where the tests run as root.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(server.folder.path(), open).expect("the folder is ours");
+        server.run("start", &[]);
+        server
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join(self.kind)
+    }
+
+    /// `./dev server KIND WHAT FOLDER ARGUMENTS`.
+    pub(crate) fn run(&self, what: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new(root().join("dev"));
+        let output = command.args(["server", self.kind, what]).arg(self.path()).args(arguments).output();
+        let output = output.expect("dev is there");
+        assert!(output.status.success(), "{} {what}: {}", self.kind, String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.run("url", &[])
+    }
+
+    pub(crate) fn management_url(&self) -> String {
+        self.run("management_url", &[])
+    }
+
+    /// Stops it as it wants to be stopped.
+    pub(crate) fn stop(&self) {
+        tokio::task::block_in_place(|| self.run("stop", &[]));
+    }
+
+    pub(crate) fn start_again(&self) {
+        tokio::task::block_in_place(|| self.run("start", &[]));
+    }
+
+    pub(crate) fn restart(&self) {
+        self.stop();
+        self.start_again();
+    }
+}
+
+impl Drop for OwnServer {
+    fn drop(&mut self) {
+        if Path::exists(&self.path()) {
+            self.run("stop", &[]);
+        }
+    }
+}
+
 // --------------------------------------------------------------------------------------------------------- processes
 
 /// The program, running as a process of its own.
@@ -521,6 +591,11 @@ pub(crate) fn program(settings: &[(String, String)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_customerio-sync"));
     command.env_clear().envs(settings.iter().cloned());
     command
+}
+
+/// An address that nothing listens on.
+pub(crate) fn free_addr() -> std::net::SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
 }
 
 /// The root of the checkout.
