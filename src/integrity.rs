@@ -129,9 +129,9 @@ impl Watch {
     }
 
     async fn tell(&self, lead: &mut Lead, is_held: bool) -> Result<(), Error> {
-        // Who does not lead tells nothing: what it found last may have been mended.
-        self.metrics.drift.reset();
         if !lead.is_ours().await? {
+            // Who does not lead tells nothing: what it found last may have been mended.
+            self.metrics.drift.reset();
             return Ok(());
         }
         self.ledger.add_up().await?;
