@@ -183,19 +183,25 @@ impl Shared {
             ledger: ledger.clone(),
             metrics: metrics.clone(),
         };
-        let (calls, held) = (processor.clone(), processor.clone());
-        let are_calls_short = move || budget.is_exhausted() || held.gate().is_shut;
+        let gate = processor.watch_gate();
+        let is_held = {
+            let processor = processor.clone();
+            move || processor.gate().is_shut
+        };
+        let are_calls_short = {
+            let is_held = is_held.clone();
+            move || budget.is_exhausted() || is_held()
+        };
         let at_work = admin::Ready { links, publisher: publisher.clone(), processor, feed: feed.clone() };
         ready.get_or_init(|| at_work);
         let mut flows = JoinSet::new();
-        flows.spawn(feed.run(consuming.clone(), ledger.clone(), calls.watch_gate(), lifecycle.clone()));
+        flows.spawn(feed.run(consuming.clone(), ledger.clone(), gate, lifecycle.clone()));
         let bulk =
             bulk::run(config.bulk_retry, are_calls_short, publishing, ledger.clone(), publisher, lifecycle.clone());
         flows.spawn(bulk);
         flows.spawn(sweeper.run(lifecycle.clone()));
-        let watched = calls.clone();
-        flows.spawn(watch.run(move || watched.gate().is_shut, lifecycle.clone()));
-        flows.spawn(recovery.run(move || calls.gate().is_shut, lifecycle.clone()));
+        flows.spawn(watch.run(is_held.clone(), lifecycle.clone()));
+        flows.spawn(recovery.run(is_held, lifecycle.clone()));
         flows.spawn(mirror::run(config.mirror, consuming.clone(), ledger, lifecycle, metrics));
         flows.spawn(main_flow.run(consuming));
         flows

@@ -63,14 +63,6 @@ pub struct Findings {
     pub drifted: Vec<Drifted>,
 }
 
-impl Balance {
-    fn difference(&self) -> i64 {
-        let taken_in = self.jobs_taken_in + self.unprocessable_taken_in;
-        let jobs = self.completed + self.failed_open + self.dismissed + self.pending + self.processing;
-        taken_in - jobs - self.unprocessable
-    }
-}
-
 /// Looks once. While `is_held`, no calls are made and jobs may be long due.
 pub async fn look(ledger: &Ledger, link: &Link, is_held: bool) -> Result<Findings, Error> {
     let mut drifted = ledger.drifted(GRACE, SAMPLE).await?;
@@ -91,7 +83,7 @@ pub async fn look(ledger: &Ledger, link: &Link, is_held: bool) -> Result<Finding
             drifted.push(Drifted { drift, count: count.abs(), jobs });
         }
     };
-    note(Drift::Balance, balance.difference(), Vec::new());
+    note(Drift::Balance, balance.taken_in() - balance.accounted_for(), Vec::new());
     note(Drift::Waiting, (waiting - i64::from(queues.tiers)).max(0), waiting_jobs);
     if queues.mirror == 0 {
         note(Drift::FailureQueue, balance.open_failures - i64::from(queues.failed), Vec::new());

@@ -109,15 +109,10 @@ fn view(Findings { balance: b, queues, drifted }: Findings) -> IntegrityView {
         meaning: meaning(one.drift),
     });
     let drift: Vec<_> = drift.collect();
-    let jobs = b.completed + b.failed_open + b.dismissed + b.pending + b.processing;
     IntegrityView {
         holds: drift.is_empty(),
         checked_at: Utc::now(),
-        published: Published {
-            jobs: b.jobs_taken_in,
-            unprocessable: b.unprocessable_taken_in,
-            total: b.jobs_taken_in + b.unprocessable_taken_in,
-        },
+        published: Published { jobs: b.jobs_taken_in, unprocessable: b.unprocessable_taken_in, total: b.taken_in() },
         accounted_for: AccountedFor {
             completed: b.completed,
             failed_open: b.failed_open,
@@ -125,7 +120,7 @@ fn view(Findings { balance: b, queues, drifted }: Findings) -> IntegrityView {
             pending: b.pending,
             processing: b.processing,
             unprocessable: b.unprocessable,
-            total: jobs + b.unprocessable,
+            total: b.accounted_for(),
         },
         queues: QueuesView {
             work: queues.work,

@@ -62,17 +62,18 @@ impl Link {
 
     /// Messages that wait in the work queues.
     pub async fn backlog(&self) -> Result<u32, Error> {
-        let mut ready = 0;
-        for queue in WorkQueue::ALL {
-            ready += self.depth(queue.name()).await?;
-        }
-        Ok(ready)
+        self.depths(WorkQueue::ALL.iter().map(|queue| queue.name())).await
     }
 
     /// Messages that wait in the delay tiers.
     pub async fn in_tiers(&self) -> Result<u32, Error> {
+        self.depths(self.topology.tier_queues()).await
+    }
+
+    /// Messages that are ready in all of `queues`.
+    async fn depths(&self, queues: impl Iterator<Item = &str>) -> Result<u32, Error> {
         let mut ready = 0;
-        for queue in self.topology.tier_queues() {
+        for queue in queues {
             ready += self.depth(queue).await?;
         }
         Ok(ready)

@@ -30,6 +30,19 @@ pub struct Balance {
     pub open_failures: i64,
 }
 
+impl Balance {
+    /// All that was taken in.
+    pub fn taken_in(&self) -> i64 {
+        self.jobs_taken_in + self.unprocessable_taken_in
+    }
+
+    /// All that is somewhere now; as much as was taken in, unless something was lost or doubled.
+    pub fn accounted_for(&self) -> i64 {
+        let jobs = self.completed + self.failed_open + self.dismissed + self.pending + self.processing;
+        jobs + self.unprocessable
+    }
+}
+
 text_enum! {
     /// What is not as it should be.
     Drift {

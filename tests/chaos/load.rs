@@ -7,7 +7,7 @@ use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::support::{confirmed, contact, submitted};
@@ -53,8 +53,7 @@ impl Load {
 
     fn add_signup(&mut self, number: usize, rng: &mut fastrand::Rng) {
         let signup = Uuid::from_u128(rng.u128(..));
-        let event = |event: Value| Value::from_iter(event.as_object().expect("an object").clone());
-        let first = event(submitted(signup));
+        let first = submitted(signup);
         self.add(SUBMITTED, first.to_string().into_bytes());
         self.jobs.push((signup, "initial"));
         if rng.f32() < 0.8 {

@@ -103,7 +103,7 @@ async fn round(
         std::fs::write(folder.join("faults"), plan.join("\n")).expect("written");
         println!("the database is {}, the logs are in {}", stage.world.database_url, folder.display());
     }
-    (found, told, stage.strike())
+    (found, told, stage.into_servers())
 }
 
 /// Lets faults strike one after the other.

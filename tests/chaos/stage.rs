@@ -80,7 +80,7 @@ impl Stage {
     }
 
     /// The servers, for the next round.
-    pub(crate) fn strike(self) -> (OwnServer, OwnServer) {
+    pub(crate) fn into_servers(self) -> (OwnServer, OwnServer) {
         (self.rabbitmq, self.postgres)
     }
 
@@ -143,9 +143,8 @@ impl Replica {
 
     pub(crate) fn start(&mut self, world: &World) {
         let through = |url: &str, proxy: &Proxy| url.replace(authority(url), &proxy.addr().to_string());
-        let amqp = world.amqp_url.replace(authority(&world.amqp_url), &self.rabbitmq.addr().to_string());
         let settings = [
-            ("AMQP_URL", amqp),
+            ("AMQP_URL", through(&world.amqp_url, &self.rabbitmq)),
             ("DATABASE_URL", through(&world.database_url, &self.postgres)),
             ("CUSTOMERIO_TRACK_URL", format!("http://{}", self.customerio.addr())),
             ("HTTP_ADDR", self.http_addr.to_string()),
