@@ -70,14 +70,11 @@ impl Envelope {
 
     /// The message that parks this one as it came.
     pub(super) fn unprocessable(&self, why: &Rejected) -> Message {
-        let mut identity = self.message_id.clone().unwrap_or_default().into_bytes();
-        identity.push(0);
+        // What was published to another place is another message, and a replay that fails again a failure of its own.
+        let [message_id, replay_of] = [&self.message_id, &self.replay_of].map(|id| id.as_deref().unwrap_or_default());
+        let names = [self.exchange.as_str(), &self.routing_key, message_id, replay_of, ""];
+        let mut identity = names.join("\0").into_bytes();
         identity.extend_from_slice(&self.body);
-        // A replay that fails again is a failure of its own.
-        if let Some(replayed) = &self.replay_of {
-            identity.push(0);
-            identity.extend_from_slice(replayed.as_bytes());
-        }
         let id = body_id(&identity).to_string();
         Message::unprocessable(
             &id,

@@ -113,12 +113,18 @@ async fn the_same_bad_message_again_is_the_same_failure_until_it_is_resolved() {
     .await;
     assert_eq!(world.failures().await.len(), 1);
 
+    world.publish("signup.events", "signup.extraction_confirmed", b"not json", BasicProperties::default()).await;
+    let failures = world.wait_for_failures(2).await;
+    let keys: Vec<_> = failures.iter().map(|failure| failure["original_routing_key"].clone()).collect();
+    assert_eq!(keys, ["signup.submitted", "signup.extraction_confirmed"], "another place, another message");
+
     world.rows("UPDATE sync_failures SET resolved_at = now(), resolution = 'dismissed' RETURNING id").await;
     publish().await;
     crate::support::wait_for("the failure to be open again", || async {
         (world.failures().await[0]["resolved_at"] == Value::Null).then_some(())
     })
     .await;
+    assert_eq!(world.failures().await.len(), 2);
     app.stop().await;
 }
 
