@@ -85,6 +85,7 @@ impl App {
             lifecycle: lifecycle.clone(),
             ready: ready.clone(),
             websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
+            guesses: Arc::default(),
         };
         let (mut services, http_addr) = listen(config.http.addr, state).await?;
 
@@ -213,10 +214,6 @@ async fn listen(addr: SocketAddr, state: admin::State) -> Result<(JoinSet<()>, S
     let listener = TcpListener::bind(addr).await.map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
     let mut services = JoinSet::new();
-    services.spawn(async move {
-        if let Err(error) = admin::serve(listener, state).await {
-            tracing::error!(%error, "the HTTP server ended");
-        }
-    });
+    services.spawn(admin::serve(listener, state));
     Ok((services, addr))
 }

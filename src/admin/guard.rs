@@ -86,15 +86,28 @@ fn identify(state: &super::State, peer: SocketAddr, headers: &HeaderMap) -> Resu
             let (scheme, token) = text.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
-        let identity = presented.and_then(|token| tokens.identify(token));
-        let identity =
-            identity.ok_or_else(|| unauthorized("the token is not known; expected Authorization: Bearer TOKEN"))?;
+        let token = presented.ok_or_else(|| unauthorized("expected Authorization: Bearer TOKEN"))?;
+        let identity = identify_token(state, peer, token)?;
+        let identity = identity.ok_or_else(|| unauthorized("the token is not known"))?;
         return Ok((identity, Known::ByHeader));
     }
     let session = cookie(headers, SESSION_COOKIE).and_then(|session| tokens.identify_session(session, Utc::now()));
     let identity =
         session.ok_or_else(|| unauthorized("expected Authorization: Bearer TOKEN, or a session of the page"))?;
     Ok((identity, Known::ByBrowser))
+}
+
+/// Whose token this is, unless the peer has presented too many that are nobody's.
+pub(super) fn identify_token(state: &super::State, peer: SocketAddr, token: &str) -> Result<Option<Identity>, Problem> {
+    if let Some(left) = state.guesses.shut_out(peer.ip()) {
+        let seconds = left.as_secs() + 1;
+        return Err(Problem::too_many(seconds, format!("too many wrong tokens came from {}", peer.ip())));
+    }
+    let identity = state.config.admin_tokens.identify(token);
+    if identity.is_none() {
+        state.guesses.note_wrong(peer.ip());
+    }
+    Ok(identity)
 }
 
 /// Refuses a request that a page of another site has made. Who sends no `Origin` is no browser

@@ -12,6 +12,7 @@ mod extract;
 mod failures;
 mod groups;
 mod guard;
+mod guesses;
 mod health;
 mod integrity;
 mod job;
@@ -24,6 +25,7 @@ mod publish;
 mod replay;
 mod retry;
 mod reveal;
+mod server;
 mod session;
 mod stats;
 mod unprocessable;
@@ -46,6 +48,7 @@ use serde::Deserialize;
 use tokio::{net::TcpListener, sync::Semaphore};
 
 pub use auth::{Role, Tokens, TokensError};
+pub use guesses::Guesses;
 use problem::Problem;
 
 use crate::{
@@ -66,9 +69,14 @@ pub struct Config {
     pub addr: SocketAddr,
     /// Who may use the admin API and the page.
     pub admin_tokens: Tokens,
-    /// How long a request may take.
+    /// How long a request may take, its body included.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
+    /// How long a connection may take to send the head of its first or next request.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// Connections at the same time at most, without WebSockets.
+    pub connections: usize,
     /// WebSocket clients at the same time at most.
     pub websocket_clients: usize,
     /// Where RabbitMQ's management UI shows the queues of the virtual host; empty: no links.
@@ -99,6 +107,8 @@ pub struct State {
     pub ready: Arc<OnceLock<Ready>>,
     /// One permit a WebSocket client.
     pub websockets: Arc<Semaphore>,
+    /// Who presented wrong tokens of late.
+    pub guesses: Arc<Guesses>,
 }
 
 /// What needs the broker.
@@ -123,13 +133,12 @@ impl State {
 }
 
 /// Serves until everything has to end.
-pub async fn serve(listener: TcpListener, state: State) -> std::io::Result<()> {
-    let lifecycle = state.lifecycle.clone();
-    if state.config.admin_tokens.is_empty() {
+pub async fn serve(listener: TcpListener, state: State) {
+    let (config, lifecycle) = (state.config.clone(), state.lifecycle.clone());
+    if config.admin_tokens.is_empty() {
         tracing::warn!("no ADMIN_TOKENS are set: the admin API and the page answer loopback peers alone");
     }
-    let service = router(state).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(async move { lifecycle.ended().await }).await
+    server::serve(listener, router(state), &config, lifecycle).await;
 }
 
 fn router(state: State) -> Router {

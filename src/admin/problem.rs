@@ -1,8 +1,13 @@
 //! Errors as RFC 9457 problem details: a status, and a `detail` that says what to do.
 
+use std::fmt::Display;
+
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -20,11 +25,15 @@ pub(super) struct Problem {
     title: &'static str,
     /// What is wrong, and what is allowed or what to do.
     detail: String,
+    /// After how many seconds another try is sensible, for the header `Retry-After`.
+    #[serde(skip)]
+    retry_after: Option<u64>,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status: status.as_u16(), title: status.canonical_reason().unwrap_or("Error"), detail: detail.into() }
+        let title = status.canonical_reason().unwrap_or("Error");
+        Self { status: status.as_u16(), title, detail: detail.into(), retry_after: None }
     }
 
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
@@ -33,6 +42,11 @@ impl Problem {
 
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    pub(super) fn too_many(retry_after: u64, reason: impl Display) -> Self {
+        let detail = format!("{reason}; try again in {retry_after} s");
+        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 
     pub(super) fn unavailable(detail: impl Into<String>) -> Self {
@@ -48,8 +62,11 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after.map(HeaderValue::from);
         let mut response = (status, Json(self)).into_response();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.extend(retry_after.map(|seconds| (RETRY_AFTER, seconds)));
         response
     }
 }
@@ -90,6 +107,9 @@ pub(super) enum Problems {
     /// JSON of another shape than expected; `detail` names the field.
     #[response(status = 422, content_type = "application/problem+json")]
     Unprocessable(Problem),
+    /// Too many wrong tokens came from this address; `Retry-After` tells for how long none is looked at.
+    #[response(status = 429, content_type = "application/problem+json")]
+    TooMany(Problem),
     /// The database or the broker does not answer.
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(Problem),

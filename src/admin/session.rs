@@ -1,8 +1,10 @@
 //! `POST /session` and `POST /session/end`: a browser's way in and out, and `GET /session`: who it is.
 
+use std::net::SocketAddr;
+
 use axum::{
     Extension, Form, Json,
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Redirect, Response},
 };
@@ -11,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     auth::{Identity, SESSION},
-    guard::{SESSION_COOKIE, require_same_origin},
+    guard::{SESSION_COOKIE, identify_token, require_same_origin},
     page,
     problem::Problem,
 };
@@ -39,13 +41,13 @@ pub(super) async fn show(State(state): State<super::State>, Extension(identity):
 /// Exchanges a token for a session.
 pub(super) async fn begin(
     State(state): State<super::State>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     Form(login): Form<Login>,
 ) -> Result<Response, Problem> {
     require_same_origin(&headers)?;
-    let tokens = &state.config.admin_tokens;
-    let identity = tokens.identify(login.token.trim());
-    let session = identity.and_then(|identity| tokens.session(&identity.name, Utc::now()));
+    let identity = identify_token(&state, peer, login.token.trim())?;
+    let session = identity.and_then(|identity| state.config.admin_tokens.session(&identity.name, Utc::now()));
     let Some(session) = session else { return Ok(page::login(Some("This token is not known."))) };
     Ok((cookie(&headers, &session, SESSION.num_seconds()), Redirect::to("/")).into_response())
 }

@@ -2,6 +2,7 @@
 //! host of its own. `./dev test` starts the servers and runs them.
 
 mod access;
+mod bad_actors;
 mod bad_input;
 mod budget;
 mod bulk;
