@@ -25,10 +25,14 @@ impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let pairs = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
-        let read = serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs));
-        read.map(Self).map_err(|error| Problem::bad_request(located("query", &error)))
+        read_query(parts.uri.query().unwrap_or_default()).map(Self)
     }
+}
+
+pub(super) fn read_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
+    let pairs = form_urlencoded::parse(query.as_bytes());
+    let read = serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs));
+    read.map_err(|error| Problem::bad_request(located("query", &error)))
 }
 
 /// No query parameters.
@@ -52,20 +56,24 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
         }
         let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| too_large())?;
-        // Alone, a derived `Deserialize` would take an array for the fields in their order, too.
-        if body.trim_ascii_start().first() != Some(&b'{') {
-            return Err(Problem::bad_request("body: expected a JSON object"));
-        }
-        let mut deserializer = serde_json::Deserializer::from_slice(&body);
-        let read = serde_path_to_error::deserialize(&mut deserializer);
-        let value = read.map_err(|error| {
-            let is_json = error.inner().is_data();
-            let status = if is_json { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
-            Problem::new(status, located("body", &error))
-        })?;
-        deserializer.end().map_err(|error| Problem::bad_request(format!("body: {error}")))?;
-        Ok(Self(value))
+        read_body(&body).map(Self)
     }
+}
+
+pub(super) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    // Alone, a derived `Deserialize` would take an array for the fields in their order, too.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Problem::bad_request("body: expected a JSON object"));
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let read = serde_path_to_error::deserialize(&mut deserializer);
+    let value = read.map_err(|error| {
+        let is_json = error.inner().is_data();
+        let status = if is_json { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+        Problem::new(status, located("body", &error))
+    })?;
+    deserializer.end().map_err(|error| Problem::bad_request(format!("body: {error}")))?;
+    Ok(value)
 }
 
 pub(super) fn too_large() -> Problem {

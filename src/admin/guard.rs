@@ -8,10 +8,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 
 use super::{
-    auth::{Identity, Role},
+    auth::{Identity, Role, Tokens},
     extract::{MAX_BODY_BYTES, too_large},
     page,
     problem::Problem,
@@ -74,7 +74,7 @@ fn identify(state: &super::State, peer: SocketAddr, headers: &HeaderMap) -> Resu
     let tokens = &state.config.admin_tokens;
     if tokens.is_empty() {
         // The name of the host, too, has to be loopback: a page elsewhere may make its own name point here.
-        if peer.ip().to_canonical().is_loopback() && host(headers).is_some_and(is_loopback_name) {
+        if peer.ip().to_canonical().is_loopback() && is_for_loopback(headers) {
             return Ok((Identity { name: "local".to_owned(), role: Role::Operator }, Known::ByBrowser));
         }
         let detail = "no ADMIN_TOKENS are set, so only loopback peers are answered, by a loopback name";
@@ -91,9 +91,9 @@ fn identify(state: &super::State, peer: SocketAddr, headers: &HeaderMap) -> Resu
         let identity = identity.ok_or_else(|| unauthorized("the token is not known"))?;
         return Ok((identity, Known::ByHeader));
     }
-    let session = cookie(headers, SESSION_COOKIE).and_then(|session| tokens.identify_session(session, Utc::now()));
+    let identity = session(headers, tokens, Utc::now());
     let identity =
-        session.ok_or_else(|| unauthorized("expected Authorization: Bearer TOKEN, or a session of the page"))?;
+        identity.ok_or_else(|| unauthorized("expected Authorization: Bearer TOKEN, or a session of the page"))?;
     Ok((identity, Known::ByBrowser))
 }
 
@@ -120,6 +120,16 @@ pub(super) fn require_same_origin(headers: &HeaderMap) -> Result<(), Problem> {
         return Ok(());
     }
     Err(Problem::new(StatusCode::FORBIDDEN, "the request comes from another site; use the page of this service"))
+}
+
+/// Whose session the cookie holds.
+pub(super) fn session(headers: &HeaderMap, tokens: &Tokens, now: DateTime<Utc>) -> Option<Identity> {
+    tokens.identify_session(cookie(headers, SESSION_COOKIE)?, now)
+}
+
+/// Whether it was asked for a loopback name.
+pub(super) fn is_for_loopback(headers: &HeaderMap) -> bool {
+    host(headers).is_some_and(is_loopback_name)
 }
 
 /// The host that was asked for, without its port.
@@ -202,7 +212,7 @@ mod tests {
             ("10.0.0.1", false),
         ] {
             let headers = headers_with(&[(header::HOST, value)]);
-            assert_eq!(host(&headers).is_some_and(is_loopback_name), expected, "{value}");
+            assert_eq!(is_for_loopback(&headers), expected, "{value}");
         }
     }
 

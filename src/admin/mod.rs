@@ -21,6 +21,8 @@ mod openapi;
 mod page;
 mod problem;
 mod process;
+#[cfg(any(test, fuzzing))]
+pub mod property;
 mod publish;
 mod replay;
 mod retry;

@@ -53,6 +53,11 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Whether it is that nobody is known by the request.
     pub(super) fn is_about_auth(&self) -> bool {
         self.status == StatusCode::UNAUTHORIZED.as_u16()

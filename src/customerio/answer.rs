@@ -28,8 +28,18 @@ pub(super) enum Meaning {
 /// The errors of a 207, or of a 400.
 #[derive(Deserialize)]
 struct Errors {
-    #[serde(default)]
-    errors: Vec<ItemError>,
+    errors: Option<Vec<ItemError>>,
+}
+
+impl Errors {
+    /// `None` if the body is no JSON object.
+    fn read(body: &[u8]) -> Option<Vec<ItemError>> {
+        // serde_json does not look whether a text that it skips is UTF-8.
+        let text = std::str::from_utf8(body).ok()?;
+        // Alone, a derived `Deserialize` would take an array for the fields in their order, too.
+        let read: Self = text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok())??;
+        Some(read.errors.unwrap_or_default())
+    }
 }
 
 #[derive(Deserialize)]
@@ -80,10 +90,10 @@ fn read_success(answer: Answer<'_>, jobs: usize) -> Meaning {
         let failure = Failure { error_type: ErrorType::Other, message: why };
         Meaning::Each(vec![Outcome::Retryable { failure, retry_after: None }; jobs])
     };
-    let errors = match serde_json::from_slice::<Errors>(answer.body) {
-        Ok(Errors { errors }) => errors,
-        Err(_) if answer.status != 207 && answer.body.trim_ascii().is_empty() => Vec::new(),
-        Err(_) => return unclear(format!("{}, which can't be read", describe(answer))),
+    let errors = match Errors::read(answer.body) {
+        Some(errors) => errors,
+        None if answer.status != 207 && answer.body.trim_ascii().is_empty() => Vec::new(),
+        None => return unclear(format!("{}, which can't be read", describe(answer))),
     };
     let mut outcomes = vec![Outcome::Accepted; jobs];
     for error in &errors {
@@ -102,10 +112,8 @@ fn read_success(answer: Answer<'_>, jobs: usize) -> Meaning {
 
 /// The status and the start of the body, in one line.
 fn describe(answer: Answer<'_>) -> String {
-    let told = match serde_json::from_slice::<Errors>(answer.body) {
-        Ok(Errors { errors }) if !errors.is_empty() => {
-            errors.iter().map(ItemError::describe).collect::<Vec<_>>().join("; ")
-        }
+    let told = match Errors::read(answer.body) {
+        Some(errors) if !errors.is_empty() => errors.iter().map(ItemError::describe).collect::<Vec<_>>().join("; "),
         _ => String::from_utf8_lossy(answer.body).split_whitespace().collect::<Vec<_>>().join(" "),
     };
     let told = &told[..told.floor_char_boundary(300)];
@@ -186,13 +194,22 @@ mod tests {
 
     #[test]
     fn an_answer_that_cannot_be_read_is_tried_again() {
-        for (status, body) in
-            [(200, "<html>"), (207, ""), (207, "{\"errors\":[{"), (207, r#"{"errors":[{"batch_index":9}]}"#)]
-        {
+        for (status, body) in [
+            (200, "<html>"),
+            (200, "[]"),
+            (207, ""),
+            (207, "{\"errors\":[{"),
+            (207, r#"{"errors":[{"batch_index":9}]}"#),
+        ] {
             let outcomes = each(status, body, 2);
             assert!(outcomes.iter().all(|one| matches!(one, Outcome::Retryable { .. })), "{status} {body}");
         }
-        assert_eq!(each(200, "", 1), [Outcome::Accepted]);
+        let body = b"{\"skipped\":\"\xff\"}";
+        let not_utf8 = read(Answer { body, ..answer(207, "") }, 1);
+        assert!(matches!(not_utf8, Meaning::Each(outcomes) if matches!(outcomes[0], Outcome::Retryable { .. })));
+        for body in ["", "{}\n", r#"{"errors":null}"#] {
+            assert_eq!(each(200, body, 1), [Outcome::Accepted], "{body}");
+        }
     }
 
     #[test]

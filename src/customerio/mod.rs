@@ -9,6 +9,8 @@ mod budget;
 mod client;
 mod gate;
 mod operation;
+#[cfg(any(test, fuzzing))]
+pub mod property;
 
 use std::{num::NonZeroU32, time::Duration};
 

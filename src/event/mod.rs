@@ -4,6 +4,8 @@
 //! what was expected there. What happens to either is for others to decide.
 
 mod fields;
+#[cfg(any(test, fuzzing))]
+pub mod property;
 
 use std::fmt;
 
@@ -287,7 +289,8 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>, prefix: &str) 
     if let Some(field) = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
         path = if path == "." { field.to_owned() } else { format!("{path}.{field}") };
     }
-    let path = if path == "." { "$".to_owned() } else { format!("{prefix}{path}") };
+    // Below a key without a name, the path is empty.
+    let path = if matches!(path.as_str(), "." | "") { "$".to_owned() } else { format!("{prefix}{path}") };
     Rejected { path, expected: message }
 }
 

@@ -214,3 +214,15 @@ async fn calls_stay_under_the_configured_rate() {
     assert!(took >= Duration::from_millis(2250), "25 calls took {took:?}");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn an_answer_with_bytes_that_no_text_column_takes_is_told_all_the_same() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    world.fault(json!({ "kind": "status", "status": 422, "calls": 1, "body": "no\u{0}good" })).await;
+    world.submit(&submitted(signup)).await;
+    let job = world.wait_for_job(signup, "initial", "failed").await;
+    assert_eq!(job["error_message"], "Customer.io answered 422: no\u{fffd}good");
+    app.stop().await;
+}
