@@ -31,6 +31,7 @@ pub(super) async fn ready(State(state): State<super::State>) -> (StatusCode, Jso
                     reasons.push(format!("broker: the {} connection is down", link.name()));
                 }
             }
+            reasons.extend(ready.publisher.trouble().map(|trouble| format!("broker: {trouble}")));
             if ready.processor.gate().reason == Some(GateReason::Credentials) {
                 reasons.push("Customer.io: credentials refused".to_owned());
             }

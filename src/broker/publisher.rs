@@ -4,16 +4,29 @@
 //! confirm when mandatory publishes are pipelined on one channel, and an unroutable message would pass for a published
 //! one. Outcome events are not mandatory and share one channel.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use lapin::{
     BasicProperties, Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
-use tokio::sync::{RwLock, Semaphore};
+use tokio::{
+    sync::{RwLock, Semaphore},
+    time::timeout,
+};
 
 use super::{Config, Error, Link, Message};
 use crate::{metrics::Metrics, reconnect::Pauses};
+
+/// A message that is not confirmed within this time is late. It is waited for all the same: sent again, it would be two.
+const LATE_AFTER: Duration = Duration::from_secs(10);
 
 /// Publishes on its own connection. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -28,6 +41,7 @@ struct Inner {
     idle: Mutex<Vec<Channel>>,
     /// For messages that are not mandatory.
     shared: RwLock<Option<Channel>>,
+    late: AtomicUsize,
 }
 
 /// Why a message is not published yet.
@@ -60,6 +74,7 @@ impl Publisher {
             permits: Semaphore::new(config.publish_channels.get()),
             idle: Mutex::default(),
             shared: RwLock::default(),
+            late: AtomicUsize::new(0),
         }))
     }
 
@@ -68,11 +83,14 @@ impl Publisher {
     pub async fn publish(&self, message: &Message) {
         let mut pauses = Pauses::default();
         loop {
-            let published = if message.mandatory {
-                self.publish_mandatory(message).await
-            } else {
-                self.publish_shared(message).await
-            };
+            let published = self.tell_when_late(message, async {
+                if message.mandatory {
+                    self.publish_mandatory(message).await
+                } else {
+                    self.publish_shared(message).await
+                }
+            });
+            let published = published.await;
             let result = published.as_ref().map_or_else(NotYet::label, |()| "confirmed");
             self.0.metrics.publishes.with_label_values(&[message.destination, result]).inc();
             let Err(error) = published else { return };
@@ -84,6 +102,32 @@ impl Publisher {
                 tracing::warn!(%error, "declaring the topology again failed");
             }
         }
+    }
+
+    /// What keeps messages from being published, if something does although the broker is there.
+    pub fn trouble(&self) -> Option<String> {
+        let late = self.0.late.load(Ordering::Relaxed);
+        (late > 0).then(|| {
+            format!(
+                "messages unconfirmed for more than {LATE_AFTER:?}: {late}; RabbitMQ blocks publishers, or a queue has no leader"
+            )
+        })
+    }
+
+    async fn tell_when_late<T>(&self, message: &Message, published: impl Future<Output = T>) -> T {
+        let mut published = pin!(published);
+        if let Ok(published) = timeout(LATE_AFTER, &mut published).await {
+            return published;
+        }
+        let late = Late::new(&self.0.late);
+        if late.is_first {
+            tracing::warn!(
+                exchange = message.exchange,
+                message_id = message.message_id,
+                "a message is not confirmed within {LATE_AFTER:?}; it is waited for"
+            );
+        }
+        published.await
     }
 
     async fn publish_mandatory(&self, message: &Message) -> Result<(), NotYet> {
@@ -127,6 +171,24 @@ impl Publisher {
             .await
             .map_err(Error::doing("asking for publisher confirms"))?;
         Ok(channel)
+    }
+}
+
+/// Counts as a late message until it is dropped.
+struct Late<'a> {
+    count: &'a AtomicUsize,
+    is_first: bool,
+}
+
+impl<'a> Late<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        Self { count, is_first: count.fetch_add(1, Ordering::Relaxed) == 0 }
+    }
+}
+
+impl Drop for Late<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

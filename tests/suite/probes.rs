@@ -1,7 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use crate::support::{World, submitted};
-use serde_json::Value;
+use crate::support::{OwnServer, Servers, World, submitted, wait_for};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn a_service_without_its_database_is_live_and_not_ready_and_says_why() {
     let app = world.start().await;
     // Nobody may connect any more, and those who are connected are cut off.
     let vhost = world.vhost.clone();
-    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&crate::support::Servers::shared().database_url)
+    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&Servers::shared().database_url)
         .await
         .expect("PostgreSQL answers");
     for sql in [
@@ -41,6 +41,37 @@ async fn a_service_without_its_database_is_live_and_not_ready_and_says_why() {
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "initial", "completed").await;
     assert_eq!(world.get(&app, "/readyz").await.0, 200);
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_confirms_nothing_is_told_and_work_goes_on_when_it_confirms_again() {
+    let rabbitmq = OwnServer::start("rabbitmq");
+    let set_memory_limit = |share: &str| rabbitmq.run("ctl", &["set_vm_memory_high_watermark", share]);
+    let world =
+        World::on(Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() })
+            .await;
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    world.fault(json!({ "kind": "latency", "ms": 5000 })).await;
+    world.submit(&submitted(signup)).await;
+    wait_for("the job to be called for", || async {
+        world.job(signup, "initial").await.filter(|job| job["status"] == "processing")
+    })
+    .await;
+    // With so little memory allowed, RabbitMQ blocks every connection that publishes.
+    set_memory_limit("0.0001");
+    let told = wait_for("the reason", || async {
+        Some(world.get(&app, "/readyz").await).filter(|(status, _)| *status == 503)
+    })
+    .await;
+    assert!(told.1.contains("broker: messages unconfirmed for more than 10s: 1;"), "{}", told.1);
+    set_memory_limit("0.4");
+    wait_for("the service to be ready", || async {
+        Some(world.get(&app, "/readyz").await).filter(|(status, _)| *status == 200)
+    })
+    .await;
+    world.wait_until_all_queues_are_empty().await;
     app.stop().await;
 }
 
