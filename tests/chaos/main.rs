@@ -81,6 +81,7 @@ async fn round(
     let mut stage = Stage::set(REPLICAS, rabbitmq, postgres).await;
     stage.calm().await;
     collect_outcomes(&stage.world).await;
+    stage.let_rabbitmq_write_down_its_queues();
     for person in &load.refused {
         let refusal = serde_json::json!({ "kind": "refuse", "identifier": person, "field": "attributes.plan" });
         stage.world.fault(refusal).await;

@@ -105,6 +105,13 @@ impl Stage {
         }
     }
 
+    /// RabbitMQ (seen in 3.10) writes the names of new quorum queues down within half a second. When it is killed before,
+    /// such a queue comes back without a leader, and takes and gives nothing until somebody deletes it.
+    pub(crate) fn let_rabbitmq_write_down_its_queues(&self) {
+        let sync = "[ok = dets:sync(Table) || Table <- dets:all()].";
+        tokio::task::block_in_place(|| self.rabbitmq.run("ctl", &["eval", sync]));
+    }
+
     pub(crate) async fn end_sessions(&self) {
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid()";

@@ -62,6 +62,8 @@ pub(crate) struct World {
     pub(crate) management_url: String,
     pub(crate) pool: PgPool,
     pub(crate) simulator: Simulator,
+    /// For all channels of the test; made again when it is lost.
+    connection: tokio::sync::Mutex<Option<Connection>>,
     http: reqwest::Client,
     settings: Vec<(String, String)>,
 }
@@ -112,6 +114,7 @@ impl World {
             management_url: servers.management_url,
             pool,
             simulator,
+            connection: tokio::sync::Mutex::default(),
             http,
             settings,
         }
@@ -148,12 +151,13 @@ impl World {
     // ------------------------------------------------------------------------------------------------------ RabbitMQ
 
     pub(crate) async fn channel(&self) -> Channel {
-        let connection =
-            Connection::connect(&self.amqp_url, ConnectionProperties::default()).await.expect("RabbitMQ answers");
-        let channel = connection.create_channel().await.expect("a channel");
+        let mut connection = self.connection.lock().await;
+        if !connection.as_ref().is_some_and(|connection| connection.status().connected()) {
+            let properties = ConnectionProperties::default();
+            *connection = Some(Connection::connect(&self.amqp_url, properties).await.expect("RabbitMQ answers"));
+        }
+        let channel = connection.as_ref().expect("just made").create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        // The connection lives as long as the test.
-        std::mem::forget(connection);
         channel
     }
 
