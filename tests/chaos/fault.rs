@@ -5,11 +5,7 @@ use std::time::Duration;
 use lapin::options::QueuePurgeOptions;
 use serde_json::{Value, json};
 
-use crate::{
-    proxy::Mode,
-    stage::Stage,
-    support::{OwnServer, SHORT_LADDER},
-};
+use crate::{proxy::Mode, stage::Stage, support::SHORT_LADDER};
 
 /// Whose connection.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +41,14 @@ pub(crate) enum Fault {
         time: Duration,
     },
     StopRabbitMq,
-    KillRabbitMq,
+    KillRabbitMq {
+        node: usize,
+    },
+    /// A node of RabbitMQ and the others lose sight of each other, until they give it up and a while longer.
+    Isolate {
+        node: usize,
+        longer: Duration,
+    },
     /// RabbitMQ blocks publishers for a while, as it does when memory is short.
     MemoryAlarm {
         time: Duration,
@@ -91,7 +94,7 @@ impl Fault {
                 Self::Misbehave { replica, wire, mode, time: some_time(rng) }
             }
             42..45 => Self::StopRabbitMq,
-            45..48 => Self::KillRabbitMq,
+            45..48 => Self::KillRabbitMq { node: 0 },
             48..51 => Self::MemoryAlarm { time: some_time(rng) },
             51..57 => Self::Purge { queue: queue(rng) },
             57..60 => Self::RestartPostgreSql,
@@ -135,14 +138,14 @@ impl Fault {
                 proxy.set(Mode::Pass);
             }
             Self::StopRabbitMq => stage.rabbitmq.restart(),
-            Self::KillRabbitMq => {
-                kill(&stage.rabbitmq);
-                stage.rabbitmq.start_again();
-            }
+            Self::KillRabbitMq { node } => stage.rabbitmq.kill(*node),
+            Self::Isolate { node, longer } => stage.rabbitmq.isolate(*node, *longer).await,
             Self::MemoryAlarm { time } => {
-                set_memory_limit(&stage.rabbitmq, "0.0001");
+                // The share of the machine's memory with which RabbitMQ blocks publishers.
+                let set_memory_limit = |share| stage.rabbitmq.control(&["set_vm_memory_high_watermark", share]);
+                set_memory_limit("0.0001");
                 tokio::time::sleep(*time).await;
-                set_memory_limit(&stage.rabbitmq, "0.4");
+                set_memory_limit("0.4");
             }
             Self::Purge { queue } => {
                 let channel = stage.world.channel().await;
@@ -150,7 +153,7 @@ impl Fault {
             }
             Self::RestartPostgreSql => stage.postgres.restart(),
             Self::CrashPostgreSql => {
-                kill(&stage.postgres);
+                tokio::task::block_in_place(|| stage.postgres.run("kill", &[]));
                 stage.postgres.start_again();
             }
             Self::EndSessions => stage.end_sessions().await,
@@ -162,16 +165,6 @@ impl Fault {
             }
         }
     }
-}
-
-/// Ends a server at once, with nothing written down that was not before.
-fn kill(server: &OwnServer) {
-    tokio::task::block_in_place(|| server.run("kill", &[]));
-}
-
-/// The share of the machine's memory with which RabbitMQ blocks publishers.
-fn set_memory_limit(rabbitmq: &OwnServer, share: &str) {
-    tokio::task::block_in_place(|| rabbitmq.run("ctl", &["set_vm_memory_high_watermark", share]));
 }
 
 /// A queue of which nothing is lost that the ledger does not know: events that were never taken in can't be brought back.

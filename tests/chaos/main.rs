@@ -5,6 +5,7 @@
 //! rounds with new seeds, or with one that is given.
 
 mod check;
+mod cluster;
 mod fault;
 mod load;
 mod proxy;
@@ -23,6 +24,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
+use cluster::Cluster;
 use fault::Fault;
 use load::Load;
 use stage::Stage;
@@ -32,12 +34,23 @@ const REPLICAS: usize = 3;
 const SIGNUPS: usize = 300;
 /// How long faults strike in a round.
 const FAULTS: Duration = Duration::from_secs(15);
+/// How long messages come while the nodes of a cluster fail.
+const CLUSTER_FAULTS: Duration = Duration::from_secs(60);
 /// Where outcomes are collected.
 const OUTCOMES: &str = "chaos.outcomes";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_rounds_of_faults_lose_nothing_and_double_nothing() {
     rounds(&[1, 2, 3]).await;
+}
+
+/// Three nodes: the leader of every queue is killed, and nodes lose sight of each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_loses_every_leader_and_is_split_loses_nothing_and_doubles_nothing() {
+    let servers = (Cluster::start(3).await, OwnServer::start("postgres"));
+    let (found, told, _) = round(1, servers, CLUSTER_FAULTS, strike_cluster).await;
+    println!("{told}");
+    assert!(found.is_empty(), "{} violations: {:#?}", found.len(), &found[..found.len().min(20)]);
 }
 
 /// `./dev chaos`: as many rounds as CHAOS_ROUNDS says, from the seed CHAOS_SEED on.
@@ -55,11 +68,11 @@ async fn as_many_rounds_as_are_asked_for() {
 
 /// A round a seed, on the same servers. Tells all that does not hold in any of them.
 async fn rounds(seeds: &[u64]) {
-    let mut servers = (OwnServer::start("rabbitmq"), OwnServer::start("postgres"));
+    let mut servers = (Cluster::start(1).await, OwnServer::start("postgres"));
     let mut broken = Vec::new();
     for &seed in seeds {
         let began = Instant::now();
-        let (found, told, kept) = round(seed, servers).await;
+        let (found, told, kept) = round(seed, servers, FAULTS, strike).await;
         servers = kept;
         println!("seed {seed}: {told}, {:.0} s, {} violations", began.elapsed().as_secs_f64(), found.len());
         for violation in found.iter().take(20) {
@@ -72,10 +85,14 @@ async fn rounds(seeds: &[u64]) {
     assert!(broken.is_empty(), "these seeds broke something: {broken:?}; run one again with ./dev chaos --seed SEED");
 }
 
+/// Lets `strike` do its worst while messages come for `time`; what does not hold then, a line about the round, and the
+/// servers for the next.
 async fn round(
     seed: u64,
-    (rabbitmq, postgres): (OwnServer, OwnServer),
-) -> (Vec<String>, String, (OwnServer, OwnServer)) {
+    (rabbitmq, postgres): (Cluster, OwnServer),
+    time: Duration,
+    strike: impl AsyncFnOnce(&mut Stage, &mut fastrand::Rng) -> Vec<Fault>,
+) -> (Vec<String>, String, (Cluster, OwnServer)) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let load = Load::new(SIGNUPS, &mut rng);
     let mut stage = Stage::set(REPLICAS, rabbitmq, postgres).await;
@@ -87,7 +104,7 @@ async fn round(
         stage.world.fault(refusal).await;
     }
     let amqp_url = stage.world.amqp_url.clone();
-    let publishing = load.publish(&amqp_url, FAULTS);
+    let publishing = load.publish(&amqp_url, time);
     let (faults, ()) = tokio::join!(strike(&mut stage, &mut rng), publishing);
     stage.calm().await;
     let mut found: Vec<_> = check::wait_for_rest(&stage).await.err().into_iter().collect();
@@ -116,6 +133,25 @@ async fn strike(stage: &mut Stage, rng: &mut fastrand::Rng) -> Vec<Fault> {
         fault.strike(stage).await;
         faults.push(fault);
         tokio::time::sleep(Duration::from_millis(rng.u64(50..600))).await;
+    }
+    faults
+}
+
+/// Kills the leader of every queue, and lets nodes that lead queues lose sight of the others.
+async fn strike_cluster(stage: &mut Stage, _: &mut fastrand::Rng) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut leaders = stage.rabbitmq.wait_until_whole(&stage.world).await;
+    let to_be_killed = leaders.clone();
+    for node in to_be_killed {
+        faults.push(Fault::KillRabbitMq { node });
+        faults[faults.len() - 1].strike(stage).await;
+        leaders = stage.rabbitmq.wait_until_whole(&stage.world).await;
+    }
+    for _ in 0..2 {
+        let node = *leaders.first().expect("every queue has a leader");
+        faults.push(Fault::Isolate { node, longer: Duration::from_secs(5) });
+        faults[faults.len() - 1].strike(stage).await;
+        leaders = stage.rabbitmq.wait_until_whole(&stage.world).await;
     }
     faults
 }

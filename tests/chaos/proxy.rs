@@ -45,8 +45,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one in front of `target`, `host:port`.
-    pub(crate) async fn start(target: String) -> Self {
+    /// Starts one in front of `targets`, each `host:port`. The first that takes a connection gets it.
+    pub(crate) async fn start(targets: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("its address");
         let control = Arc::new(Control { mode: watch::Sender::new(Mode::Pass), cuts: watch::Sender::new(0) });
@@ -56,7 +56,7 @@ impl Proxy {
             let mut connections = JoinSet::new();
             loop {
                 if let Ok((client, _)) = listener.accept().await {
-                    connections.spawn(carry(client, target.clone(), shared.clone()));
+                    connections.spawn(carry(client, targets.clone(), shared.clone()));
                 }
                 while connections.try_join_next().is_some() {}
             }
@@ -81,13 +81,13 @@ impl Proxy {
     }
 }
 
-async fn carry(client: TcpStream, target: String, control: Arc<Control>) {
+async fn carry(client: TcpStream, targets: Vec<String>, control: Arc<Control>) {
     let mut cuts = control.cuts.subscribe();
     if *control.mode.borrow() == Mode::Refuse {
         return;
     }
     let carried = async {
-        let Ok(server) = TcpStream::connect(target).await else { return };
+        let Some(server) = connect(&targets).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
@@ -103,6 +103,15 @@ async fn carry(client: TcpStream, target: String, control: Arc<Control>) {
         () = carried => {}
         _ = cuts.changed() => {}
     }
+}
+
+async fn connect(targets: &[String]) -> Option<TcpStream> {
+    for target in targets {
+        if let Ok(server) = TcpStream::connect(target).await {
+            return Some(server);
+        }
+    }
+    None
 }
 
 async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>, held: &[Mode]) {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 
 use crate::{
+    cluster::Cluster,
     fault::Wire,
     proxy::{Mode, Proxy},
     support::{OwnServer, Process, Servers, World, free_addr, wait_for},
@@ -13,7 +14,7 @@ use crate::{
 
 pub(crate) struct Stage {
     pub(crate) world: World,
-    pub(crate) rabbitmq: OwnServer,
+    pub(crate) rabbitmq: Cluster,
     pub(crate) postgres: OwnServer,
     pub(crate) replicas: Vec<Replica>,
 }
@@ -30,14 +31,14 @@ pub(crate) struct Replica {
 }
 
 /// `host:port` of a URL.
-fn authority(url: &str) -> &str {
+pub(crate) fn authority(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.split('/').next().unwrap_or(rest);
     rest.rsplit('@').next().unwrap_or(rest)
 }
 
 impl Stage {
-    pub(crate) async fn set(replicas: usize, rabbitmq: OwnServer, postgres: OwnServer) -> Self {
+    pub(crate) async fn set(replicas: usize, rabbitmq: Cluster, postgres: OwnServer) -> Self {
         let servers = Servers {
             database_url: postgres.url(),
             amqp_url: rabbitmq.url(),
@@ -64,11 +65,11 @@ impl Stage {
             world = world.with(name, value);
         }
         let mut stage = Self { world, rabbitmq, postgres, replicas: Vec::new() };
-        for _ in 0..replicas {
+        for number in 0..replicas {
             let mut replica = Replica {
-                rabbitmq: Proxy::start(authority(&stage.world.amqp_url).to_owned()).await,
-                postgres: Proxy::start(authority(&stage.world.database_url).to_owned()).await,
-                customerio: Proxy::start(stage.world.simulator.addr().to_string()).await,
+                rabbitmq: Proxy::start(stage.rabbitmq.authorities(number)).await,
+                postgres: Proxy::start(vec![authority(&stage.world.database_url).to_owned()]).await,
+                customerio: Proxy::start(vec![stage.world.simulator.addr().to_string()]).await,
                 http_addr: free_addr(),
                 process: None,
                 logs: String::new(),
@@ -80,7 +81,7 @@ impl Stage {
     }
 
     /// The servers, for the next round.
-    pub(crate) fn into_servers(self) -> (OwnServer, OwnServer) {
+    pub(crate) fn into_servers(self) -> (Cluster, OwnServer) {
         (self.rabbitmq, self.postgres)
     }
 
@@ -108,8 +109,7 @@ impl Stage {
     /// RabbitMQ (seen in 3.10) writes the names of new quorum queues down within half a second. When it is killed before,
     /// such a queue comes back without a leader, and takes and gives nothing until somebody deletes it.
     pub(crate) fn let_rabbitmq_write_down_its_queues(&self) {
-        let sync = "[ok = dets:sync(Table) || Table <- dets:all()].";
-        tokio::task::block_in_place(|| self.rabbitmq.run("ctl", &["eval", sync]));
+        self.rabbitmq.control(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]);
     }
 
     pub(crate) async fn end_sessions(&self) {

@@ -484,15 +484,21 @@ pub(crate) struct OwnServer {
 impl OwnServer {
     /// Starts a `rabbitmq` or a `postgres`.
     pub(crate) fn start(kind: &'static str) -> Self {
-        let server = Self { kind, folder: tempfile::tempdir().expect("a folder") };
-        // PostgreSQL runs as an ordinary user where the tests run as root.
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(server.folder.path(), open).expect("the folder is ours");
+        let server = Self::not_started(kind);
         server.run("start", &[]);
         server
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn not_started(kind: &'static str) -> Self {
+        let server = Self { kind, folder: tempfile::tempdir().expect("a folder") };
+        // PostgreSQL runs as an ordinary user where the tests run as root.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(server.folder.path(), open).expect("the folder is ours");
+        server
+    }
+
+    /// The folder it keeps everything in.
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join(self.kind)
     }
 
