@@ -8,7 +8,7 @@ use lapin::{
     options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::FieldTable,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{Error, HeaderMap, Link};
 use crate::{lifecycle::Lifecycle, reconnect::Pauses};
@@ -36,7 +36,10 @@ pub struct Delivery {
 
 /// Acknowledges one delivery, once.
 #[derive(Debug)]
-pub struct Receipt(Box<lapin::message::Delivery>);
+pub struct Receipt {
+    delivery: Box<lapin::message::Delivery>,
+    delivered_at: Instant,
+}
 
 /// What became of an acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,14 +51,19 @@ pub enum Acknowledged {
 }
 
 impl Receipt {
+    /// When the message was delivered.
+    pub fn delivered_at(&self) -> Instant {
+        self.delivered_at
+    }
+
     /// Acknowledges: all that follows from the message is committed and confirmed.
     pub async fn ack(self) -> Acknowledged {
-        acknowledged(self.0.ack(BasicAckOptions::default()).await)
+        acknowledged(self.delivery.ack(BasicAckOptions::default()).await)
     }
 
     /// Gives the message back to its queue.
     pub async fn give_back(self) -> Acknowledged {
-        acknowledged(self.0.nack(BasicNackOptions { requeue: true, ..Default::default() }).await)
+        acknowledged(self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() }).await)
     }
 }
 
@@ -77,7 +85,7 @@ impl Delivery {
             message_id: text(delivery.properties.message_id()),
             headers: HeaderMap::new(delivery.properties.headers().as_ref()),
             body: std::mem::take(&mut delivery.data),
-            receipt: Receipt(Box::new(delivery)),
+            receipt: Receipt { delivery: Box::new(delivery), delivered_at: Instant::now() },
         }
     }
 }

@@ -4,7 +4,10 @@
 //! confirms, and only then acknowledge. A crash between any two of these leads to a redelivery that the ledger knows how
 //! to answer.
 
+use std::time::Duration;
+
 use futures_util::future::{BoxFuture, join_all};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::Span;
 use uuid::Uuid;
@@ -24,6 +27,9 @@ use crate::{
     retry::{self, Verdict},
     trace,
 };
+
+/// How long a job waits at least that was put off.
+const PUT_OFF: Duration = Duration::from_mins(10);
 
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -80,11 +86,14 @@ impl Flow {
 
     /// Works the messages off in as many portions as Customer.io's gate lets through: all at once, unless it is shut.
     async fn open_all(&self, mut arrived: Vec<(Arrival, Envelope)>) {
+        let delivered_at = arrived.iter().filter_map(|(_, envelope)| envelope.delivered_at()).min();
+        let held_until = delivered_at.unwrap_or_else(Instant::now) + self.sync.config.hold;
         while !arrived.is_empty() {
             let pass = tokio::select! {
                 biased;
                 () = self.lifecycle.draining() => return give_back(arrived.into_iter().map(|(_, envelope)| envelope)).await,
                 pass = self.sync.customerio.pass() => pass,
+                () = tokio::time::sleep_until(held_until) => return self.put_off(arrived).await,
             };
             let rest = arrived.split_off(pass.limit().min(arrived.len()));
             let mut not_yet = self.open(arrived, &pass).await;
@@ -148,6 +157,34 @@ impl Flow {
         Ok(None)
     }
 
+    /// Takes messages into the ledger without a call, and lets their jobs wait on a tier.
+    async fn put_off(&self, arrived: Vec<(Arrival, Envelope)>) {
+        let (arrivals, envelopes): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
+        let opened = match self.open_and_release(&arrivals).await {
+            Ok(opened) => opened,
+            // What the database refuses is found out when calls are made again.
+            Err(error) => {
+                tracing::warn!(%error, "messages are held no longer and can't be put off; they are given back");
+                return give_back(envelopes.into_iter()).await;
+            }
+        };
+        join_all(opened.into_iter().zip(envelopes).map(async |(opened, envelope)| match opened {
+            Opened::Claimed(work) => {
+                self.wait(&work.job, PUT_OFF).await;
+                self.skipped("put_off", envelope).await;
+            }
+            other => self.without_call(other, envelope).await,
+        }))
+        .await;
+    }
+
+    async fn open_and_release(&self, arrivals: &[Arrival]) -> Result<Vec<Opened>, ledger::Error> {
+        let (ledger, is_transient, claim) = (&self.sync.ledger, ledger::Error::is_transient, Uuid::new_v4());
+        let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(claim, arrivals)).await?;
+        reconnect::until_done("giving claims back", is_transient, || ledger.release(batch.claim)).await?;
+        Ok(batch.opened)
+    }
+
     async fn follow(&self, claim: Uuid, opened: impl Iterator<Item = (Opened, Envelope, Arrival)>, pass: &Pass<'_>) {
         let mut claimed = Vec::new();
         let mut others = Vec::new();
@@ -183,7 +220,7 @@ impl Flow {
                 "not_due"
             }
             Opened::InFlight { job } => {
-                self.wait(&job, std::time::Duration::ZERO).await;
+                self.wait(&job, Duration::ZERO).await;
                 "in_flight"
             }
             Opened::Unknown => {
@@ -191,6 +228,10 @@ impl Flow {
                 return self.park_unprocessable(envelope, why).await;
             }
         };
+        self.skipped(why, envelope).await;
+    }
+
+    async fn skipped(&self, why: &str, envelope: Envelope) {
         self.sync.metrics.skipped.with_label_values(&[why]).inc();
         acknowledge(envelope).await;
     }
@@ -269,7 +310,7 @@ impl Flow {
     }
 
     /// Lets a message wait on the shortest tier that is long enough.
-    async fn wait(&self, job: &Job, wait: std::time::Duration) {
+    async fn wait(&self, job: &Job, wait: Duration) {
         let tier = self.sync.ladder.waiting_for(wait);
         self.sync.publisher.publish(&Message::retry(job, tier, None)).await;
     }

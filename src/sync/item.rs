@@ -1,5 +1,7 @@
 //! One delivery of a work queue, read: what it asks for, or why it can't be understood.
 
+use tokio::time::Instant;
+
 use crate::{
     broker::{Delivery, JOBS_EXCHANGE, JobBody, Message, Origin, Original, REPLAY_HEADER, Receipt, WorkQueue},
     event::{self, EventType, RawEvent, Rejected, body_id},
@@ -56,6 +58,11 @@ impl Envelope {
             replay_of: None,
             receipt: None,
         }
+    }
+
+    /// When the broker delivered it; an operator's order was not.
+    pub(super) fn delivered_at(&self) -> Option<Instant> {
+        self.receipt.as_ref().map(Receipt::delivered_at)
     }
 
     pub(super) async fn give_back(self) {

@@ -9,7 +9,7 @@ mod intake;
 mod item;
 mod process;
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use tokio::{sync::Semaphore, task::JoinSet};
@@ -34,6 +34,9 @@ pub struct Config {
     pub batch_size: NonZeroUsize,
     /// Batches under way at the same time at most.
     pub batches_in_flight: NonZeroUsize,
+    /// How long a message is held while no calls are made, before its job waits on a delay tier.
+    #[serde(with = "humantime_serde")]
+    pub hold: Duration,
 }
 
 /// The main flow, ready to run.

@@ -83,3 +83,28 @@ async fn refused_credentials_fail_the_jobs_of_one_call_and_let_the_others_wait()
     assert_eq!(world.get(&app, "/readyz").await.0, 200);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_is_held_for_long_waits_on_a_tier_and_spends_no_retry() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__SYNC__HOLD", "300ms").with("RETRY_DELAYS", "500ms");
+    let app = world.start().await;
+    world.fault(json!({ "kind": "status", "status": 401 })).await;
+    let first = Uuid::new_v4();
+    world.submit(&submitted(first)).await;
+    world.wait_for_job(first, "initial", "failed").await;
+    submit(&world, 50).await;
+    wait_for("every message to be put off twice", || async {
+        let (_, metrics) = world.get(&app, "/metrics").await;
+        let put_off = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(r#"customerio_sync_skipped_deliveries_total{why="put_off"} "#));
+        put_off.and_then(|count| count.parse().ok()).filter(|count: &u32| *count >= 100)
+    })
+    .await;
+    assert_eq!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE attempt_count = 0").await, 51);
+    world.clear_faults().await;
+    wait_for_completed(&world, 50).await;
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 51, "one try each");
+    assert_eq!(world.events().await.len(), 50);
+    app.stop().await;
+}
