@@ -96,7 +96,7 @@ async fn round(
     let mut rng = fastrand::Rng::with_seed(seed);
     let load = Load::new(SIGNUPS, &mut rng);
     let mut stage = Stage::set(REPLICAS, rabbitmq, postgres).await;
-    stage.calm().await;
+    stage.calm().await.expect("nothing has been broken yet");
     collect_outcomes(&stage.world).await;
     stage.let_rabbitmq_write_down_its_queues();
     for person in &load.refused {
@@ -106,8 +106,8 @@ async fn round(
     let amqp_url = stage.world.amqp_url.clone();
     let publishing = load.publish(&amqp_url, time);
     let (faults, ()) = tokio::join!(strike(&mut stage, &mut rng), publishing);
-    stage.calm().await;
-    let mut found: Vec<_> = check::wait_for_rest(&stage).await.err().into_iter().collect();
+    let mut found: Vec<_> = stage.calm().await.err().into_iter().collect();
+    found.extend(check::wait_for_rest(&stage).await.err());
     for replica in &mut stage.replicas {
         replica.terminate().await;
     }

@@ -1,6 +1,9 @@
 //! Where a round plays: servers of its own, replicas of the real program, and a proxy on each of their connections.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
@@ -9,8 +12,11 @@ use crate::{
     cluster::Cluster,
     fault::Wire,
     proxy::{Mode, Proxy},
-    support::{OwnServer, Process, Servers, World, free_addr, wait_for},
+    support::{OwnServer, Process, Servers, World, free_addr},
 };
+
+/// Servers that were killed take a while to come back, and so do those who wait for them.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Stage {
     pub(crate) world: World,
@@ -85,8 +91,8 @@ impl Stage {
         (self.rabbitmq, self.postgres)
     }
 
-    /// Takes every fault away, and waits until all replicas are ready.
-    pub(crate) async fn calm(&mut self) {
+    /// Takes every fault away, and waits until all replicas are ready; says why one is not, if that takes too long.
+    pub(crate) async fn calm(&mut self) -> Result<(), String> {
         self.world.clear_faults().await;
         for replica in &mut self.replicas {
             for proxy in [&replica.rabbitmq, &replica.postgres, &replica.customerio] {
@@ -96,14 +102,20 @@ impl Stage {
                 replica.start(&self.world);
             }
         }
-        for replica in &self.replicas {
-            let url = format!("http://{}/readyz", replica.http_addr);
-            wait_for("a replica to be ready", || async {
-                let answer = self.world.http().get(&url).send().await.ok()?;
-                answer.status().is_success().then_some(())
-            })
-            .await;
+        let began = Instant::now();
+        for (number, replica) in self.replicas.iter().enumerate() {
+            loop {
+                let answer = replica.readiness(&self.world).await;
+                match answer {
+                    Ok(()) => break,
+                    Err(why) if began.elapsed() > PATIENCE => {
+                        return Err(format!("replica {number} is not ready: {why}"));
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
         }
+        Ok(())
     }
 
     /// RabbitMQ (seen in 3.10) writes the names of new quorum queues down within half a second. When it is killed before,
@@ -140,6 +152,15 @@ impl Stage {
 }
 
 impl Replica {
+    async fn readiness(&self, world: &World) -> Result<(), String> {
+        let url = format!("http://{}/readyz", self.http_addr);
+        let answer = world.http().get(url).send().await.map_err(|error| error.to_string())?;
+        if answer.status().is_success() {
+            return Ok(());
+        }
+        Err(answer.text().await.map_err(|error| error.to_string())?)
+    }
+
     pub(crate) fn proxy(&self, wire: Wire) -> &Proxy {
         match wire {
             Wire::RabbitMq => &self.rabbitmq,
