@@ -1,6 +1,9 @@
 //! Carries batches to Customer.io and brings answers back.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashSet,
+    time::{Duration, SystemTime},
+};
 
 use base64::Engine;
 use chrono::Utc;
@@ -11,6 +14,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{sync::watch, time::Instant};
+use uuid::Uuid;
 
 use super::{
     Config, GateConfig, Identifier,
@@ -57,6 +61,21 @@ pub struct Pushed {
     pub contact_id: Option<String>,
     /// The try.
     pub attempt: Attempt,
+}
+
+/// Whoever has jobs called for.
+pub trait Holder: Sync {
+    /// Which of `jobs` may be called for still. Asked when a call's turn has come, which may be long after it was wanted.
+    fn still_held(&self, jobs: Vec<Uuid>) -> BoxFuture<'_, HashSet<Uuid>>;
+}
+
+/// A job that is ready to be sent.
+#[derive(Debug)]
+struct Ready {
+    /// Its place among the jobs that were given.
+    index: usize,
+    job: Uuid,
+    prepared: Prepared,
 }
 
 /// What Customer.io says of the credentials.
@@ -200,30 +219,30 @@ impl CustomerIo {
         called == Called::Answered
     }
 
-    /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order.
-    pub async fn push(&self, jobs: &[Work], pass: &Pass<'_>) -> Vec<Pushed> {
+    /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order; `None` for a job that the
+    /// holder had lost when its turn came, which was not sent.
+    pub async fn push(&self, jobs: &[Work], pass: &Pass<'_>, holder: &impl Holder) -> Vec<Option<Pushed>> {
         let mut pushed: Vec<Option<Pushed>> = vec![None; jobs.len()];
         let mut ready = Vec::with_capacity(jobs.len());
         for (index, work) in jobs.iter().enumerate() {
             match operation::prepare(work, self.identifier) {
-                Ok(prepared) => ready.push((index, prepared)),
+                Ok(prepared) => ready.push(Ready { index, job: work.job.id, prepared }),
                 Err(outcome) => pushed[index] = Some(without_call(work, outcome)),
             }
         }
-        let calls = self.split(&ready);
-        let attempts = join_all(calls.iter().map(|call| self.send(call, pass))).await;
-        for ((index, prepared), attempt) in calls.into_iter().flatten().zip(attempts.into_iter().flatten()) {
-            pushed[*index] = Some(Pushed { contact_id: Some(prepared.contact_id.clone()), attempt });
+        let calls = self.split(&ready).into_iter().map(|call| self.send(call.iter().collect(), pass, holder));
+        for (ready, attempt) in join_all(calls).await.into_iter().flatten() {
+            pushed[ready.index] = Some(Pushed { contact_id: Some(ready.prepared.contact_id.clone()), attempt });
         }
-        pushed.into_iter().map(|one| one.expect("every job was sent or ended without a call")).collect()
+        pushed
     }
 
     /// Cuts the jobs into calls, none over the limits of size and number.
-    fn split<'a>(&self, jobs: &'a [(usize, Prepared)]) -> Vec<&'a [(usize, Prepared)]> {
+    fn split<'a>(&self, jobs: &'a [Ready]) -> Vec<&'a [Ready]> {
         let mut calls = Vec::new();
         let (mut start, mut bytes) = (0, 0);
-        for (end, (_, prepared)) in jobs.iter().enumerate() {
-            let size = prepared.json.len() + 1;
+        for (end, ready) in jobs.iter().enumerate() {
+            let size = ready.prepared.json.len() + 1;
             if end > start && (end - start >= self.max_jobs || bytes + size > MAX_CALL_BYTES) {
                 calls.push(&jobs[start..end]);
                 (start, bytes) = (end, 0);
@@ -236,12 +255,23 @@ impl CustomerIo {
         calls
     }
 
-    /// Makes one call. One that is refused whole is cut in halves until the culprit stands alone.
-    fn send<'a>(&'a self, jobs: &'a [(usize, Prepared)], pass: &'a Pass<'_>) -> BoxFuture<'a, Vec<Attempt>> {
+    /// Makes one call for those of the jobs that are held still when its turn has come. One that is refused whole is cut
+    /// in halves until the culprit stands alone.
+    fn send<'a>(
+        &'a self,
+        mut jobs: Vec<&'a Ready>,
+        pass: &'a Pass<'_>,
+        holder: &'a impl Holder,
+    ) -> BoxFuture<'a, Vec<(&'a Ready, Attempt)>> {
         Box::pin(async move {
             self.budget.turn().await;
+            let held = holder.still_held(jobs.iter().map(|ready| ready.job).collect()).await;
+            jobs.retain(|ready| held.contains(&ready.job));
+            if jobs.is_empty() {
+                return Vec::new();
+            }
             let (started_at, started) = (Utc::now(), Instant::now());
-            let call = self.call(jobs).await;
+            let call = self.call(&jobs).await;
             let duration = started.elapsed();
             pass.record(called(call.http_status, &call.meaning));
             self.metrics.call_duration.observe(duration.as_secs_f64());
@@ -250,18 +280,18 @@ impl CustomerIo {
                 Meaning::Each(outcomes) => outcomes,
                 Meaning::Whole(failure) if jobs.len() == 1 => vec![Outcome::Refused(failure)],
                 Meaning::Whole(_) => {
-                    let (left, right) = jobs.split_at(jobs.len() / 2);
-                    let mut attempts = self.send(left, pass).await;
-                    attempts.extend(self.send(right, pass).await);
+                    let right = jobs.split_off(jobs.len() / 2);
+                    let mut attempts = self.send(jobs, pass, holder).await;
+                    attempts.extend(self.send(right, pass, holder).await);
                     return attempts;
                 }
             };
             let attempt = |outcome| Attempt { started_at, duration, http_status: call.http_status, outcome };
-            outcomes.into_iter().map(attempt).collect()
+            jobs.into_iter().zip(outcomes.into_iter().map(attempt)).collect()
         })
     }
 
-    async fn call(&self, jobs: &[(usize, Prepared)]) -> Call {
+    async fn call(&self, jobs: &[&Ready]) -> Call {
         let Transport::Http(http) = &self.transport else {
             return Call { meaning: Meaning::Each(vec![Outcome::Accepted; jobs.len()]), http_status: None };
         };
@@ -326,8 +356,8 @@ fn basic_auth(site_id: &str, api_key: &SecretString) -> Result<HeaderValue, Erro
     Ok(header)
 }
 
-fn batch_body(jobs: &[(usize, Prepared)]) -> String {
-    let operations: Vec<_> = jobs.iter().map(|(_, prepared)| prepared.json.as_str()).collect();
+fn batch_body(jobs: &[&Ready]) -> String {
+    let operations: Vec<_> = jobs.iter().map(|ready| ready.prepared.json.as_str()).collect();
     format!("{{\"batch\":[{}]}}", operations.join(","))
 }
 

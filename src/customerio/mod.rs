@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use budget::Budget;
-pub use client::{Account, CustomerIo, Error, Pushed};
+pub use client::{Account, CustomerIo, Error, Holder, Pushed};
 pub use gate::{Config as GateConfig, GateReason, GateView, Pass};
 
 /// Where the account's data is kept.

@@ -1,6 +1,9 @@
 //! Takes a batch of messages in: signups, jobs and claims, in one transaction and a fixed number of statements.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -22,6 +25,8 @@ use crate::{
 pub struct Batch {
     /// The fence: whoever settles the claimed jobs must name it.
     pub claim: Uuid,
+    /// The claims were made, or seen to hold, after this moment.
+    pub held_at: Instant,
     /// One answer a message, in the order of the messages.
     pub opened: Vec<Opened>,
 }
@@ -58,6 +63,7 @@ impl Ledger {
     /// taken in one order. A commit whose answer is lost may have happened: opened again with the same claim, the jobs
     /// are found claimed by it.
     pub async fn open(&self, claim: Uuid, arrivals: &[Arrival]) -> Result<Batch, Error> {
+        let held_at = Instant::now();
         let events: Vec<_> = arrivals.iter().filter_map(NewEvent::of).collect();
         let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to open jobs"))?;
         if !events.is_empty() {
@@ -88,7 +94,7 @@ impl Ledger {
         transaction.commit().await.map_err(Error::doing("committing opened jobs"))?;
 
         let opened = rows.iter_mut().zip(meanings).map(|(row, meaning)| answer(row.as_mut(), meaning));
-        Ok(Batch { claim, opened: opened.collect::<Result<_, _>>()? })
+        Ok(Batch { claim, held_at, opened: opened.collect::<Result<_, _>>()? })
     }
 
     /// The jobs that the messages are about, locked, in the order of the messages.

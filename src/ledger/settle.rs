@@ -1,6 +1,6 @@
 //! Writes down how tries ended: job, signup flags, attempt and audit rows, in one transaction, fenced by the claim.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -128,6 +128,31 @@ impl Ledger {
             None => Settled::ClaimLost,
         };
         Ok(settlements.into_iter().map(answer).collect())
+    }
+
+    /// Renews the lease of the claims on `jobs`. Answers which of them are claimed with `claim` still; the others were lost.
+    pub async fn renew(&self, claim: Uuid, jobs: &[Uuid]) -> Result<HashSet<Uuid>, Error> {
+        let held = sqlx::query_scalar!(
+            r#"
+            UPDATE signup_customerio_sync_jobs
+            SET claimed_at = now()
+            WHERE claim = $2
+                AND id IN (
+                    SELECT id
+                    FROM signup_customerio_sync_jobs
+                    WHERE id = ANY($1)
+                    ORDER BY signup_id -- as everybody locks them
+                    FOR UPDATE
+                )
+            RETURNING id
+            "#,
+            jobs,
+            claim,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(Error::doing("renewing claims"))?;
+        Ok(held.into_iter().collect())
     }
 
     /// Gives claims back that nothing was done with: no attempt is spent.

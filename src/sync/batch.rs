@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Sync,
+    claim::Claim,
     item::{Envelope, Item},
 };
 use crate::{
@@ -112,10 +113,10 @@ impl Flow {
         Box::pin(async move {
             let (arrivals, mut envelopes): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
             match self.claim(&arrivals, pass).await {
-                Ok(Some(batch)) => {
-                    let opened = batch.opened.into_iter().zip(envelopes).zip(arrivals);
+                Ok(Some((claim, opened))) => {
+                    let opened = opened.into_iter().zip(envelopes).zip(arrivals);
                     let opened = opened.map(|((opened, envelope), arrival)| (opened, envelope, arrival));
-                    self.follow(batch.claim, opened, pass).await;
+                    self.follow(&claim, opened, pass).await;
                     Vec::new()
                 }
                 Ok(None) => arrivals.into_iter().zip(envelopes).collect(),
@@ -144,16 +145,17 @@ impl Flow {
         &self,
         arrivals: &[Arrival],
         pass: &Pass<'_>,
-    ) -> Result<Option<ledger::Batch>, ledger::Error> {
+    ) -> Result<Option<(Claim, Vec<Opened>)>, ledger::Error> {
         let ledger = &self.sync.ledger;
         let is_transient = ledger::Error::is_transient;
-        let claim = Uuid::new_v4();
-        let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(claim, arrivals)).await?;
-        let calls = batch.opened.iter().any(|opened| matches!(opened, Opened::Claimed(_)));
+        let id = Uuid::new_v4();
+        let ledger::Batch { held_at, opened, .. } =
+            reconnect::until_done("opening jobs", is_transient, || ledger.open(id, arrivals)).await?;
+        let calls = opened.iter().any(|opened| matches!(opened, Opened::Claimed(_)));
         if !calls || pass.holds() {
-            return Ok(Some(batch));
+            return Ok(Some((Claim { ledger: ledger.clone(), id, held_at }, opened)));
         }
-        reconnect::until_done("giving claims back", is_transient, || ledger.release(batch.claim)).await?;
+        reconnect::until_done("giving claims back", is_transient, || ledger.release(id)).await?;
         Ok(None)
     }
 
@@ -185,7 +187,7 @@ impl Flow {
         Ok(batch.opened)
     }
 
-    async fn follow(&self, claim: Uuid, opened: impl Iterator<Item = (Opened, Envelope, Arrival)>, pass: &Pass<'_>) {
+    async fn follow(&self, claim: &Claim, opened: impl Iterator<Item = (Opened, Envelope, Arrival)>, pass: &Pass<'_>) {
         let mut claimed = Vec::new();
         let mut others = Vec::new();
         for (opened, envelope, arrival) in opened {
@@ -237,18 +239,37 @@ impl Flow {
     }
 
     /// Calls, decides, settles, tells, acknowledges. Answers how those ended whose claim held.
-    pub(super) async fn call(&self, claim: Uuid, claimed: Vec<Claimed>, pass: &Pass<'_>) -> Vec<Ending> {
+    pub(super) async fn call(&self, claim: &Claim, claimed: Vec<Claimed>, pass: &Pass<'_>) -> Vec<Ending> {
         if claimed.is_empty() {
             return Vec::new();
         }
         let (works, rest): (Vec<_>, Vec<_>) =
             claimed.into_iter().map(|one| (one.work, (one.envelope, one.span))).unzip();
-        let pushed = self.sync.customerio.push(&works, pass).await;
-        let settlements: Vec<_> = works.iter().zip(pushed).map(|(work, pushed)| self.decide(work, pushed)).collect();
-        let settled =
-            reconnect::until_done("settling jobs", |_| true, || self.sync.ledger.settle(claim, settlements.clone()));
+        let pushed = self.sync.customerio.push(&works, pass, claim).await;
+        let (mut settlements, mut called, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+        for ((work, pushed), (envelope, span)) in works.iter().zip(pushed).zip(rest) {
+            match pushed {
+                Some(pushed) => {
+                    settlements.push(self.decide(work, pushed));
+                    called.push((envelope, span));
+                }
+                None => lost.push(envelope),
+            }
+        }
+        // Whoever has the job now has a message for it.
+        let lost = join_all(lost.into_iter().map(|envelope| self.skipped("claim_lost", envelope)));
+        let (_, endings) = tokio::join!(lost, self.settle(claim, settlements, called));
+        endings
+    }
+
+    async fn settle(&self, claim: &Claim, settlements: Vec<Settlement>, called: Vec<(Envelope, Span)>) -> Vec<Ending> {
+        if settlements.is_empty() {
+            return Vec::new();
+        }
+        let ledger = &self.sync.ledger;
+        let settled = reconnect::until_done("settling jobs", |_| true, || ledger.settle(claim.id, settlements.clone()));
         let settled = settled.await.expect("every error is tried again");
-        let settled = settled.into_iter().zip(settlements).zip(rest);
+        let settled = settled.into_iter().zip(settlements).zip(called);
         let concluded = join_all(
             settled.map(|((settled, settlement), (envelope, span))| self.conclude(settled, settlement, envelope, span)),
         );

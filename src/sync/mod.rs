@@ -5,6 +5,7 @@
 //! done.
 
 mod batch;
+mod claim;
 mod intake;
 mod item;
 mod process;

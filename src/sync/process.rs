@@ -105,8 +105,8 @@ impl Flow {
         let arrivals: Vec<_> = batch.iter().map(order).collect();
         // What is not run now runs by itself when calls go through again.
         let Some(pass) = self.customerio().try_pass() else { return Vec::new() };
-        let opened = match self.claim(&arrivals, &pass).await {
-            Ok(Some(opened)) => opened,
+        let (claim, opened) = match self.claim(&arrivals, &pass).await {
+            Ok(Some(claimed)) => claimed,
             Ok(None) => return Vec::new(),
             Err(error) => {
                 tracing::error!(%error, "jobs that an operator wants to be run can't be claimed");
@@ -114,10 +114,10 @@ impl Flow {
             }
         };
         // What is not ours is in other hands already.
-        let claimed = opened.opened.into_iter().filter_map(|opened| match opened {
+        let claimed = opened.into_iter().filter_map(|opened| match opened {
             Opened::Claimed(work) => Some(Self::claimed(*work, Envelope::of_operator(), None)),
             _ => None,
         });
-        self.call(opened.claim, claimed.collect(), &pass).await
+        self.call(&claim, claimed.collect(), &pass).await
     }
 }

@@ -1,7 +1,8 @@
 //! The calls a second that Customer.io allows, shared by replicas that come and go.
 
-use crate::support::{World, publish_on, submitted, wait_for};
+use crate::support::{World, arrival, completion, publish_on, submitted, wait_for};
 use chrono::{DateTime, TimeDelta, Utc};
+use customerio_sync::ledger::{Ledger, Opened};
 use uuid::Uuid;
 
 /// Calls a second, and how many jobs need one each.
@@ -67,4 +68,36 @@ async fn replicas_that_come_and_go_stay_under_one_limit_together() {
     assert_eq!(world.sim("summary").await["events"], JOBS);
     second.stop().await;
     assert_eq!(world.count("SELECT count(*) FROM call_shares").await, 0, "it was given up");
+}
+
+#[tokio::test]
+async fn a_job_that_ended_while_its_call_waited_is_not_called_for() {
+    let world = World::new().await;
+    let app = world.start().await;
+    wait_for_replicas(&world, 1).await;
+    let mut shares = world.pool.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE call_shares").execute(&mut *shares).await.expect("locked");
+    let last = "SELECT max(expires_at) FROM call_shares";
+    let last: DateTime<Utc> = sqlx::query_scalar(last).fetch_one(&mut *shares).await.expect("a share");
+    wait_for("the share to end", || async { (Utc::now() > last).then_some(()) }).await;
+
+    let [ended, held] = [Uuid::new_v4(), Uuid::new_v4()];
+    world.submit(&submitted(ended)).await;
+    world.submit(&submitted(held)).await;
+    let waiting = "SELECT count(*) FROM signup_customerio_sync_jobs
+                   WHERE status = 'processing' AND claimed_at < now() - interval '1 second'";
+    wait_for("both jobs to wait", || async { (world.count(waiting).await == 2).then_some(()) }).await;
+    // Another event of the signup starts its job afresh, and it ends.
+    let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
+    let other = ledger.open(Uuid::new_v4(), &[arrival(&submitted(ended), false)]).await.expect("opened");
+    assert!(matches!(other.opened[0], Opened::Claimed(_)), "{:?}", other.opened[0]);
+    ledger.settle(other.claim, vec![completion(&other.opened[0])]).await.expect("settled");
+
+    shares.rollback().await.expect("the shares are free");
+    world.wait_for_job(held, "initial", "completed").await;
+    world.wait_until_all_queues_are_empty().await;
+    let events = world.events().await;
+    let of: Vec<_> = events.iter().map(|event| &event["attributes"]["signup_id"]).collect();
+    assert_eq!(of, [&serde_json::json!(held)]);
+    app.stop().await;
 }

@@ -2,12 +2,13 @@
 
 use crate::support::{World, arrival, contact, submitted, wait_for};
 use customerio_sync::{
-    customerio::CustomerIo,
+    customerio::{CustomerIo, Holder},
     job::{Outcome, Work},
     ledger::{Ledger, Opened},
 };
+use futures_util::future::BoxFuture;
 use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// Submits one signup while `fault` is on, and tells how its first try ended.
@@ -115,6 +116,20 @@ fn client(world: &World) -> CustomerIo {
     client
 }
 
+/// Loses no claim.
+struct HoldsAll;
+
+impl Holder for HoldsAll {
+    fn still_held(&self, jobs: Vec<Uuid>) -> BoxFuture<'_, HashSet<Uuid>> {
+        Box::pin(async move { HashSet::from_iter(jobs) })
+    }
+}
+
+async fn outcomes(client: &CustomerIo, jobs: &[Work]) -> Vec<Outcome> {
+    let pushed = client.push(jobs, &client.pass().await, &HoldsAll).await;
+    pushed.into_iter().map(|one| one.expect("it was held").attempt.outcome).collect()
+}
+
 #[tokio::test]
 async fn a_call_that_is_refused_whole_is_split_until_the_culprit_stands_alone() {
     let world = World::new().await;
@@ -122,10 +137,8 @@ async fn a_call_that_is_refused_whole_is_split_until_the_culprit_stands_alone() 
     let jobs = ready_jobs(&world, &signups).await;
     world.fault(json!({ "kind": "refuse", "identifier": contact(signups[11]), "whole": true })).await;
     let client = client(&world);
-    let pushed = client.push(&jobs, &client.pass().await).await;
-    for (index, one) in pushed.iter().enumerate() {
-        let is_refused = matches!(one.attempt.outcome, Outcome::Refused(_));
-        assert_eq!(is_refused, index == 11, "job {index}: {:?}", one.attempt.outcome);
+    for (index, outcome) in outcomes(&client, &jobs).await.into_iter().enumerate() {
+        assert_eq!(matches!(outcome, Outcome::Refused(_)), index == 11, "job {index}: {outcome:?}");
     }
     let statuses: Vec<_> = world.calls().await.iter().map(|call| call["status"].as_u64().expect("a status")).collect();
     assert_eq!(statuses.iter().filter(|status| **status == 400).count(), 5, "16, 8, 4, 2 and 1 jobs: {statuses:?}");
@@ -138,8 +151,7 @@ async fn jobs_that_are_ready_together_travel_in_as_few_calls_as_the_limits_allow
     let signups: Vec<_> = (0..120).map(|_| Uuid::new_v4()).collect();
     let jobs = ready_jobs(&world, &signups).await;
     let client = client(&world);
-    let pushed = client.push(&jobs, &client.pass().await).await;
-    assert!(pushed.iter().all(|one| one.attempt.outcome == Outcome::Accepted));
+    assert!(outcomes(&client, &jobs).await.iter().all(|outcome| *outcome == Outcome::Accepted));
     assert_eq!(world.calls().await.len(), 3, "100 operations a call, two a job");
     assert_eq!(world.events().await.len(), 120);
 }

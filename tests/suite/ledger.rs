@@ -1,12 +1,10 @@
 //! The ledger's guarantees, asked for directly.
 
-use crate::support::{World, arrival, submitted};
+use crate::support::{World, arrival, completion, submitted};
 use customerio_sync::{
-    job::{Attempt, Outcome, Reason, SyncPhase, Ticket, job_id},
-    ledger::{FailedMessage, Ledger, Opened, Settled, Settlement},
-    retry::Verdict,
+    job::{Reason, SyncPhase, Ticket, job_id},
+    ledger::{FailedMessage, Ledger, Opened, Settled},
 };
-use std::time::Duration;
 use uuid::Uuid;
 
 async fn ledger(world: &World) -> Ledger {
@@ -14,17 +12,6 @@ async fn ledger(world: &World) -> Ledger {
     let ledger = Ledger::new(&config.database, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     ledger
-}
-
-fn completion(opened: &Opened) -> Settlement {
-    let Opened::Claimed(work) = opened else { panic!("claimed, not {opened:?}") };
-    let attempt = Attempt {
-        started_at: chrono::Utc::now(),
-        duration: Duration::from_millis(1),
-        http_status: Some(200),
-        outcome: Outcome::Accepted,
-    };
-    Settlement { job: work.job.clone(), contact_id: Some("c".to_owned()), attempt, verdict: Verdict::Complete }
 }
 
 #[tokio::test]

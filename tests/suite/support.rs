@@ -10,7 +10,9 @@ use customerio_sync::{
     app::App,
     config::Config,
     event::{self, EventType, RawEvent},
-    ledger::{Arrival, Source},
+    job::{Attempt, Outcome},
+    ledger::{Arrival, Opened, Settlement, Source},
+    retry::Verdict,
     simulator::Simulator,
 };
 use futures_util::StreamExt;
@@ -466,6 +468,18 @@ pub(crate) fn arrival(event: &Value, redelivered: bool) -> Arrival {
     let raw =
         RawEvent { event_type: EventType::Submitted, content_type: None, message_id: None, body: body.as_bytes() };
     Arrival { source: Source::Event(Box::new(event::parse(raw).expect("valid"))), redelivered, traceparent: None }
+}
+
+/// How a job that was opened is settled when Customer.io took it.
+pub(crate) fn completion(opened: &Opened) -> Settlement {
+    let Opened::Claimed(work) = opened else { panic!("claimed, not {opened:?}") };
+    let attempt = Attempt {
+        started_at: chrono::Utc::now(),
+        duration: Duration::from_millis(1),
+        http_status: Some(200),
+        outcome: Outcome::Accepted,
+    };
+    Settlement { job: work.job.clone(), contact_id: Some("c".to_owned()), attempt, verdict: Verdict::Complete }
 }
 
 /// The person identifier of [`submitted`].
