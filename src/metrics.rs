@@ -36,6 +36,8 @@ pub struct Metrics {
     pub oldest_pending: IntGauge,
     /// Whether calls to Customer.io are held back: 1, else 0. Of a circuit breaker: open.
     pub gate_open: IntGauge,
+    /// Since when they are, in Unix seconds, by `reason`; 0 for a reason that does not hold.
+    pub gate_open_since: IntGaugeVec,
     /// Jobs and messages that are not as they should be, by `kind`; on the replica that looks, and on no other.
     pub drift: IntGaugeVec,
     /// Publishes, by `destination` and `result` (`confirmed`, `returned`, `nacked`, `lost`).
@@ -90,6 +92,10 @@ impl Default for Metrics {
             &SECONDS,
         );
         let drift = Opts::new(format!("{PREFIX}integrity_drift"), "Jobs and messages that are not as they should be.");
+        let open_since = Opts::new(
+            format!("{PREFIX}gate_open_since_timestamp_seconds"),
+            "Unix time since when calls to Customer.io are held back, by reason; 0 if not for it.",
+        );
         let by_status = Opts::new(format!("{PREFIX}jobs"), "Jobs in the ledger, by status.");
         Self {
             events: r.counters("events_total", "Messages taken from a queue.", &["queue", "result"]),
@@ -109,6 +115,7 @@ impl Default for Metrics {
             open_failures: r.gauge("open_failures", "Failures that nobody has resolved."),
             oldest_pending: r.gauge("oldest_pending_job_age_seconds", "Age of the oldest pending job."),
             gate_open: r.gauge("gate_open", "Whether calls to Customer.io are held back."),
+            gate_open_since: r.add(IntGaugeVec::new(open_since, &["reason"])),
             drift: r.add(IntGaugeVec::new(drift, &["kind"])),
             publishes: r.counters("publishes_total", "Publishes to the broker.", &["destination", "result"]),
             reconnects: r.counters("reconnects_total", "Connections opened again after a loss.", &["connection"]),

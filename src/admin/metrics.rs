@@ -7,7 +7,11 @@ use axum::{
     http::{HeaderName, header::CONTENT_TYPE},
 };
 
-use crate::job::Status;
+use crate::{
+    customerio::{GateReason, GateView},
+    job::Status,
+    metrics::Metrics,
+};
 
 /// How long counting the ledger may take before the gauges are left as they were.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -25,7 +29,17 @@ pub(super) async fn render(State(state): State<super::State>) -> ([(HeaderName, 
         Ok(Err(error)) => tracing::warn!(%error, "counting the ledger for the metrics failed"),
         Err(_) => tracing::warn!("counting the ledger for the metrics took too long"),
     }
-    let is_shut = state.ready.get().is_some_and(|ready| ready.processor.gate().is_shut);
-    state.metrics.gate_open.set(is_shut.into());
+    if let Some(ready) = state.ready.get() {
+        set_gate(&state.metrics, &ready.processor.gate());
+    }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render())
+}
+
+fn set_gate(metrics: &Metrics, gate: &GateView) {
+    metrics.gate_open.set(gate.is_shut.into());
+    for &reason in GateReason::ALL {
+        let since = gate.since.filter(|_| gate.reason == Some(reason));
+        let seconds = since.map_or(0, |since| since.timestamp());
+        metrics.gate_open_since.with_label_values(&[reason.as_str()]).set(seconds);
+    }
 }

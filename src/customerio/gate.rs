@@ -278,6 +278,7 @@ impl Gate {
                 tracing::warn!(
                     is_shut = view.is_shut,
                     reason = view.reason.map(GateReason::as_str),
+                    since = view.since.map(|since| since.to_rfc3339()),
                     "the gate to Customer.io"
                 );
                 *current = view;

@@ -1,6 +1,7 @@
 //! Customer.io is away, refuses the credentials, or wants to be left alone: jobs wait, and few spend a retry.
 
 use crate::support::{World, submitted, wait_for};
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use serde_json::json;
 use uuid::Uuid;
@@ -37,6 +38,13 @@ async fn an_outage_costs_few_jobs_a_retry_and_ends_with_none_failed() {
     wait_for("five probes", || async { (world.calls().await.len() >= calls + 5).then_some(()) }).await;
     let (_, metrics) = world.get(&app, "/metrics").await;
     assert!(metrics.lines().any(|line| line == "customerio_sync_gate_open 1"), "{metrics}");
+    let since = |reason: &str| {
+        let name = format!("customerio_sync_gate_open_since_timestamp_seconds{{reason=\"{reason}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&name)).expect("the metric of each reason");
+        line.parse::<i64>().expect("Unix seconds")
+    };
+    let told: DateTime<Utc> = stats["gate"]["since"].as_str().expect("a time").parse().expect("RFC 3339");
+    assert_eq!((since("outage"), since("credentials"), since("asked")), (told.timestamp(), 0, 0));
     assert_eq!(world.get(&app, "/readyz").await.0, 200, "it can work; Customer.io can't");
     world.clear_faults().await;
     wait_for_completed(&world, 1000).await;
