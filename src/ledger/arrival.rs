@@ -75,7 +75,10 @@ pub(super) struct Standing<'a> {
     pub(super) status: Status,
     pub(super) run: i32,
     pub(super) attempt: i32,
+    /// The event that made it, or started it afresh.
     pub(super) event_id: &'a str,
+    /// The events that did so before.
+    pub(super) earlier_events: &'a [String],
     pub(super) claimed_by: Option<&'a str>,
     /// Whether its claim is older than the lease.
     pub(super) is_stale: bool,
@@ -115,6 +118,7 @@ pub(super) fn meaning(arrival: &Arrival, standing: &Standing<'_>) -> Meaning {
         Source::Job(message) | Source::Operator { message, .. } if message.job_id != standing.id => Meaning::Unknown,
         _ if standing.status == Status::Completed && !is_claimant => Meaning::AlreadyCompleted,
         _ if standing.status == Status::Completed => Meaning::Settled,
+        Source::Event(event) if standing.earlier_events.contains(&event.id) => Meaning::Superseded,
         Source::Event(event) if event.id != standing.event_id => Meaning::Restart,
         Source::Event(_) => of_same_event(arrival, standing, is_claimant),
         Source::Job(message) | Source::Operator { message, .. } => {
@@ -188,6 +192,7 @@ mod tests {
             run: 0,
             attempt,
             event_id: "e1",
+            earlier_events: &[],
             claimed_by: Some(claimed_by),
             is_stale: false,
             due_in: Duration::ZERO,
@@ -209,6 +214,16 @@ mod tests {
     fn a_new_event_starts_an_open_job_afresh() {
         for status in [Status::Pending, Status::Processing, Status::Failed] {
             assert_eq!(meaning(&event("e2"), &standing(status, 3, FIRST_RETRY)), Meaning::Restart);
+        }
+    }
+
+    #[test]
+    fn an_event_that_was_overtaken_changes_nothing() {
+        let seen = ["e0".to_owned()];
+        for status in [Status::Pending, Status::Processing, Status::Failed] {
+            let overtaken = Standing { earlier_events: &seen, ..standing(status, 3, FIRST_RETRY) };
+            assert_eq!(meaning(&again(event("e0")), &overtaken), Meaning::Superseded);
+            assert_eq!(meaning(&event("e2"), &overtaken), Meaning::Restart);
         }
     }
 

@@ -1,6 +1,6 @@
 -- The jobs that messages are about, locked in one order for all transactions.
 SELECT j.id, j.signup_id, j.sync_phase, j.status, j.run, j.attempt_count, j.max_attempts, j.manual_retry,
-    j.event_id, j.occurred_at, j.created_at, j.updated_at, j.first_failed_at, j.failed_at, j.failed_reason,
+    j.event_id, j.earlier_events, j.occurred_at, j.created_at, j.updated_at, j.first_failed_at, j.failed_at, j.failed_reason,
     j.completed_at, j.error_type, j.error_message, j.traceparent, j.claim, j.claimed_by, j.contact_id,
     now() AS "now!",
     COALESCE(j.claimed_at, j.last_attempt_at, j.updated_at) < now() - make_interval(secs => $3) AS "is_stale!",

@@ -5,14 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
     Error, Ledger,
     arrival::{Arrival, Meaning, Source, meaning},
-    restart,
+    audit, restart,
     row::Row,
 };
 use crate::{
@@ -91,6 +91,7 @@ impl Ledger {
             .filter_map(|(arrival, row, meaning)| Claim::of(arrival, row, *meaning))
             .collect();
         claim_jobs(&mut transaction, claim, &claims).await?;
+        tell_restarts(&mut transaction, &claims).await?;
         transaction.commit().await.map_err(Error::doing("committing opened jobs"))?;
 
         let opened = rows.iter_mut().zip(meanings).map(|(row, meaning)| answer(row.as_mut(), meaning));
@@ -232,14 +233,14 @@ async fn insert_jobs(
 struct Claim<'a> {
     row: &'a Row,
     arrival: &'a Arrival,
-    /// A failed job that a new event starts afresh: its failure is resolved by that.
-    resolves_failure: bool,
+    /// The status that the job had, if a new event starts it afresh.
+    restarted_from: Option<String>,
 }
 
 impl<'a> Claim<'a> {
     /// Brings `row` to where the claim puts it: a restart begins a new run of the new event.
     fn of(arrival: &'a Arrival, row: &'a mut Row, meaning: Meaning) -> Option<Self> {
-        let resolves_failure = meaning == Meaning::Restart && row.status == "failed";
+        let restarted_from = (meaning == Meaning::Restart).then(|| row.status.clone());
         match (meaning, &arrival.source) {
             (Meaning::Restart, Source::Event(event)) => {
                 row.run += 1;
@@ -255,7 +256,7 @@ impl<'a> Claim<'a> {
             (Meaning::Take, _) => {}
             _ => return None,
         }
-        Some(Self { row, arrival, resolves_failure })
+        Some(Self { row, arrival, restarted_from })
     }
 }
 
@@ -268,6 +269,11 @@ async fn claim_jobs(connection: &mut PgConnection, claim: Uuid, claims: &[Claim<
         UPDATE signup_customerio_sync_jobs j
         SET status = 'processing', claim = $1, claimed_at = now(), claimed_by = c.claimed_by,
             run = c.run, attempt_count = c.attempt_count, manual_retry = c.manual_retry, event_id = c.event_id,
+            -- Fifty are far more than any upstream sends for one signup, and keep the row small if one runs wild.
+            earlier_events = CASE
+                WHEN c.event_id = j.event_id THEN j.earlier_events
+                ELSE (j.event_id || j.earlier_events)[:50]
+            END,
             occurred_at = c.occurred_at, traceparent = c.traceparent, first_failed_at = c.first_failed_at,
             error_type = c.error_type, error_message = c.error_message,
             error_signature = CASE WHEN c.error_message IS NOT NULL THEN j.error_signature END,
@@ -295,11 +301,24 @@ async fn claim_jobs(connection: &mut PgConnection, claim: Uuid, claims: &[Claim<
         &column!(claims, c => c.row.error_type.as_deref()) as _,
         &column!(claims, c => c.row.error_message.as_deref()) as _,
     )
-    .execute(&mut *connection)
+    .execute(connection)
     .await
     .map_err(Error::doing("claiming jobs"))?;
-    let restarted: Vec<_> = claims.iter().filter(|claim| claim.resolves_failure).map(|claim| claim.row.id).collect();
-    restart::resolve_failures(connection, &restarted, "superseded").await
+    Ok(())
+}
+
+/// Writes down that new events have started jobs afresh. The failures of those that had failed are resolved by that.
+async fn tell_restarts(connection: &mut PgConnection, claims: &[Claim<'_>]) -> Result<(), Error> {
+    let restarts: Vec<_> =
+        claims.iter().filter_map(|claim| Some((claim.row, claim.restarted_from.as_deref()?))).collect();
+    let failed: Vec<_> = restarts.iter().filter(|(_, status)| *status == "failed").map(|(row, _)| row.id).collect();
+    restart::resolve_failures(connection, &failed, "superseded").await?;
+    let entry = |(row, status): &(&Row, &str)| audit::Entry {
+        action: "customerio_sync_restarted",
+        signup_id: Some(row.signup_id),
+        details: json!({ "jobId": row.id, "syncPhase": row.sync_phase, "run": row.run, "statusBefore": status }),
+    };
+    audit::insert(connection, audit::SERVICE, &restarts.iter().map(entry).collect::<Vec<_>>()).await
 }
 
 fn answer(row: Option<&mut Row>, meaning: Meaning) -> Result<Opened, Error> {

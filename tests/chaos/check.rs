@@ -27,6 +27,7 @@ struct Job {
     sync_phase: String,
     status: String,
     max_attempts: i32,
+    run: i32,
     is_dismissed: bool,
 }
 
@@ -128,7 +129,8 @@ pub(crate) async fn violations(stage: &Stage, load: &Load, interruptions: usize)
     let mut found = Vec::new();
     facts.check_end_states(load, &mut found);
     facts.check_tracked_events(&mut found);
-    facts.check_calls(load, interruptions, &mut found);
+    facts.check_calls(interruptions, &mut found);
+    facts.check_runs(load, &mut found);
     facts.check_attempts(&mut found);
     facts.check_audit(&mut found);
     facts.check_failures(&mut found);
@@ -139,7 +141,8 @@ pub(crate) async fn violations(stage: &Stage, load: &Load, interruptions: usize)
 impl Facts {
     async fn gather(stage: &Stage) -> Self {
         let pool = &stage.world.pool;
-        let jobs = "SELECT id, signup_id, sync_phase, status, max_attempts, dismissed_at IS NOT NULL AS is_dismissed
+        let jobs =
+            "SELECT id, signup_id, sync_phase, status, max_attempts, run, dismissed_at IS NOT NULL AS is_dismissed
             FROM signup_customerio_sync_jobs";
         let attempts = "SELECT job_id, run, attempt, started_at, duration_ms, error_type, tier
             FROM sync_attempts ORDER BY job_id, run, attempt, id";
@@ -217,7 +220,7 @@ impl Facts {
     }
 
     /// The id is the same on every call; none is made after an end state; there are no more than there may be.
-    fn check_calls(&self, load: &Load, interruptions: usize, found: &mut Vec<String>) {
+    fn check_calls(&self, interruptions: usize, found: &mut Vec<String>) {
         let mut calls: HashMap<&str, Vec<DateTime<Utc>>> = HashMap::new();
         for call in &self.calls {
             for id in &call.events {
@@ -230,16 +233,13 @@ impl Facts {
             if calls.len() > most {
                 found.push(format!("{} calls for {} attempts: {job:?}", calls.len(), self.attempts(job).len()));
             }
-            // A second event starts a failed job afresh, and no audit entry tells when.
-            let may_restart = job.sync_phase == "initial" && load.restarted.contains(&job.signup_id);
             let mut ended = None;
             let mut entries = self.audit(job).iter().peekable();
             for at in calls {
                 while let Some(entry) = entries.next_if(|entry| entry.created_at < at) {
                     ended = match entry.action.as_str() {
-                        "customerio_synced" => Some(entry.created_at),
-                        "customerio_sync_failed" if !may_restart => Some(entry.created_at),
-                        "customerio_manual_retry" => None,
+                        "customerio_synced" | "customerio_sync_failed" => Some(entry.created_at),
+                        "customerio_manual_retry" | "customerio_sync_restarted" => None,
                         _ => ended,
                     };
                 }
@@ -249,6 +249,21 @@ impl Facts {
             }
         }
         found.extend(calls.keys().map(|id| format!("a call with an event id that no job has: {id}")));
+    }
+
+    /// A job is started afresh by operators, and once by each event that is new to it; a repeat starts nothing.
+    fn check_runs(&self, load: &Load, found: &mut Vec<String>) {
+        for job in &self.jobs {
+            let count = |action: &str| self.audit(job).iter().filter(|entry| entry.action == action).count();
+            let (by_events, by_hand) = (count("customerio_sync_restarted"), count("customerio_manual_retry"));
+            let most = usize::from(job.sync_phase == "initial" && load.restarted.contains(&job.signup_id));
+            if by_events > most {
+                found.push(format!("{by_events} restarts by events, of {most} that are new to it: {job:?}"));
+            }
+            if usize::try_from(job.run) != Ok(by_events + by_hand) {
+                found.push(format!("{by_events} and {by_hand} restarts are in the audit log: {job:?}"));
+            }
+        }
     }
 
     /// Attempts of a run are counted from 0 without a gap, no more than may be, none earlier than its tier.

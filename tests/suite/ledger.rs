@@ -80,6 +80,39 @@ async fn a_claim_that_is_given_back_spends_no_attempt() {
     assert_eq!((work.job.attempt, work.job.run), (0, 0));
 }
 
+#[tokio::test]
+async fn an_event_that_a_newer_one_has_overtaken_starts_nothing_afresh() {
+    let world = World::new().await;
+    let ledger = ledger(&world).await;
+    let signup = Uuid::new_v4();
+    let (first, second) = (submitted(signup), submitted(signup));
+    ledger.open(Uuid::new_v4(), &[arrival(&first, false)]).await.expect("opened");
+    let newer = ledger.open(Uuid::new_v4(), &[arrival(&second, false)]).await.expect("opened");
+    assert!(matches!(newer.opened[0], Opened::Claimed(_)));
+    // The replica that had taken the first one crashes.
+    let late = ledger.open(Uuid::new_v4(), &[arrival(&first, true)]).await.expect("opened");
+    assert_eq!(late.opened, [Opened::Superseded]);
+    let settled = ledger.settle(newer.claim, vec![completion(&newer.opened[0])]).await.expect("settled");
+    assert!(matches!(settled[0], Settled::Written(_)), "whoever has the newer one goes on undisturbed");
+    let audit = world.audit("customerio_sync_restarted").await;
+    assert_eq!((audit.len(), &audit[0]["details"]["run"]), (1, &serde_json::json!(1)));
+}
+
+#[tokio::test]
+async fn a_job_remembers_no_more_events_than_it_needs() {
+    let world = World::new().await;
+    let ledger = ledger(&world).await;
+    let signup = Uuid::new_v4();
+    let events: Vec<_> = (0..60).map(|_| submitted(signup)).collect();
+    for event in &events {
+        let batch = ledger.open(Uuid::new_v4(), &[arrival(event, false)]).await.expect("opened");
+        assert!(matches!(batch.opened[0], Opened::Claimed(_)));
+    }
+    let job = world.job(signup, "initial").await.expect("a job");
+    let remembered = job["earlier_events"].as_array().expect("a list");
+    assert_eq!((remembered.len(), &remembered[0]), (50, &events[58]["event_id"]), "the newest come first");
+}
+
 fn failure(job: Uuid, run: i32, reason: Reason) -> FailedMessage {
     let ticket = Ticket { job_id: job, run, attempt: 0 };
     FailedMessage {
