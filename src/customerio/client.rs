@@ -54,13 +54,20 @@ pub enum Error {
     Http(#[from] reqwest::Error),
 }
 
-/// How one job's try ended.
+/// What became of a job that was to be called for.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pushed {
-    /// The person identifier that was used.
-    pub contact_id: Option<String>,
-    /// The try.
-    pub attempt: Attempt,
+pub enum Pushed {
+    /// It was tried.
+    Tried {
+        /// The person identifier that was used.
+        contact_id: Option<String>,
+        /// How it went.
+        attempt: Attempt,
+    },
+    /// Its holder had lost it when its turn came. It was not sent.
+    Lost,
+    /// The gate had shut when its turn came. It was not sent.
+    Held,
 }
 
 /// Whoever has jobs called for.
@@ -219,22 +226,20 @@ impl CustomerIo {
         called == Called::Answered
     }
 
-    /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order; `None` for a job that the
-    /// holder had lost when its turn came, which was not sent.
-    pub async fn push(&self, jobs: &[Work], pass: &Pass<'_>, holder: &impl Holder) -> Vec<Option<Pushed>> {
-        let mut pushed: Vec<Option<Pushed>> = vec![None; jobs.len()];
+    /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order.
+    pub async fn push(&self, jobs: &[Work], pass: &Pass<'_>, holder: &impl Holder) -> Vec<Pushed> {
+        let mut pushed = Vec::with_capacity(jobs.len());
         let mut ready = Vec::with_capacity(jobs.len());
         for (index, work) in jobs.iter().enumerate() {
             match operation::prepare(work, self.identifier) {
                 Ok(prepared) => ready.push(Ready { index, job: work.job.id, prepared }),
-                Err(outcome) => pushed[index] = Some(without_call(work, outcome)),
+                Err(outcome) => pushed.push((index, without_call(work, outcome))),
             }
         }
         let calls = self.split(&ready).into_iter().map(|call| self.send(call.iter().collect(), pass, holder));
-        for (ready, attempt) in join_all(calls).await.into_iter().flatten() {
-            pushed[ready.index] = Some(Pushed { contact_id: Some(ready.prepared.contact_id.clone()), attempt });
-        }
-        pushed
+        pushed.extend(join_all(calls).await.into_iter().flatten());
+        pushed.sort_unstable_by_key(|(index, _)| *index);
+        pushed.into_iter().map(|(_, pushed)| pushed).collect()
     }
 
     /// Cuts the jobs into calls, none over the limits of size and number.
@@ -255,20 +260,23 @@ impl CustomerIo {
         calls
     }
 
-    /// Makes one call for those of the jobs that are held still when its turn has come. One that is refused whole is cut
-    /// in halves until the culprit stands alone.
+    /// Makes one call, when its turn has come, for those of the jobs that are held still, unless the gate has shut in the
+    /// meantime. A call that is refused whole is cut in halves until the culprit stands alone. Answers what became of each
+    /// job, by its place among those that were given.
     fn send<'a>(
         &'a self,
-        mut jobs: Vec<&'a Ready>,
+        jobs: Vec<&'a Ready>,
         pass: &'a Pass<'_>,
         holder: &'a impl Holder,
-    ) -> BoxFuture<'a, Vec<(&'a Ready, Attempt)>> {
+    ) -> BoxFuture<'a, Vec<(usize, Pushed)>> {
         Box::pin(async move {
             self.budget.turn().await;
             let held = holder.still_held(jobs.iter().map(|ready| ready.job).collect()).await;
-            jobs.retain(|ready| held.contains(&ready.job));
-            if jobs.is_empty() {
-                return Vec::new();
+            let (mut jobs, lost): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|ready| held.contains(&ready.job));
+            let mut pushed: Vec<_> = lost.into_iter().map(|ready| (ready.index, Pushed::Lost)).collect();
+            if jobs.is_empty() || !pass.holds() {
+                pushed.extend(jobs.into_iter().map(|ready| (ready.index, Pushed::Held)));
+                return pushed;
             }
             let (started_at, started) = (Utc::now(), Instant::now());
             let call = self.call(&jobs).await;
@@ -281,13 +289,17 @@ impl CustomerIo {
                 Meaning::Whole(failure) if jobs.len() == 1 => vec![Outcome::Refused(failure)],
                 Meaning::Whole(_) => {
                     let right = jobs.split_off(jobs.len() / 2);
-                    let mut attempts = self.send(jobs, pass, holder).await;
-                    attempts.extend(self.send(right, pass, holder).await);
-                    return attempts;
+                    pushed.extend(self.send(jobs, pass, holder).await);
+                    pushed.extend(self.send(right, pass, holder).await);
+                    return pushed;
                 }
             };
-            let attempt = |outcome| Attempt { started_at, duration, http_status: call.http_status, outcome };
-            jobs.into_iter().zip(outcomes.into_iter().map(attempt)).collect()
+            let tried = |(ready, outcome): (&Ready, _)| {
+                let attempt = Attempt { started_at, duration, http_status: call.http_status, outcome };
+                (ready.index, Pushed::Tried { contact_id: Some(ready.prepared.contact_id.clone()), attempt })
+            };
+            pushed.extend(jobs.into_iter().zip(outcomes).map(tried));
+            pushed
         })
     }
 
@@ -364,7 +376,7 @@ fn batch_body(jobs: &[&Ready]) -> String {
 fn without_call(work: &Work, outcome: Outcome) -> Pushed {
     let customer = &work.signup.customer;
     let attempt = Attempt { started_at: Utc::now(), duration: Duration::ZERO, http_status: None, outcome };
-    Pushed { contact_id: customer.id.clone().or_else(|| customer.email.clone()), attempt }
+    Pushed::Tried { contact_id: customer.id.clone().or_else(|| customer.email.clone()), attempt }
 }
 
 /// An answer, read to its end.

@@ -21,7 +21,7 @@ use crate::{
     broker::{Acknowledged, Message, capped},
     customerio::{self, Pass, Pushed},
     event::Rejected,
-    job::{Ending, Failure, Job, Outcome, Reason, Report, Work},
+    job::{Attempt, Ending, Failure, Job, Outcome, Reason, Report, Work},
     ledger::{self, Arrival, Opened, Settled, Settlement},
     lifecycle::Lifecycle,
     reconnect,
@@ -43,8 +43,18 @@ pub(super) struct Flow {
 /// A job that was claimed, with what it came in.
 pub(super) struct Claimed {
     work: Work,
+    arrival: Arrival,
     envelope: Envelope,
     span: Span,
+}
+
+/// What became of jobs that were claimed.
+#[derive(Default)]
+pub(super) struct Called {
+    /// How those ended that were tried and whose claim held.
+    pub(super) endings: Vec<Ending>,
+    /// The messages of those whose turn is not yet: the gate shut first, and their claims were given back.
+    not_yet: Vec<(Arrival, Envelope)>,
 }
 
 impl Flow {
@@ -116,8 +126,7 @@ impl Flow {
                 Ok(Some((claim, opened))) => {
                     let opened = opened.into_iter().zip(envelopes).zip(arrivals);
                     let opened = opened.map(|((opened, envelope), arrival)| (opened, envelope, arrival));
-                    self.follow(&claim, opened, pass).await;
-                    Vec::new()
+                    self.follow(&claim, opened, pass).await
                 }
                 Ok(None) => arrivals.into_iter().zip(envelopes).collect(),
                 // The database refuses something that was read as valid: find the one that it refuses.
@@ -146,24 +155,29 @@ impl Flow {
         arrivals: &[Arrival],
         pass: &Pass<'_>,
     ) -> Result<Option<(Claim, Vec<Opened>)>, ledger::Error> {
-        let ledger = &self.sync.ledger;
-        let is_transient = ledger::Error::is_transient;
-        let id = Uuid::new_v4();
-        let ledger::Batch { held_at, opened, .. } =
-            reconnect::until_done("opening jobs", is_transient, || ledger.open(id, arrivals)).await?;
+        let (claim, opened) = self.open_in_ledger(arrivals).await?;
         let calls = opened.iter().any(|opened| matches!(opened, Opened::Claimed(_)));
         if !calls || pass.holds() {
-            return Ok(Some((Claim { ledger: ledger.clone(), id, held_at }, opened)));
+            return Ok(Some((claim, opened)));
         }
-        reconnect::until_done("giving claims back", is_transient, || ledger.release(id)).await?;
+        claim.give_back().await;
         Ok(None)
+    }
+
+    async fn open_in_ledger(&self, arrivals: &[Arrival]) -> Result<(Claim, Vec<Opened>), ledger::Error> {
+        let (ledger, is_transient, id) = (&self.sync.ledger, ledger::Error::is_transient, Uuid::new_v4());
+        let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(id, arrivals)).await?;
+        Ok((Claim { ledger: ledger.clone(), id, held_at: batch.held_at }, batch.opened))
     }
 
     /// Takes messages into the ledger without a call, and lets their jobs wait on a tier.
     async fn put_off(&self, arrived: Vec<(Arrival, Envelope)>) {
         let (arrivals, envelopes): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
-        let opened = match self.open_and_release(&arrivals).await {
-            Ok(opened) => opened,
+        let opened = match self.open_in_ledger(&arrivals).await {
+            Ok((claim, opened)) => {
+                claim.give_back().await;
+                opened
+            }
             // What the database refuses is found out when calls are made again.
             Err(error) => {
                 tracing::warn!(%error, "messages are held no longer and can't be put off; they are given back");
@@ -180,31 +194,23 @@ impl Flow {
         .await;
     }
 
-    async fn open_and_release(&self, arrivals: &[Arrival]) -> Result<Vec<Opened>, ledger::Error> {
-        let (ledger, is_transient, claim) = (&self.sync.ledger, ledger::Error::is_transient, Uuid::new_v4());
-        let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(claim, arrivals)).await?;
-        reconnect::until_done("giving claims back", is_transient, || ledger.release(batch.claim)).await?;
-        Ok(batch.opened)
-    }
-
-    async fn follow(&self, claim: &Claim, opened: impl Iterator<Item = (Opened, Envelope, Arrival)>, pass: &Pass<'_>) {
+    async fn follow(
+        &self,
+        claim: &Claim,
+        opened: impl Iterator<Item = (Opened, Envelope, Arrival)>,
+        pass: &Pass<'_>,
+    ) -> Vec<(Arrival, Envelope)> {
         let mut claimed = Vec::new();
         let mut others = Vec::new();
         for (opened, envelope, arrival) in opened {
             match opened {
-                Opened::Claimed(work) => {
-                    claimed.push(Self::claimed(*work, envelope, arrival.traceparent.as_deref()));
-                }
+                Opened::Claimed(work) => claimed.push(Claimed::new(*work, arrival, envelope)),
                 other => others.push((other, envelope)),
             }
         }
         let others = join_all(others.into_iter().map(|(opened, envelope)| self.without_call(opened, envelope)));
-        let _ = tokio::join!(others, self.call(claim, claimed, pass));
-    }
-
-    pub(super) fn claimed(work: Work, envelope: Envelope, traceparent: Option<&str>) -> Claimed {
-        let span = attempt_span(&work.job, traceparent);
-        Claimed { work, envelope, span }
+        let (_, called) = tokio::join!(others, self.call(claim, claimed, pass));
+        called.not_yet
     }
 
     /// Messages that need no call.
@@ -238,28 +244,34 @@ impl Flow {
         acknowledge(envelope).await;
     }
 
-    /// Calls, decides, settles, tells, acknowledges. Answers how those ended whose claim held.
-    pub(super) async fn call(&self, claim: &Claim, claimed: Vec<Claimed>, pass: &Pass<'_>) -> Vec<Ending> {
+    /// Calls, decides, settles, tells, acknowledges.
+    pub(super) async fn call(&self, claim: &Claim, claimed: Vec<Claimed>, pass: &Pass<'_>) -> Called {
         if claimed.is_empty() {
-            return Vec::new();
+            return Called::default();
         }
         let (works, rest): (Vec<_>, Vec<_>) =
-            claimed.into_iter().map(|one| (one.work, (one.envelope, one.span))).unzip();
+            claimed.into_iter().map(|one| (one.work, (one.arrival, one.envelope, one.span))).unzip();
         let pushed = self.sync.customerio.push(&works, pass, claim).await;
-        let (mut settlements, mut called, mut lost) = (Vec::new(), Vec::new(), Vec::new());
-        for ((work, pushed), (envelope, span)) in works.iter().zip(pushed).zip(rest) {
+        let (mut settlements, mut called) = (Vec::new(), Vec::new());
+        let (mut lost, mut not_yet) = (Vec::new(), Vec::new());
+        for ((work, pushed), (arrival, envelope, span)) in works.iter().zip(pushed).zip(rest) {
             match pushed {
-                Some(pushed) => {
-                    settlements.push(self.decide(work, pushed));
+                Pushed::Tried { contact_id, attempt } => {
+                    settlements.push(self.decide(work, contact_id, attempt));
                     called.push((envelope, span));
                 }
-                None => lost.push(envelope),
+                Pushed::Lost => lost.push(envelope),
+                Pushed::Held => not_yet.push((arrival, envelope)),
             }
         }
         // Whoever has the job now has a message for it.
         let lost = join_all(lost.into_iter().map(|envelope| self.skipped("claim_lost", envelope)));
         let (_, endings) = tokio::join!(lost, self.settle(claim, settlements, called));
-        endings
+        if !not_yet.is_empty() {
+            // What was tried is settled, so these are all that the claim is on.
+            claim.give_back().await;
+        }
+        Called { endings, not_yet }
     }
 
     async fn settle(&self, claim: &Claim, settlements: Vec<Settlement>, called: Vec<(Envelope, Span)>) -> Vec<Ending> {
@@ -276,8 +288,7 @@ impl Flow {
         concluded.await.into_iter().flatten().collect()
     }
 
-    fn decide(&self, work: &Work, pushed: Pushed) -> Settlement {
-        let Pushed { contact_id, mut attempt } = pushed;
+    fn decide(&self, work: &Work, contact_id: Option<String>, mut attempt: Attempt) -> Settlement {
         if let Outcome::Retryable { failure, .. } | Outcome::Refused(failure) = &mut attempt.outcome {
             failure.message = capped(&failure.message);
         }
@@ -374,6 +385,13 @@ async fn acknowledge(envelope: Envelope) {
 async fn give_back(envelopes: impl Iterator<Item = Envelope>) {
     for envelope in envelopes {
         envelope.give_back().await;
+    }
+}
+
+impl Claimed {
+    pub(super) fn new(work: Work, arrival: Arrival, envelope: Envelope) -> Self {
+        let span = attempt_span(&work.job, arrival.traceparent.as_deref());
+        Self { work, arrival, envelope, span }
     }
 }
 

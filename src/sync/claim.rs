@@ -22,6 +22,14 @@ pub(super) struct Claim {
     pub(super) held_at: Instant,
 }
 
+impl Claim {
+    /// Gives back what nothing was done with: no attempt is spent.
+    pub(super) async fn give_back(&self) {
+        let given_back = reconnect::until_done("giving claims back", |_| true, || self.ledger.release(self.id));
+        given_back.await.expect("every error is tried again");
+    }
+}
+
 impl Holder for Claim {
     fn still_held(&self, jobs: Vec<Uuid>) -> BoxFuture<'_, HashSet<Uuid>> {
         Box::pin(async move {

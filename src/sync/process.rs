@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{batch::Flow, item::Envelope};
+use super::{
+    batch::{Claimed, Flow},
+    item::Envelope,
+};
 use crate::{
     customerio::GateView,
     job::{Ending, JobMessage, SyncPhase},
@@ -114,10 +117,10 @@ impl Flow {
             }
         };
         // What is not ours is in other hands already.
-        let claimed = opened.into_iter().filter_map(|opened| match opened {
-            Opened::Claimed(work) => Some(Self::claimed(*work, Envelope::of_operator(), None)),
+        let claimed = opened.into_iter().zip(arrivals).filter_map(|(opened, arrival)| match opened {
+            Opened::Claimed(work) => Some(Claimed::new(*work, arrival, Envelope::of_operator())),
             _ => None,
         });
-        self.call(&claim, claimed.collect(), &pass).await
+        self.call(&claim, claimed.collect(), &pass).await.endings
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::{World, arrival, contact, submitted, wait_for};
 use customerio_sync::{
-    customerio::{CustomerIo, Holder},
+    customerio::{CustomerIo, Holder, Pushed},
     job::{Outcome, Work},
     ledger::{Ledger, Opened},
 };
@@ -127,7 +127,11 @@ impl Holder for HoldsAll {
 
 async fn outcomes(client: &CustomerIo, jobs: &[Work]) -> Vec<Outcome> {
     let pushed = client.push(jobs, &client.pass().await, &HoldsAll).await;
-    pushed.into_iter().map(|one| one.expect("it was held").attempt.outcome).collect()
+    let outcome = |pushed| match pushed {
+        Pushed::Tried { attempt, .. } => attempt.outcome,
+        other => panic!("tried, not {other:?}"),
+    };
+    pushed.into_iter().map(outcome).collect()
 }
 
 #[tokio::test]

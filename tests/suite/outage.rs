@@ -93,6 +93,31 @@ async fn refused_credentials_fail_the_jobs_of_one_call_and_let_the_others_wait()
 }
 
 #[tokio::test]
+async fn calls_that_waited_for_their_turn_when_the_gate_shut_are_not_made() {
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "5")
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "2");
+    world.start().await.stop().await;
+    submit(&world, 20).await;
+    world.fault(json!({ "kind": "status", "status": 401 })).await;
+    let app = world.start().await;
+    let failed = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'";
+    let waiting = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'pending'";
+    wait_for("a job to fail", || async { (world.count(failed).await > 0).then_some(()) }).await;
+    wait_for("the claims of the others to be given back", || async {
+        (world.count(waiting).await == 19).then_some(())
+    })
+    .await;
+    world.clear_faults().await;
+    wait_for_completed(&world, 19).await;
+    assert_eq!(world.count(failed).await, 1, "that of the first call");
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 20, "one try each");
+    assert_eq!(world.events().await.len(), 19);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_held_for_long_waits_on_a_tier_and_spends_no_retry() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__SYNC__HOLD", "300ms").with("RETRY_DELAYS", "500ms");
     let app = world.start().await;
