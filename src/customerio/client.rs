@@ -20,7 +20,7 @@ use super::{
     Config, GateConfig, Identifier,
     answer::{self, Answer, Meaning},
     budget::Budget,
-    gate::{Called, Gate, GateReason, GateView, Pass},
+    gate::{Called, Gate, GateView, Pass},
     operation::{self, Prepared},
 };
 use crate::{
@@ -158,9 +158,9 @@ impl CustomerIo {
     /// Waits for the leave to call: until calls go through, or until it is this one's turn to probe.
     pub async fn pass(&self) -> Pass<'_> {
         loop {
-            let (pass, probing_after) = self.gate.pass().await;
-            // No job is risked to learn that the credentials are refused still: that is a permanent failure.
-            if probing_after != Some(GateReason::Credentials) || self.are_credentials_accepted(&pass).await {
+            let (pass, asks_first) = self.gate.pass().await;
+            // No job is risked to learn that nothing has changed: it would spend a retry, or fail for good.
+            if !asks_first || self.is_answered(&pass).await {
                 return pass;
             }
         }
@@ -209,21 +209,30 @@ impl CustomerIo {
         }
     }
 
-    /// Asks for the account's region, which needs the same credentials and changes nothing. What answers neither yes nor
-    /// no, such as a proxy that knows the batch endpoint alone, leaves it to a job's call.
-    async fn are_credentials_accepted(&self, pass: &Pass<'_>) -> bool {
+    /// Whether Customer.io answers, and accepts the credentials. It is asked for the account's region, which changes
+    /// nothing. An answer that tells neither leaves it to a job's call: a proxy may know the batch endpoint alone.
+    async fn is_answered(&self, pass: &Pass<'_>) -> bool {
         let Transport::Http(http) = &self.transport else { return true };
         self.budget.turn().await;
         let request = http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
-        let called = match exchange(request).await {
+        let called = match self.exchange(request).await {
             Ok(Answered { status: 401 | 403, .. }) => Called::Refused,
+            Ok(Answered { status: 408 | 429 | 500..=599, .. }) | Err(_) => Called::Failed,
             Ok(_) => Called::Answered,
-            Err(_) => Called::Failed,
         };
         if called != Called::Answered {
             pass.record(called);
         }
         called == Called::Answered
+    }
+
+    /// Makes a request. An answer that asks for it holds all others back.
+    async fn exchange(&self, request: reqwest::RequestBuilder) -> reqwest::Result<Answered> {
+        let answered = exchange(request).await?;
+        if let Some(wait) = answered.retry_after {
+            self.gate.hold(wait);
+        }
+        Ok(answered)
     }
 
     /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order.
@@ -313,13 +322,10 @@ impl CustomerIo {
             .header(AUTHORIZATION, &http.authorization)
             .header(CONTENT_TYPE, "application/json")
             .body(batch_body(jobs));
-        match exchange(request).await {
+        match self.exchange(request).await {
             Ok(answered) => {
-                let answer = answered.answer();
-                if let Some(wait) = answer.retry_after {
-                    self.gate.hold(wait);
-                }
-                Call { meaning: answer::read(answer, jobs.len()), http_status: Some(answered.status) }
+                let meaning = answer::read(answered.answer(), jobs.len());
+                Call { meaning, http_status: Some(answered.status) }
             }
             Err(error) => {
                 let failure = Failure { error_type: ErrorType::Network, message: describe(&error) };

@@ -1,7 +1,8 @@
 //! The gate in front of Customer.io: shut while calls are of no use, so that an outage costs no job its retries.
 //!
 //! It opens the circuit after a run of failed calls, at refused credentials, or when Customer.io asks to be left alone.
-//! Then one job at a time probes, with growing pauses. When one goes through, the flow ramps up.
+//! Then one job at a time probes, with growing pauses; in an outage that lasts, after a question whether there is an answer
+//! at all. When one goes through, the flow ramps up.
 
 use std::{
     collections::VecDeque,
@@ -73,6 +74,11 @@ pub struct GateView {
 
 /// Calls that are looked back at; it shuts when half of them failed.
 const WINDOW: usize = 50;
+/// So many probes of an outage are a job's. In one that lasts, they would exhaust the retries of the few jobs there may be.
+const JOBS_FIRST: u32 = 6;
+/// So many probes after these ask first whether Customer.io answers at all, and risk no job while it does not. The next is
+/// a job's in any case: it may be the question alone that finds no answer.
+const QUESTIONS: u32 = 60;
 /// A ramp that has come so far is over.
 const RAMP_ENDS: usize = 256;
 /// The longest time that Customer.io is left alone, whatever it asked for.
@@ -81,15 +87,15 @@ const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Calls go through, so many jobs in a batch at most.
-    Passing {
-        ramp: usize,
-    },
+    Passing { ramp: usize },
     Shut {
         reason: GateReason,
         since: DateTime<Utc>,
         probe_at: Instant,
         pause: Duration,
         is_probing: bool,
+        /// Probes since it shut.
+        probes: u32,
     },
 }
 
@@ -110,7 +116,8 @@ enum Told {
         limit: usize,
     },
     Probe {
-        reason: GateReason,
+        /// Whether a question that costs no job a try comes first.
+        asks_first: bool,
     },
     /// Until then, or until something changes.
     Wait(Option<Instant>),
@@ -126,9 +133,16 @@ impl Core {
             State::Passing { ramp } => Told::Go { limit: *ramp },
             State::Shut { is_probing: true, .. } => Told::Wait(None),
             State::Shut { probe_at, .. } if *probe_at > now => Told::Wait(Some(*probe_at)),
-            State::Shut { is_probing, reason, .. } => {
+            State::Shut { is_probing, reason, probes, .. } => {
                 *is_probing = true;
-                Told::Probe { reason: *reason }
+                *probes += 1;
+                let asks_first = match reason {
+                    GateReason::Credentials => true,
+                    GateReason::Outage => *probes > JOBS_FIRST && !(*probes - JOBS_FIRST).is_multiple_of(QUESTIONS + 1),
+                    // It said itself when to come again.
+                    GateReason::Asked => false,
+                };
+                Told::Probe { asks_first }
             }
         }
     }
@@ -157,9 +171,14 @@ impl Core {
                 self.window.clear();
                 self.state = State::Passing { ramp: 1 };
             }
-            (State::Shut { since, pause, .. }, _) if is_probe => {
+            (State::Shut { since, pause, probe_at, .. }, _) if is_probe => {
                 let pause = (pause * 2).min(self.config.probe_at_least_every);
-                let reason = if called == Called::Refused { GateReason::Credentials } else { GateReason::Outage };
+                let reason = match called {
+                    Called::Refused => GateReason::Credentials,
+                    // The probe's answer asked for it.
+                    _ if probe_at > now => GateReason::Asked,
+                    _ => GateReason::Outage,
+                };
                 self.shut(reason, pause, now, since);
             }
             // Calls that were under way when it shut.
@@ -175,7 +194,12 @@ impl Core {
     }
 
     fn shut(&mut self, reason: GateReason, pause: Duration, now: Instant, since: DateTime<Utc>) {
-        self.state = State::Shut { reason, since, probe_at: now + pause, pause, is_probing: false };
+        let (probes, held_until) = match self.state {
+            State::Passing { .. } => (0, now),
+            State::Shut { probes, probe_at, .. } => (probes, probe_at),
+        };
+        let probe_at = held_until.max(now + pause);
+        self.state = State::Shut { reason, since, probe_at, pause, is_probing: false, probes };
     }
 
     /// Customer.io asked to be left alone.
@@ -288,15 +312,15 @@ impl Gate {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Waits for the leave to call, and says why it is a probe's, if it is.
-    pub(super) async fn pass(&self) -> (Pass<'_>, Option<GateReason>) {
+    /// Waits for the leave to call. Says, too, whether a question has to be answered before a job is risked for it.
+    pub(super) async fn pass(&self) -> (Pass<'_>, bool) {
         let mut changes = self.changes.subscribe();
         loop {
             changes.mark_unchanged();
             let told = self.core().ask(Instant::now());
             let until = match told {
-                Told::Go { limit } => return (Pass::new(self, limit, false), None),
-                Told::Probe { reason } => return (Pass::new(self, 1, true), Some(reason)),
+                Told::Go { limit } => return (Pass::new(self, limit, false), false),
+                Told::Probe { asks_first } => return (Pass::new(self, 1, true), asks_first),
                 Told::Wait(until) => until,
             };
             let in_time = async {

@@ -23,6 +23,13 @@ async fn wait_for_completed(world: &World, count: i64) {
     .await;
 }
 
+/// Waits until Customer.io was asked so often whether it answers at all.
+async fn wait_for_questions(world: &World, count: usize) {
+    let questions =
+        || async { world.calls().await.iter().filter(|call| call["path"] == "/api/v1/accounts/region").count() };
+    wait_for(&format!("{count} questions"), || async { (questions().await >= count).then_some(()) }).await;
+}
+
 #[tokio::test]
 async fn an_outage_costs_few_jobs_a_retry_and_ends_with_none_failed() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__GATE__PROBE_AT_LEAST_EVERY", "200ms");
@@ -57,6 +64,23 @@ async fn an_outage_costs_few_jobs_a_retry_and_ends_with_none_failed() {
 }
 
 #[tokio::test]
+async fn an_outage_that_outlasts_the_ladder_fails_no_job_although_there_are_fewer_jobs_than_probes() {
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__GATE__FAILURES_IN_A_ROW", "2")
+        .with("CUSTOMERIO_SYNC__GATE__PROBE_AT_LEAST_EVERY", "100ms");
+    let app = world.start().await;
+    world.fault(json!({ "kind": "status", "status": 503 })).await;
+    submit(&world, 6).await;
+    // The whole ladder takes two seconds.
+    wait_for_questions(&world, 40).await;
+    world.clear_faults().await;
+    wait_for_completed(&world, 6).await;
+    assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn refused_credentials_fail_the_jobs_of_one_call_and_let_the_others_wait() {
     let world = World::new().await;
     let app = world.start().await;
@@ -81,9 +105,7 @@ async fn refused_credentials_fail_the_jobs_of_one_call_and_let_the_others_wait()
     assert!(status == 503 && told.contains("credentials refused"), "{told}");
 
     submit(&world, 50).await;
-    let probes =
-        || async { world.calls().await.iter().filter(|call| call["path"] == "/api/v1/accounts/region").count() };
-    wait_for("three probes", || async { (probes().await >= 3).then_some(()) }).await;
+    wait_for_questions(&world, 3).await;
     let failed = world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'").await;
     assert_eq!(failed, 1, "the others wait");
     world.clear_faults().await;
