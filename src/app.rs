@@ -74,7 +74,7 @@ impl App {
         config.require_broker()?;
         let metrics = Arc::new(Metrics::default());
         let lifecycle = Lifecycle::default();
-        let customerio = CustomerIo::new(&config.customerio, config.gate.clone(), metrics.clone())?;
+        let customerio = Arc::new(CustomerIo::new(&config.customerio, config.gate.clone(), metrics.clone())?);
         let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts())?;
         let ready = Arc::new(OnceLock::new());
         let state = admin::State {
@@ -97,7 +97,7 @@ impl App {
         let publishing = Link::open("publish", &config.broker, topology, &metrics).await?;
         let publisher = Publisher::new(publishing.clone(), &config.broker, metrics.clone());
         let all_calls = config.customerio.requests_per_second;
-        services.spawn(budget::run(all_calls, customerio.budget().clone(), ledger.clone(), lifecycle.clone()));
+        services.spawn(budget::run(all_calls, customerio.clone(), ledger.clone(), lifecycle.clone()));
         let shared = Shared { ledger, metrics, lifecycle, consuming, publishing, publisher };
         let Shared { ledger, lifecycle, .. } = shared.clone();
         let (links, grace) = (shared.links(), config.lifecycle.grace);
@@ -150,7 +150,7 @@ impl Shared {
     }
 
     /// Starts every flow, and tells the endpoints that the broker is there.
-    fn start(self, config: Config, customerio: CustomerIo, ready: &OnceLock<admin::Ready>) -> JoinSet<()> {
+    fn start(self, config: Config, customerio: Arc<CustomerIo>, ready: &OnceLock<admin::Ready>) -> JoinSet<()> {
         let links = self.links();
         let Self { ledger, metrics, lifecycle, consuming, publishing, publisher } = self;
         let budget = customerio.budget().clone();

@@ -176,6 +176,16 @@ impl CustomerIo {
         &self.budget
     }
 
+    /// Makes no calls for `wait`: another replica was asked for it.
+    pub fn hold(&self, wait: Duration) {
+        self.gate.hold(wait);
+    }
+
+    /// Tells until when Customer.io has asked to be left alone, each time it does.
+    pub fn watch_asked(&self) -> watch::Receiver<Option<Instant>> {
+        self.gate.watch_asked()
+    }
+
     /// Whether calls go through.
     pub fn gate(&self) -> GateView {
         self.gate.view()
@@ -230,7 +240,7 @@ impl CustomerIo {
     async fn exchange(&self, request: reqwest::RequestBuilder) -> reqwest::Result<Answered> {
         let answered = exchange(request).await?;
         if let Some(wait) = answered.retry_after {
-            self.gate.hold(wait);
+            self.gate.asked(wait);
         }
         Ok(answered)
     }

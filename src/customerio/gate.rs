@@ -238,6 +238,8 @@ pub(super) struct Gate {
     view: watch::Sender<GateView>,
     /// Counts changes that somebody may wait for.
     changes: watch::Sender<u64>,
+    /// Until when Customer.io has asked this replica to be left alone, the last time it did.
+    asked: watch::Sender<Option<Instant>>,
 }
 
 /// The leave to call. That of a probe has to be used or dropped before another can probe.
@@ -285,7 +287,7 @@ impl Gate {
     pub(super) fn new(config: Config) -> Self {
         let core = Core::new(config);
         let view = watch::Sender::new(core.view());
-        Self { core: Mutex::new(core), view, changes: watch::Sender::new(0) }
+        Self { core: Mutex::new(core), view, changes: watch::Sender::new(0), asked: watch::Sender::new(None) }
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
@@ -342,6 +344,17 @@ impl Gate {
             State::Passing { ramp } => Some(Pass::new(self, ramp, false)),
             State::Shut { .. } => None,
         }
+    }
+
+    /// Customer.io asked for it.
+    pub(super) fn asked(&self, wait: Duration) {
+        let wait = wait.min(LONGEST_HOLD);
+        self.hold(wait);
+        self.asked.send_replace(Some(Instant::now() + wait));
+    }
+
+    pub(super) fn watch_asked(&self) -> watch::Receiver<Option<Instant>> {
+        self.asked.subscribe()
     }
 
     pub(super) fn hold(&self, wait: Duration) {

@@ -39,6 +39,7 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 pub use arrival::{Arrival, Source};
 pub use audit::SERVICE;
 pub use bulk::{BulkRetry, BulkStatus, Cancellation, Step};
+pub use call_shares::CallShare;
 pub use detail::{AttemptRow, AuditRow, JobDetail, JobRow, SignupFlags};
 pub use failures::FailedMessage;
 pub use integrity::{Balance, Drift, Drifted};

@@ -64,7 +64,7 @@ pub struct Sync {
     /// Where messages go out.
     pub publisher: Publisher,
     /// Who is called.
-    pub customerio: CustomerIo,
+    pub customerio: Arc<CustomerIo>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }

@@ -3,6 +3,7 @@
 use crate::support::{World, arrival, completion, publish_on, submitted, wait_for};
 use chrono::{DateTime, TimeDelta, Utc};
 use customerio_sync::ledger::{Ledger, Opened};
+use serde_json::json;
 use uuid::Uuid;
 
 /// Calls a second, and how many jobs need one each.
@@ -57,9 +58,7 @@ async fn replicas_that_come_and_go_stay_under_one_limit_together() {
     wait_for("the one that is left to have all", || async { (world.count(share).await == 40).then_some(()) }).await;
     wait_for_completed(&world, JOBS).await;
 
-    let at = |call: &serde_json::Value| call["at"].as_str()?.parse::<DateTime<Utc>>().ok();
-    let mut calls: Vec<_> = world.calls().await.iter().map(|call| at(call).expect("a time")).collect();
-    calls.sort_unstable();
+    let calls = world.call_times().await;
     let window = TimeDelta::seconds(3);
     let most = calls.iter().map(|start| calls.iter().filter(|at| (*start..*start + window).contains(at)).count());
     let most = most.max().expect("calls were made");
@@ -68,6 +67,35 @@ async fn replicas_that_come_and_go_stay_under_one_limit_together() {
     assert_eq!(world.sim("summary").await["events"], JOBS);
     second.stop().await;
     assert_eq!(world.count("SELECT count(*) FROM call_shares").await, 0, "it was given up");
+}
+
+#[tokio::test]
+async fn what_customer_io_asks_of_one_replica_all_of_them_heed() {
+    let world = World::new().await;
+    let mut replicas = vec![world.start().await, world.start().await];
+    wait_for_replicas(&world, 2).await;
+    world.fault(json!({ "kind": "status", "status": 429, "calls": 1, "retry_after": "3" })).await;
+    let asked = Uuid::new_v4();
+    world.submit(&submitted(asked)).await;
+    world.wait_for_retry(asked, "initial").await;
+    // One that starts meanwhile heeds it, too.
+    replicas.push(world.start().await);
+    for replica in &replicas {
+        wait_for("the replica to hold its calls", || async {
+            (world.read(replica, "/stats").await["gate"]["reason"] == "asked").then_some(())
+        })
+        .await;
+    }
+    for _ in 0..20 {
+        world.submit(&submitted(Uuid::new_v4())).await;
+    }
+    wait_for_completed(&world, 21).await;
+    let calls = world.call_times().await;
+    let held = calls[1] - calls[0];
+    assert!(held >= TimeDelta::milliseconds(2990), "the next call came after {held}");
+    for replica in replicas {
+        replica.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -98,6 +126,6 @@ async fn a_job_that_ended_while_its_call_waited_is_not_called_for() {
     world.wait_until_all_queues_are_empty().await;
     let events = world.events().await;
     let of: Vec<_> = events.iter().map(|event| &event["attributes"]["signup_id"]).collect();
-    assert_eq!(of, [&serde_json::json!(held)]);
+    assert_eq!(of, [&json!(held)]);
     app.stop().await;
 }

@@ -224,8 +224,7 @@ async fn calls_stay_under_the_configured_rate() {
     for signup in &signups {
         world.wait_for_job(*signup, "initial", "completed").await;
     }
-    let times: Vec<chrono::DateTime<chrono::Utc>> =
-        world.calls().await.iter().map(|call| call["at"].as_str().expect("a time").parse().expect("a time")).collect();
+    let times = world.call_times().await;
     let took = (times[24] - times[0]).to_std().expect("in order");
     assert!(took >= Duration::from_millis(2250), "25 calls took {took:?}");
     app.stop().await;

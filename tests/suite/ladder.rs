@@ -5,15 +5,6 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-fn time(value: &Value) -> DateTime<Utc> {
-    value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is a time"))
-}
-
-/// When each call for the only job was made.
-async fn call_times(world: &World) -> Vec<DateTime<Utc>> {
-    world.calls().await.iter().map(|call| time(&call["at"])).collect()
-}
-
 #[tokio::test]
 async fn a_job_climbs_the_five_tiers_and_then_fails() {
     let world = World::new().await;
@@ -24,7 +15,7 @@ async fn a_job_climbs_the_five_tiers_and_then_fails() {
     world.submit(&submitted(signup)).await;
     let job = world.wait_for_job(signup, "initial", "failed").await;
 
-    let times = call_times(&world).await;
+    let times = world.call_times().await;
     assert_eq!(times.len(), 6, "the first call and five retries");
     for (index, delay) in [200, 300, 400, 500, 600].into_iter().enumerate() {
         let waited = (times[index + 1] - times[index]).num_milliseconds();
@@ -155,7 +146,7 @@ async fn retry_after_moves_the_retry_and_holds_all_calls() {
 
     let tier = world.rows("SELECT tier FROM sync_attempts WHERE tier IS NOT NULL").await;
     assert_eq!(sqlx::Row::get::<String, _>(&tier[0], "tier"), "2500ms", "the first tier that is long enough");
-    let times = call_times(&world).await;
+    let times = world.call_times().await;
     let held = (times[1] - times[0]).num_milliseconds();
     assert!(held >= 1990, "the other job's call came after {held} ms");
     app.stop().await;

@@ -324,6 +324,14 @@ impl World {
         self.sim("calls").await.as_array().expect("a list").clone()
     }
 
+    /// When the calls came, in order.
+    pub(crate) async fn call_times(&self) -> Vec<chrono::DateTime<chrono::Utc>> {
+        let at = |call: &Value| call["at"].as_str()?.parse().ok();
+        let mut times: Vec<_> = self.calls().await.iter().map(|call| at(call).expect("a time")).collect();
+        times.sort_unstable();
+        times
+    }
+
     pub(crate) async fn events(&self) -> Vec<Value> {
         self.sim("events").await.as_array().expect("a list").clone()
     }
