@@ -1,9 +1,9 @@
 //! Finds jobs that nobody works on any more and sends them on their way again. One replica at a time does it.
 //!
 //! - A job that has been `processing` for over five minutes goes back to `pending`: whoever held it is gone.
-//! - A pending job that is long overdue has lost its message, if no message waits in a work queue and calls are made: it
-//!   is published again, and not once more before `send_again_after`. A message too many does no harm, since the ledger
-//!   answers it; a flood of them would.
+//! - A pending job that is long overdue has lost its message, if none waits in the queue that it would be in and calls are
+//!   made: it is published again, and not once more before `send_again_after`. A message too many does no harm, since the
+//!   ledger answers it; a flood of them would.
 //! - A failed job that the mirror does not have was lost on its way there, if none is on that way now: it is parked again.
 
 use std::{num::NonZeroU16, sync::Arc, time::Duration};
@@ -12,8 +12,8 @@ use futures_util::future::join_all;
 use serde::Deserialize;
 
 use crate::{
-    broker::{self, JOBS_EXCHANGE, Link, MIRROR_QUEUE, Message, Origin, Publisher},
-    ledger::{self, Duty, Lead, Ledger},
+    broker::{self, JOBS_EXCHANGE, Link, MIRROR_QUEUE, Message, Origin, Publisher, WorkQueue},
+    ledger::{self, Duty, Lead, Ledger, Suspects},
     lifecycle::Lifecycle,
     metrics::Metrics,
 };
@@ -84,11 +84,12 @@ impl Recovery {
         self.count("reset", reset);
         self.park_unmirrored().await?;
         // A message that waits in a queue may be the one that seems to be lost.
-        if is_held() || self.link.backlog().await? > 0 {
+        if is_held() || self.link.depth(WorkQueue::Jobs.name()).await? > 0 {
             return Ok(());
         }
+        let suspects = if self.link.backlog().await? > 0 { Suspects::JobMessages } else { Suspects::All };
         let Config { overdue_after, send_again_after, batch_size, .. } = self.config;
-        let lost = self.ledger.take_overdue(overdue_after, send_again_after, batch_size.get().into()).await?;
+        let lost = self.ledger.take_overdue(suspects, overdue_after, send_again_after, batch_size.get().into()).await?;
         let messages: Vec<_> = lost.iter().map(Message::job).collect();
         join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
         self.count("sent_again", i64::try_from(lost.len()).unwrap_or(i64::MAX));

@@ -46,7 +46,7 @@ pub use integrity::{Balance, Drift, Drifted};
 pub use lead::{Duty, Lead};
 pub use open::{Batch, Opened};
 pub use parked::ParkedFailure;
-pub use recover::Unmirrored;
+pub use recover::{Suspects, Unmirrored};
 pub use search::{FailedJob, Group};
 pub use selection::{Preview, Selection, search_text, signature_text};
 pub use settle::{Settled, Settlement};

@@ -21,6 +21,15 @@ pub struct Unmirrored {
     pub at: DateTime<Utc>,
 }
 
+/// Which messages may be lost: none of its kind waits in a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suspects {
+    /// All.
+    All,
+    /// Those that come by the jobs queue, while events wait in theirs.
+    JobMessages,
+}
+
 /// The columns of an [`Unmirrored`].
 struct UnmirroredRow {
     id: Uuid,
@@ -85,9 +94,15 @@ impl Ledger {
         rows.into_iter().map(|row| message(row.id, row.signup_id, row.sync_phase, row.run, row.attempt_count)).collect()
     }
 
-    /// Pending jobs that have been due for longer than `overdue` and were not taken here for `again`, oldest first,
-    /// `limit` at most. Each that is answered has to be published.
-    pub async fn take_overdue(&self, overdue: Duration, again: Duration, limit: i64) -> Result<Vec<Job>, Error> {
+    /// Pending jobs whose message is among the `suspects`, that have been due for longer than `overdue` and were not taken
+    /// here for `again`, oldest first, `limit` at most. Each that is answered has to be published.
+    pub async fn take_overdue(
+        &self,
+        suspects: Suspects,
+        overdue: Duration,
+        again: Duration,
+        limit: i64,
+    ) -> Result<Vec<Job>, Error> {
         let rows = sqlx::query_as!(
             JobColumns,
             r#"
@@ -99,6 +114,8 @@ impl Ledger {
                 WHERE status = 'pending'
                     AND COALESCE(next_retry_at, updated_at) < now() - make_interval(secs => $1)
                     AND (resent_at IS NULL OR resent_at < now() - make_interval(secs => $2))
+                    -- A job waits for its event again when that has claimed it and nothing has come of it yet.
+                    AND ($4 OR attempt_count > 0 OR claimed_by IS NULL OR claimed_by NOT LIKE 'event:%')
                 ORDER BY created_at
                 LIMIT $3
                 FOR UPDATE SKIP LOCKED
@@ -109,6 +126,7 @@ impl Ledger {
             overdue.as_secs_f64(),
             again.as_secs_f64(),
             limit,
+            suspects == Suspects::All,
         )
         .fetch_all(&self.pool)
         .await

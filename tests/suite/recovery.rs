@@ -1,7 +1,10 @@
 //! Jobs that nobody works on any more, and a failure queue that people have touched: both are mended by themselves.
 
 use crate::support::{World, arrival, submitted, wait_for};
-use customerio_sync::{app::App, ledger::Ledger};
+use customerio_sync::{
+    app::App,
+    ledger::{Ledger, Suspects},
+};
 use lapin::options::QueuePurgeOptions;
 use serde_json::{Value, json};
 use sqlx::Executor;
@@ -52,6 +55,32 @@ async fn a_job_whose_message_was_purged_is_sent_again() {
 }
 
 #[tokio::test]
+async fn a_job_whose_message_was_purged_is_sent_again_although_events_wait() {
+    let world = impatient()
+        .await
+        .with("RETRY_DELAYS", "2s")
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "2")
+        .with("CUSTOMERIO_SYNC__BROKER__PREFETCH", "1");
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
+    world.submit(&submitted(signup)).await;
+    world.wait_for_retry(signup, "initial").await;
+    wait_for("the message in its tier", || async {
+        (world.depth("customerio-sync.retry.2s").await == 1).then_some(())
+    })
+    .await;
+    purge(&world, "customerio-sync.retry.2s").await;
+    for _ in 0..60 {
+        world.submit(&submitted(Uuid::new_v4())).await;
+    }
+    let job = world.wait_for_job(signup, "initial", "completed").await;
+    assert_ne!(job["resent_at"], Value::Null);
+    assert!(world.depth("customerio-sync.signup-submitted").await > 0, "events wait still");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_job_whose_holder_is_gone_goes_on() {
     let world = impatient().await;
     let app = world.start().await;
@@ -78,10 +107,15 @@ async fn what_was_sent_again_is_not_sent_again_soon() {
     let opened = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
     ledger.release(opened.claim).await.expect("given back");
     let (now, later) = (Duration::ZERO, Duration::from_secs(600));
-    assert!(ledger.take_overdue(later, later, 10).await.expect("taken").is_empty(), "it is not overdue yet");
-    assert_eq!(ledger.take_overdue(now, later, 10).await.expect("taken").len(), 1);
-    assert!(ledger.take_overdue(now, later, 10).await.expect("taken").is_empty());
-    assert_eq!(ledger.take_overdue(now, now, 10).await.expect("taken").len(), 1, "after its time it is");
+    assert!(
+        ledger.take_overdue(Suspects::All, later, later, 10).await.expect("taken").is_empty(),
+        "it is not overdue yet"
+    );
+    let of_jobs = ledger.take_overdue(Suspects::JobMessages, now, later, 10).await.expect("taken");
+    assert!(of_jobs.is_empty(), "its message is an event");
+    assert_eq!(ledger.take_overdue(Suspects::All, now, later, 10).await.expect("taken").len(), 1);
+    assert!(ledger.take_overdue(Suspects::All, now, later, 10).await.expect("taken").is_empty());
+    assert_eq!(ledger.take_overdue(Suspects::All, now, now, 10).await.expect("taken").len(), 1, "after its time it is");
 }
 
 #[tokio::test]
