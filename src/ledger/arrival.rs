@@ -20,6 +20,9 @@ pub struct Arrival {
     pub traceparent: Option<String>,
 }
 
+/// How the claimant begins that is no message.
+const OPERATOR: &str = "operator:";
+
 /// Where a message came from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
@@ -63,7 +66,7 @@ impl Arrival {
             Source::Job(JobMessage { job_id, attempt, .. }) => {
                 Ticket { job_id: *job_id, run, attempt: *attempt }.to_string()
             }
-            Source::Operator { id, .. } => format!("operator:{id}"),
+            Source::Operator { id, .. } => format!("{OPERATOR}{id}"),
         }
     }
 }
@@ -129,11 +132,12 @@ pub(super) fn meaning(arrival: &Arrival, standing: &Standing<'_>) -> Meaning {
 
 /// The event that made the job arrives again.
 fn of_same_event(arrival: &Arrival, standing: &Standing<'_>, is_claimant: bool) -> Meaning {
-    let is_ours = is_claimant || standing.claimed_by.is_none();
+    // An operator's order brings no message of its own, so the job waits for its event still if nothing comes of it.
+    let is_awaited = is_claimant || standing.claimed_by.is_none_or(|by| by.starts_with(OPERATOR));
     match standing.status {
         // Given back, or never claimed.
-        Status::Pending if is_ours && standing.attempt == 0 => Meaning::Take,
-        Status::Processing if is_ours => of_claimed(arrival, standing, is_claimant),
+        Status::Pending if is_awaited && standing.attempt == 0 => Meaning::Take,
+        Status::Processing if is_awaited && standing.attempt == 0 => of_claimed(arrival, standing, is_claimant),
         Status::Pending | Status::Failed if is_claimant => Meaning::Settled,
         _ => Meaning::Superseded,
     }
@@ -254,6 +258,20 @@ mod tests {
     fn a_job_that_was_given_back_is_taken_by_its_message() {
         assert_eq!(meaning(&again(event("e1")), &standing(Status::Pending, 0, E1)), Meaning::Take);
         assert_eq!(meaning(&again(message(0, 1)), &standing(Status::Pending, 1, FIRST_RETRY)), Meaning::Take);
+    }
+
+    #[test]
+    fn an_event_is_not_given_up_for_an_order_that_may_come_to_nothing() {
+        const ORDER: &str = "operator:00000000-0000-0000-0000-000000000009";
+        assert_eq!(meaning(&event("e1"), &standing(Status::Processing, 0, ORDER)), Meaning::InFlight);
+        assert_eq!(meaning(&event("e1"), &standing(Status::Pending, 0, ORDER)), Meaning::Take, "it was given back");
+        for status in [Status::Processing, Status::Pending] {
+            assert_eq!(
+                meaning(&event("e1"), &standing(status, 1, ORDER)),
+                Meaning::Superseded,
+                "a tier has its message"
+            );
+        }
     }
 
     #[test]
