@@ -10,7 +10,10 @@ use lapin::{
 };
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Error, HeaderMap, Link};
+use super::{
+    Error, HeaderMap, Link,
+    promised::{request, unless_lost},
+};
 use crate::{lifecycle::Lifecycle, reconnect::Pauses};
 
 /// A message that was delivered and waits for its acknowledgement.
@@ -58,19 +61,19 @@ impl Receipt {
 
     /// Acknowledges: all that follows from the message is committed and confirmed.
     pub async fn ack(self) -> Acknowledged {
-        acknowledged(self.delivery.ack(BasicAckOptions::default()).await)
+        self.acknowledged(self.delivery.ack(BasicAckOptions::default())).await
     }
 
     /// Gives the message back to its queue.
     pub async fn give_back(self) -> Acknowledged {
-        acknowledged(self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() }).await)
+        self.acknowledged(self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() })).await
     }
-}
 
-fn acknowledged(sent: lapin::Result<bool>) -> Acknowledged {
-    match sent {
-        Ok(true) => Acknowledged::Sent,
-        Ok(false) | Err(_) => Acknowledged::ChannelGone,
+    async fn acknowledged(&self, sent: impl Future<Output = lapin::Result<bool>>) -> Acknowledged {
+        match unless_lost(|| self.delivery.acker.poisoned(), sent).await {
+            Some(Ok(true)) => Acknowledged::Sent,
+            Some(Ok(false) | Err(_)) | None => Acknowledged::ChannelGone,
+        }
     }
 }
 
@@ -106,7 +109,7 @@ pub async fn consume<T: Send>(
         match start(&link, queue, prefetch).await {
             Ok((channel, mut consumer)) => {
                 pauses.reset();
-                if forward(&mut consumer, &lifecycle, &deliveries, &wrap).await == Ended::Draining {
+                if forward(&channel, &mut consumer, &lifecycle, &deliveries, &wrap).await == Ended::Draining {
                     stop(&channel, &consumer).await;
                     drop(deliveries);
                     lifecycle.ended().await;
@@ -131,15 +134,15 @@ enum Ended {
 
 async fn start(link: &Link, queue: &'static str, prefetch: u16) -> Result<(Channel, Consumer), Error> {
     let channel = link.channel().await?;
-    channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(Error::doing("setting the prefetch"))?;
-    let consumer = channel
-        .basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
-        .await
-        .map_err(Error::doing("starting a consumer"))?;
+    let prefetched = channel.basic_qos(prefetch, BasicQosOptions::default());
+    request(&channel, "setting the prefetch", prefetched).await?;
+    let started = channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+    let consumer = request(&channel, "starting a consumer", started).await?;
     Ok((channel, consumer))
 }
 
 async fn forward<T: Send>(
+    channel: &Channel,
     consumer: &mut Consumer,
     lifecycle: &Lifecycle,
     deliveries: &mpsc::Sender<T>,
@@ -149,9 +152,9 @@ async fn forward<T: Send>(
         let next = tokio::select! {
             biased;
             () = lifecycle.draining() => return Ended::Draining,
-            next = consumer.next() => next,
+            next = unless_lost(|| !channel.status().connected(), consumer.next()) => next,
         };
-        let Some(Ok(delivery)) = next else { return Ended::CutOff };
+        let Some(Some(Ok(delivery))) = next else { return Ended::CutOff };
         // The channel has room for the whole prefetch, so this waits for nothing.
         if deliveries.send(wrap(Delivery::new(delivery))).await.is_err() {
             return Ended::Draining;
@@ -160,7 +163,8 @@ async fn forward<T: Send>(
 }
 
 async fn stop(channel: &Channel, consumer: &Consumer) {
-    if let Err(error) = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await {
-        tracing::debug!(%error, "cancelling a consumer");
+    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    if let Err(error) = request(channel, "cancelling a consumer", cancelled).await {
+        tracing::debug!(%error, "the consumer goes with its channel");
     }
 }

@@ -7,7 +7,10 @@ use prometheus::IntCounter;
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 
-use super::{Config, Error, Topology, WorkQueue};
+use super::{
+    Config, Error, Topology, WorkQueue,
+    promised::{lost, request, unless_lost},
+};
 use crate::{metrics::Metrics, reconnect};
 
 /// A connection that is there when it is asked for.
@@ -57,7 +60,8 @@ impl Link {
     /// A fresh channel, on a connection that is opened again for it where that is needed.
     pub(super) async fn channel(&self) -> Result<Channel, Error> {
         let connection = self.connection().await?;
-        connection.create_channel().await.map_err(Error::doing("opening a channel"))
+        let opened = unless_lost(|| !connection.status().connected(), connection.create_channel()).await;
+        opened.unwrap_or_else(|| Err(lost())).map_err(Error::doing("opening a channel"))
     }
 
     /// Messages that wait in the work queues.
@@ -83,21 +87,21 @@ impl Link {
     pub async fn depth(&self, queue: &str) -> Result<u32, Error> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-        let declared = channel.queue_declare(queue.to_owned().into(), options, FieldTable::default()).await;
-        Ok(declared.map_err(Error::doing("counting waiting messages"))?.message_count())
+        let declared = channel.queue_declare(queue.to_owned().into(), options, FieldTable::default());
+        Ok(request(&channel, "counting waiting messages", declared).await?.message_count())
     }
 
     /// Applies the topology again: something that it holds was found missing.
     pub(super) async fn apply_topology(&self) -> Result<(), Error> {
         let connection = self.connection().await?;
-        self.topology.apply(&connection).await
+        self.in_time(self.topology.apply(&connection)).await
     }
 
     /// Closes the connection. What was not acknowledged is delivered again.
     pub async fn close(&self) {
-        if let Some(connection) = self.current.lock().await.take()
-            && let Err(error) = connection.close(200, "stopping".into()).await
-        {
+        let Some(connection) = self.current.lock().await.take() else { return };
+        let closed = async { connection.close(200, "stopping".into()).await.map_err(Error::doing("closing")) };
+        if let Err(error) = self.in_time(closed).await {
             tracing::debug!(%error, "closing the {} connection", self.name);
         }
     }
@@ -124,9 +128,12 @@ impl Link {
             self.topology.apply(&connection).await?;
             Ok(connection)
         };
-        tokio::time::timeout(self.connect_timeout, connecting)
-            .await
-            .unwrap_or(Err(Error::ConnectTimeout(self.connect_timeout)))
+        self.in_time(connecting).await
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let limit = self.connect_timeout;
+        tokio::time::timeout(limit, work).await.unwrap_or(Err(Error::ConnectTimeout(limit)))
     }
 }
 

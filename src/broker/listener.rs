@@ -4,12 +4,16 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use lapin::{
-    Consumer,
+    Channel, Consumer,
     options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
     types::FieldTable,
 };
 
-use super::{Error, Link, topology::UPDATES_EXCHANGE};
+use super::{
+    Error, Link,
+    promised::{request, unless_lost},
+    topology::UPDATES_EXCHANGE,
+};
 use crate::reconnect::Pauses;
 
 /// What a listener hears.
@@ -26,10 +30,11 @@ pub async fn listen(link: Arc<Link>, mut hear: impl FnMut(Heard)) {
     let mut pauses = Pauses::default();
     loop {
         match start(&link).await {
-            Ok(mut consumer) => {
+            Ok((channel, mut consumer)) => {
                 pauses.reset();
                 hear(Heard::Started);
-                while let Some(Ok(delivery)) = consumer.next().await {
+                let is_lost = || !channel.status().connected();
+                while let Some(Some(Ok(delivery))) = unless_lost(is_lost, consumer.next()).await {
                     hear(Heard::Outcome(delivery.data));
                 }
                 tracing::warn!("listening to outcomes was cut off, starting again");
@@ -40,28 +45,18 @@ pub async fn listen(link: Arc<Link>, mut hear: impl FnMut(Heard)) {
     }
 }
 
-async fn start(link: &Link) -> Result<Consumer, Error> {
+async fn start(link: &Link) -> Result<(Channel, Consumer), Error> {
     let channel = link.channel().await?;
     // It goes with its only consumer, and that with the channel when it is dropped.
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-    let queue = channel
-        .queue_declare("".into(), options, FieldTable::default())
-        .await
-        .map_err(Error::doing("declaring a queue to listen to"))?;
+    let declared = channel.queue_declare("".into(), options, FieldTable::default());
+    let queue = request(&channel, "declaring a queue to listen to", declared).await?;
     let (name, everything) = (queue.name().clone(), "#".into());
-    channel
-        .queue_bind(
-            name.clone(),
-            UPDATES_EXCHANGE.into(),
-            everything,
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await
-        .map_err(Error::doing("binding a queue to listen to"))?;
+    let options = QueueBindOptions::default();
+    let bound = channel.queue_bind(name.clone(), UPDATES_EXCHANGE.into(), everything, options, FieldTable::default());
+    request(&channel, "binding a queue to listen to", bound).await?;
     let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
-    channel
-        .basic_consume(name, "".into(), options, FieldTable::default())
-        .await
-        .map_err(Error::doing("starting to listen"))
+    let started = channel.basic_consume(name, "".into(), options, FieldTable::default());
+    let consumer = request(&channel, "starting to listen", started).await?;
+    Ok((channel, consumer))
 }

@@ -9,6 +9,7 @@ mod headers;
 mod link;
 mod listener;
 mod message;
+mod promised;
 mod publisher;
 mod topology;
 

@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Config, Error, Link, Message};
+use super::{Config, Error, Link, Message, promised::request};
 use crate::{metrics::Metrics, reconnect::Pauses};
 
 /// A message that is not confirmed within this time is late. It is waited for all the same: sent again, it would be two.
@@ -166,10 +166,8 @@ impl Publisher {
 
     async fn confirming_channel(&self) -> Result<Channel, Error> {
         let channel = self.0.link.channel().await?;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await
-            .map_err(Error::doing("asking for publisher confirms"))?;
+        let confirms = channel.confirm_select(ConfirmSelectOptions::default());
+        request(&channel, "asking for publisher confirms", confirms).await?;
         Ok(channel)
     }
 }
@@ -194,17 +192,15 @@ impl Drop for Late<'_> {
 
 async fn publish(channel: &Channel, message: &Message) -> Result<(), NotYet> {
     let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
-    let confirm = channel
-        .basic_publish(
-            message.exchange.as_str().into(),
-            message.routing_key.as_str().into(),
-            options,
-            &message.body,
-            properties(message),
-        )
-        .await
-        .map_err(Error::doing("publishing"))?;
-    match confirm.await.map_err(Error::doing("waiting for a publisher confirm"))? {
+    let published = channel.basic_publish(
+        message.exchange.as_str().into(),
+        message.routing_key.as_str().into(),
+        options,
+        &message.body,
+        properties(message),
+    );
+    let confirm = request(channel, "publishing", published).await?;
+    match request(channel, "waiting for a publisher confirm", confirm).await? {
         Confirmation::Ack(None) => Ok(()),
         // An unroutable message is acknowledged, too; it is returned first.
         Confirmation::Ack(Some(returned)) => Err(NotYet::Returned(returned.reply_text.to_string())),
