@@ -32,10 +32,8 @@ async fn wait_for_depth(world: &World, depth: u32) {
     wait_for(&what, || async { (world.depth(FAILED).await == depth).then_some(()) }).await;
 }
 
-#[tokio::test]
-async fn a_job_whose_message_was_purged_is_sent_again() {
-    let world = impatient().await.with("RETRY_DELAYS", "2s");
-    let app = world.start().await;
+/// A signup whose job waits for its first retry, and whose message was purged from its tier.
+async fn lose_a_retry(world: &World) -> Uuid {
     let signup = Uuid::new_v4();
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
     world.submit(&submitted(signup)).await;
@@ -44,7 +42,15 @@ async fn a_job_whose_message_was_purged_is_sent_again() {
         (world.depth("customerio-sync.retry.2s").await == 1).then_some(())
     })
     .await;
-    purge(&world, "customerio-sync.retry.2s").await;
+    purge(world, "customerio-sync.retry.2s").await;
+    signup
+}
+
+#[tokio::test]
+async fn a_job_whose_message_was_purged_is_sent_again() {
+    let world = impatient().await.with("RETRY_DELAYS", "2s");
+    let app = world.start().await;
+    let signup = lose_a_retry(&world).await;
     let job = world.wait_for_job(signup, "initial", "completed").await;
     assert_eq!(job["attempt_count"], 1);
     assert_ne!(job["resent_at"], Value::Null);
@@ -62,15 +68,7 @@ async fn a_job_whose_message_was_purged_is_sent_again_although_events_wait() {
         .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "2")
         .with("CUSTOMERIO_SYNC__BROKER__PREFETCH", "1");
     let app = world.start().await;
-    let signup = Uuid::new_v4();
-    world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
-    world.submit(&submitted(signup)).await;
-    world.wait_for_retry(signup, "initial").await;
-    wait_for("the message in its tier", || async {
-        (world.depth("customerio-sync.retry.2s").await == 1).then_some(())
-    })
-    .await;
-    purge(&world, "customerio-sync.retry.2s").await;
+    let signup = lose_a_retry(&world).await;
     for _ in 0..60 {
         world.submit(&submitted(Uuid::new_v4())).await;
     }
