@@ -17,7 +17,7 @@ use customerio_sync::{
 };
 use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties,
+    BasicProperties, Channel, Connection, ConnectionProperties, Queue,
     options::{
         BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
         QueueBindOptions, QueueDeclareOptions,
@@ -184,11 +184,14 @@ impl World {
 
     /// Messages that are ready in a queue.
     pub(crate) async fn depth(&self, queue: &str) -> u32 {
+        self.queue(queue).await.message_count()
+    }
+
+    /// What RabbitMQ tells of a queue, as it is at this moment.
+    pub(crate) async fn queue(&self, queue: &str) -> Queue {
         let channel = self.channel().await;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue =
-            channel.queue_declare(queue.into(), options, FieldTable::default()).await.expect("the queue is there");
-        queue.message_count()
+        channel.queue_declare(queue.into(), options, FieldTable::default()).await.expect("the queue is there")
     }
 
     /// Takes the next message of a queue away.
