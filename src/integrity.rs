@@ -8,8 +8,8 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::{
-    broker::{self, FAILED_QUEUE, Link, MIRROR_QUEUE},
-    ledger::{self, Balance, Drift, Drifted, Duty, Lead, Ledger},
+    broker::{self, FAILED_QUEUE, Link, MIRROR_QUEUE, WorkQueue},
+    ledger::{self, Balance, Drift, Drifted, Duty, Lead, Ledger, Suspects},
     lifecycle::Lifecycle,
     metrics::Metrics,
 };
@@ -65,17 +65,17 @@ pub struct Findings {
 
 /// Looks once. While `is_held`, no calls are made and jobs may be long due.
 pub async fn look(ledger: &Ledger, link: &Link, is_held: bool) -> Result<Findings, Error> {
-    let mut drifted = ledger.drifted(GRACE, SAMPLE).await?;
+    let (jobs, work) = (link.depth(WorkQueue::Jobs.name()).await?, link.backlog().await?);
+    let suspects = Suspects::among(jobs, work, is_held);
+    let mut drifted = ledger.drifted(suspects, GRACE, SAMPLE).await?;
     let (waiting, waiting_jobs) = ledger.waiting(GRACE, SAMPLE).await?;
     let queues = Queues {
-        work: link.backlog().await?,
+        work,
         tiers: link.in_tiers().await?,
         failed: link.depth(FAILED_QUEUE).await?,
         mirror: link.depth(MIRROR_QUEUE).await?,
     };
     let balance = ledger.balance().await?;
-    // Their messages may be among those that wait in the work queues.
-    drifted.retain(|one| one.drift != Drift::Overdue || !(is_held || queues.work > 0));
     // What waits in the mirror's queue is mirrored in a moment.
     drifted.retain(|one| one.drift != Drift::NotMirrored || queues.mirror == 0);
     let mut note = |drift, count: i64, jobs: Vec<Uuid>| {

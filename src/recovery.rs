@@ -83,11 +83,8 @@ impl Recovery {
         let reset = self.ledger.cleanup(ledger::SERVICE).await?;
         self.count("reset", reset);
         self.park_unmirrored().await?;
-        // A message that waits in a queue may be the one that seems to be lost.
-        if is_held() || self.link.depth(WorkQueue::Jobs.name()).await? > 0 {
-            return Ok(());
-        }
-        let suspects = if self.link.backlog().await? > 0 { Suspects::JobMessages } else { Suspects::All };
+        let (jobs, work) = (self.link.depth(WorkQueue::Jobs.name()).await?, self.link.backlog().await?);
+        let Some(suspects) = Suspects::among(jobs, work, is_held()) else { return Ok(()) };
         let Config { overdue_after, send_again_after, batch_size, .. } = self.config;
         let lost = self.ledger.take_overdue(suspects, overdue_after, send_again_after, batch_size.get().into()).await?;
         let messages: Vec<_> = lost.iter().map(Message::job).collect();

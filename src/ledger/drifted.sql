@@ -1,8 +1,10 @@
 -- Jobs that are not as they should be for longer than $1 seconds, with $2 of each kind. A kind without any has no row.
+-- Overdue are jobs only if $3, and those that wait for an event of theirs only if $4.
 WITH drifted AS (
     SELECT 'overdue' AS drift, id AS job_id
     FROM signup_customerio_sync_jobs
-    WHERE status = 'pending' AND COALESCE(next_retry_at, updated_at) < now() - interval '5 minutes'
+    WHERE $3 AND status = 'pending' AND COALESCE(next_retry_at, updated_at) < now() - interval '5 minutes'
+        AND ($4 OR attempt_count > 0 OR claimed_by IS NULL OR claimed_by NOT LIKE 'event:%')
     UNION ALL
     SELECT 'stuck', id
     FROM signup_customerio_sync_jobs

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Error, Ledger};
+use super::{Error, Ledger, Suspects};
 use crate::job::text_enum;
 
 /// All that was taken in, and where it is now. One moment's view.
@@ -111,12 +111,23 @@ impl Ledger {
     }
 
     /// Jobs that are not as they should be, as far as the tables alone tell, with `sample` of each kind. What has been
-    /// so for less than `grace` may be on its way.
-    pub async fn drifted(&self, grace: Duration, sample: i32) -> Result<Vec<Drifted>, Error> {
-        let rows = sqlx::query_file!("src/ledger/drifted.sql", grace.as_secs_f64(), sample)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(Error::doing("looking for jobs that are not as they should be"))?;
+    /// so for less than `grace` may be on its way. Overdue are those whose message is among the `suspects`.
+    pub async fn drifted(
+        &self,
+        suspects: Option<Suspects>,
+        grace: Duration,
+        sample: i32,
+    ) -> Result<Vec<Drifted>, Error> {
+        let rows = sqlx::query_file!(
+            "src/ledger/drifted.sql",
+            grace.as_secs_f64(),
+            sample,
+            suspects.is_some(),
+            suspects == Some(Suspects::All),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(Error::doing("looking for jobs that are not as they should be"))?;
         let drifted = |drift: String, count, jobs| Ok(Drifted { drift: drift.parse()?, count, jobs });
         rows.into_iter().map(|row| drifted(row.drift, row.count, row.jobs)).collect()
     }

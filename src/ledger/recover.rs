@@ -30,6 +30,17 @@ pub enum Suspects {
     JobMessages,
 }
 
+impl Suspects {
+    /// Those there are while `jobs` messages wait in the jobs queue and `work` in all work queues: a message that waits may
+    /// be the one that seems to be lost. There are none while no calls are made (`is_held`): jobs are long due then.
+    pub fn among(jobs: u32, work: u32, is_held: bool) -> Option<Self> {
+        if is_held || jobs > 0 {
+            return None;
+        }
+        Some(if work > 0 { Self::JobMessages } else { Self::All })
+    }
+}
+
 /// The columns of an [`Unmirrored`].
 struct UnmirroredRow {
     id: Uuid,

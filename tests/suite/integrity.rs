@@ -116,6 +116,29 @@ async fn what_is_out_of_place_is_named() {
 }
 
 #[tokio::test]
+async fn an_overdue_retry_is_named_although_events_wait() {
+    let world = World::new()
+        .await
+        .with("RETRY_DELAYS", "1h")
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "2")
+        .with("CUSTOMERIO_SYNC__BROKER__PREFETCH", "1");
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
+    world.submit(&submitted(signup)).await;
+    let job = world.wait_for_retry(signup, "initial").await;
+    change(&world, "UPDATE signup_customerio_sync_jobs SET next_retry_at = now() - interval '10 minutes'").await;
+    for _ in 0..60 {
+        world.submit(&submitted(Uuid::new_v4())).await;
+    }
+    let found = integrity(&world, &app).await;
+    assert!(found["queues"]["work"].as_i64() > Some(0), "events wait: {found}");
+    let overdue = found["drift"].as_array().expect("a list").iter().find(|one| one["kind"] == "overdue");
+    assert_eq!(overdue.map(|one| one["jobIds"].clone()), Some(json!([job["id"]])), "{found}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn the_mirror_is_held_against_the_jobs() {
     let (world, app) = mixed().await;
     wait_until_it_holds(&world, &app).await;
