@@ -12,7 +12,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    OUTCOMES,
+    FAILED, OUTCOMES,
     load::Load,
     stage::Stage,
     support::{Taken, wait_for},
@@ -22,8 +22,6 @@ use crate::{
 const LATE: TimeDelta = TimeDelta::seconds(5);
 /// No round takes longer to come to rest.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-const FAILED: &str = "customerio-sync.failed";
 
 #[derive(Debug, sqlx::FromRow)]
 struct Job {
@@ -84,26 +82,38 @@ struct Facts {
     calls: Vec<Call>,
 }
 
-/// Waits until nothing is under way any more; says what is, if that takes too long.
-pub(crate) async fn wait_for_rest(stage: &Stage) -> Result<(), String> {
-    let began = Instant::now();
+/// Waits until nothing is under way any more. Says what is, if that takes too long, and which jobs went on by the recovery
+/// alone, unless a purge may have taken their message (`is_purged`).
+pub(crate) async fn wait_for_rest(stage: &Stage, is_purged: bool) -> Vec<String> {
+    let (began, mut found) = (Instant::now(), Vec::new());
     loop {
         let (open, queues) = (open_jobs(stage).await, full_queues(stage).await);
         if open == 0 && queues.is_empty() {
-            return Ok(());
+            return found;
         }
         if began.elapsed() > PATIENCE {
-            return Err(format!(
+            found.push(format!(
                 "after {PATIENCE:?}, {open} jobs are open, and these queues are not as they should be: {queues:?}"
             ));
+            return found;
         }
-        // A job whose message was purged while nobody held it stays in processing for five minutes. Let them pass.
-        let age = "UPDATE signup_customerio_sync_jobs SET claimed_at = claimed_at - interval '5 minutes'
-            WHERE status = 'processing' AND claimed_at < now() - interval '20 seconds'
-                AND claimed_at > now() - interval '5 minutes'";
-        sqlx::query(age).execute(&stage.world.pool).await.map_err(|error| error.to_string())?;
+        // Who holds a job holds its message, too. Where there is none, the job waits for the recovery.
+        let left = if queues.is_empty() { let_claims_age(stage).await } else { Vec::new() };
+        if !is_purged {
+            found.extend(left.iter().map(|job| format!("nobody has a message for the job {job}, which is claimed")));
+        }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
+}
+
+/// Moves the claims of more than twenty seconds into the past, so that the five minutes after which the recovery takes
+/// them away need not be waited for; whose claims they are.
+async fn let_claims_age(stage: &Stage) -> Vec<Uuid> {
+    let age = "UPDATE signup_customerio_sync_jobs SET claimed_at = claimed_at - interval '5 minutes'
+        WHERE status = 'processing' AND claimed_at < now() - interval '20 seconds'
+            AND claimed_at > now() - interval '5 minutes'
+        RETURNING id";
+    sqlx::query_scalar(age).fetch_all(&stage.world.pool).await.expect("PostgreSQL answers")
 }
 
 async fn open_jobs(stage: &Stage) -> i64 {

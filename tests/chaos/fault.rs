@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapin::options::QueuePurgeOptions;
 use serde_json::{Value, json};
 
-use crate::{proxy::Mode, stage::Stage, support::SHORT_LADDER};
+use crate::{FAILED, proxy::Mode, stage::Stage, support::SHORT_LADDER};
 
 /// Whose connection.
 #[derive(Debug, Clone, Copy)]
@@ -117,6 +117,11 @@ impl Fault {
         }
     }
 
+    /// Whether a job may have no message any more after it.
+    pub(crate) fn takes_messages_of_jobs(&self) -> bool {
+        matches!(self, Self::Purge { queue } if !queue.starts_with(FAILED))
+    }
+
     pub(crate) async fn strike(&self, stage: &mut Stage) {
         match self {
             Self::Kill { replica, away } => {
@@ -170,7 +175,7 @@ impl Fault {
 /// A queue of which nothing is lost that the ledger does not know: events that were never taken in can't be brought back.
 fn queue(rng: &mut fastrand::Rng) -> String {
     let tiers = SHORT_LADDER.split(',').map(|tier| format!("customerio-sync.retry.{tier}"));
-    let others = ["customerio-sync.jobs", "customerio-sync.failed", "customerio-sync.failed.mirror"];
+    let others = ["customerio-sync.jobs", FAILED, "customerio-sync.failed.mirror"];
     let queues: Vec<_> = tiers.chain(others.map(str::to_owned)).collect();
     rng.choice(&queues).expect("not empty").clone()
 }

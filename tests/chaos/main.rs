@@ -34,8 +34,12 @@ const REPLICAS: usize = 3;
 const SIGNUPS: usize = 300;
 /// How long faults strike in a round.
 const FAULTS: Duration = Duration::from_secs(15);
+/// How long a call takes while faults strike, in milliseconds: so long that they find jobs in hand.
+const CALL_MS: u64 = 200;
 /// How long messages come while the nodes of a cluster fail.
 const CLUSTER_FAULTS: Duration = Duration::from_secs(60);
+/// The failure queue.
+const FAILED: &str = "customerio-sync.failed";
 /// Where outcomes are collected.
 const OUTCOMES: &str = "chaos.outcomes";
 
@@ -103,11 +107,12 @@ async fn round(
         let refusal = serde_json::json!({ "kind": "refuse", "identifier": person, "field": "attributes.plan" });
         stage.world.fault(refusal).await;
     }
+    stage.world.fault(serde_json::json!({ "kind": "latency", "ms": CALL_MS })).await;
     let amqp_url = stage.world.amqp_url.clone();
     let publishing = load.publish(&amqp_url, time);
     let (faults, ()) = tokio::join!(strike(&mut stage, &mut rng), publishing);
     let mut found: Vec<_> = stage.calm().await.err().into_iter().collect();
-    found.extend(check::wait_for_rest(&stage).await.err());
+    found.extend(check::wait_for_rest(&stage, faults.iter().any(Fault::takes_messages_of_jobs)).await);
     for replica in &mut stage.replicas {
         replica.terminate().await;
     }
