@@ -1,8 +1,18 @@
-//! Processes that are killed, and servers that are restarted, under load.
+//! Processes that are killed, and servers that are restarted, under load and at chosen moments.
 
-use crate::support::{OwnServer, Process, Servers, World, free_addr, wait_for};
+use crate::support::{OwnServer, Process, Servers, World, free_addr, submitted, wait_for};
+use serde_json::json;
+use sqlx::Executor;
+use uuid::Uuid;
 
 const EVENTS: i64 = 5000;
+const SUBMITTED: &str = "customerio-sync.signup-submitted";
+
+async fn serving(world: &World) -> Process {
+    let service = world.spawn();
+    service.wait_for_line("serving").await;
+    service
+}
 
 /// Publishes the events, as a process of its own.
 fn publish(world: &World) -> Process {
@@ -34,8 +44,7 @@ async fn check_that_nothing_is_lost_and_nothing_doubled(world: &World) {
 #[tokio::test]
 async fn a_service_that_is_killed_loses_nothing_and_doubles_nothing() {
     let world = World::new().await;
-    let mut service = world.spawn();
-    service.wait_for_line("serving").await;
+    let mut service = serving(&world).await;
     let publisher = publish(&world);
     for completed in [300, 1500, 3000] {
         wait_for_completed(&world, completed).await;
@@ -45,6 +54,77 @@ async fn a_service_that_is_killed_loses_nothing_and_doubles_nothing() {
     publisher.wait_for_line("5000 events published").await;
     check_that_nothing_is_lost_and_nothing_doubled(&world).await;
     assert!(service.terminate().await.success());
+}
+
+async fn wait_for_depth(world: &World, depth: u32) {
+    let what = format!("{SUBMITTED} to hold {depth}");
+    wait_for(&what, || async { (world.depth(SUBMITTED).await == depth).then_some(()) }).await;
+}
+
+/// A service starts, and the signup's event, which is in its queue again, ends in Customer.io once and is told.
+async fn check_that_the_next_ends_it(world: &World, signup: Uuid) {
+    let mut outcomes = world.listen("signup.updates", "#").await;
+    let mut service = serving(world).await;
+    assert_eq!(outcomes.next().await.json()["signupId"], json!(signup));
+    wait_for_depth(world, 0).await;
+    assert!(service.terminate().await.success());
+    assert_eq!(world.depth(SUBMITTED).await, 0, "it was acknowledged");
+    assert_eq!(world.job(signup, "initial").await.expect("the job")["status"], "completed");
+    assert_eq!(world.events().await.len(), 1);
+    assert_eq!(world.audit("customerio_synced").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_kill_before_the_job_is_committed_leaves_the_event() {
+    let world = World::new().await;
+    let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
+    let mut transaction = world.pool.begin().await.expect("begun");
+    transaction.execute("LOCK TABLE signup_customerio_sync_jobs IN ACCESS EXCLUSIVE MODE").await.expect("locked");
+    world.submit(&submitted(signup)).await;
+    wait_for_depth(&world, 0).await;
+    service.kill();
+    wait_for_depth(&world, 1).await;
+    transaction.rollback().await.expect("rolled back");
+    assert!(world.job(signup, "initial").await.is_none());
+    check_that_the_next_ends_it(&world, signup).await;
+    assert_eq!(world.calls().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_kill_in_a_call_leaves_the_event_and_the_call_repeats_with_its_id() {
+    let world = World::new().await;
+    let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
+    world.fault(json!({ "kind": "endless", "taken": true })).await;
+    world.submit(&submitted(signup)).await;
+    wait_for("a call", || async { (!world.calls().await.is_empty()).then_some(()) }).await;
+    service.kill();
+    wait_for_depth(&world, 1).await;
+    world.clear_faults().await;
+    check_that_the_next_ends_it(&world, signup).await;
+    let calls = world.calls().await;
+    assert_eq!(calls.len(), 2);
+    assert_eq!(calls[0]["events"], calls[1]["events"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_before_the_outcome_is_confirmed_leaves_the_event_and_the_ledger_tells_how_it_ended() {
+    let rabbitmq = OwnServer::start("rabbitmq");
+    let servers = Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() };
+    let world = World::on(servers).await;
+    let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
+    world.fault(json!({ "kind": "latency", "ms": 5000 })).await;
+    world.submit(&submitted(signup)).await;
+    world.wait_for_job(signup, "initial", "processing").await;
+    // With so little memory allowed, RabbitMQ blocks every connection that publishes.
+    let set_memory_limit = |share| rabbitmq.run("ctl", &["set_vm_memory_high_watermark", share]);
+    set_memory_limit("0.0001");
+    world.wait_for_job(signup, "initial", "completed").await;
+    service.kill();
+    set_memory_limit("0.4");
+    wait_for_depth(&world, 1).await;
+    world.clear_faults().await;
+    check_that_the_next_ends_it(&world, signup).await;
+    assert_eq!(world.calls().await.len(), 1);
 }
 
 #[tokio::test]
@@ -67,9 +147,8 @@ async fn a_restart_of_rabbitmq_under_load_loses_nothing_and_doubles_nothing() {
     let rabbitmq = OwnServer::start("rabbitmq");
     let servers = Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() };
     let world = World::on(servers).await;
-    world.fault(serde_json::json!({ "kind": "latency", "ms": 50 })).await;
-    let mut service = world.spawn();
-    service.wait_for_line("serving").await;
+    world.fault(json!({ "kind": "latency", "ms": 50 })).await;
+    let mut service = serving(&world).await;
     let publisher = publish(&world);
     wait_for_completed(&world, 300).await;
     rabbitmq.restart();
@@ -108,9 +187,8 @@ async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
 async fn a_restart_of_postgresql_under_load_loses_nothing_and_doubles_nothing() {
     let postgres = OwnServer::start("postgres");
     let world = World::on(Servers { database_url: postgres.url(), ..Servers::shared() }).await;
-    world.fault(serde_json::json!({ "kind": "latency", "ms": 50 })).await;
-    let mut service = world.spawn();
-    service.wait_for_line("serving").await;
+    world.fault(json!({ "kind": "latency", "ms": 50 })).await;
+    let mut service = serving(&world).await;
     let publisher = publish(&world);
     for completed in [300, 2500] {
         wait_for_completed(&world, completed).await;
