@@ -85,7 +85,7 @@ async fn wait(lifecycle: &Lifecycle, time: Duration) {
 
 /// Waits while more than the backlog waits in the work queues. A broker that can't tell is not waited for.
 async fn let_live_traffic_go_first(config: &Config, link: &Link, lifecycle: &Lifecycle) {
-    while !lifecycle.is_draining() && matches!(link.backlog().await, Ok(ready) if ready > config.backlog) {
+    while !lifecycle.is_draining() && matches!(link.backlog().await, Ok(backlog) if backlog.total() > config.backlog) {
         wait(lifecycle, LOOK_EVERY).await;
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::{
-    broker::{self, FAILED_QUEUE, Link, MIRROR_QUEUE, WorkQueue},
+    broker::{self, FAILED_QUEUE, Link, MIRROR_QUEUE},
     ledger::{self, Balance, Drift, Drifted, Duty, Lead, Ledger, Suspects},
     lifecycle::Lifecycle,
     metrics::Metrics,
@@ -65,12 +65,12 @@ pub struct Findings {
 
 /// Looks once. While `is_held`, no calls are made and jobs may be long due.
 pub async fn look(ledger: &Ledger, link: &Link, is_held: bool) -> Result<Findings, Error> {
-    let (jobs, work) = (link.depth(WorkQueue::Jobs.name()).await?, link.backlog().await?);
-    let suspects = Suspects::among(jobs, work, is_held);
+    let backlog = link.backlog().await?;
+    let suspects = Suspects::among(backlog.events, backlog.jobs, is_held);
     let mut drifted = ledger.drifted(suspects, GRACE, SAMPLE).await?;
     let (waiting, waiting_jobs) = ledger.waiting(GRACE, SAMPLE).await?;
     let queues = Queues {
-        work,
+        work: backlog.total(),
         tiers: link.in_tiers().await?,
         failed: link.depth(FAILED_QUEUE).await?,
         mirror: link.depth(MIRROR_QUEUE).await?,

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use serde::Deserialize;
 
 use crate::{
-    broker::{self, JOBS_EXCHANGE, Link, MIRROR_QUEUE, Message, Origin, Publisher, WorkQueue},
+    broker::{self, JOBS_EXCHANGE, Link, MIRROR_QUEUE, Message, Origin, Publisher},
     ledger::{self, Duty, Lead, Ledger, Suspects},
     lifecycle::Lifecycle,
     metrics::Metrics,
@@ -83,8 +83,8 @@ impl Recovery {
         let reset = self.ledger.cleanup(ledger::SERVICE).await?;
         self.count("reset", reset);
         self.park_unmirrored().await?;
-        let (jobs, work) = (self.link.depth(WorkQueue::Jobs.name()).await?, self.link.backlog().await?);
-        let Some(suspects) = Suspects::among(jobs, work, is_held()) else { return Ok(()) };
+        let backlog = self.link.backlog().await?;
+        let Some(suspects) = Suspects::among(backlog.events, backlog.jobs, is_held()) else { return Ok(()) };
         let Config { overdue_after, send_again_after, batch_size, .. } = self.config;
         let lost = self.ledger.take_overdue(suspects, overdue_after, send_again_after, batch_size.get().into()).await?;
         let messages: Vec<_> = lost.iter().map(Message::job).collect();

@@ -13,6 +13,22 @@ use super::{
 };
 use crate::{metrics::Metrics, reconnect};
 
+/// Messages that are ready in the work queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    /// Events of all types.
+    pub events: u32,
+    /// Those of the jobs queue.
+    pub jobs: u32,
+}
+
+impl Backlog {
+    /// All of them.
+    pub fn total(self) -> u32 {
+        self.events + self.jobs
+    }
+}
+
 /// A connection that is there when it is asked for.
 #[derive(Debug)]
 pub struct Link {
@@ -65,19 +81,22 @@ impl Link {
     }
 
     /// Messages that wait in the work queues.
-    pub async fn backlog(&self) -> Result<u32, Error> {
-        self.depths(WorkQueue::ALL.iter().map(|queue| queue.name())).await
+    pub async fn backlog(&self) -> Result<Backlog, Error> {
+        let mut backlog = Backlog { events: 0, jobs: 0 };
+        for queue in WorkQueue::ALL {
+            let waiting = self.depth(queue.name()).await?;
+            match queue {
+                WorkQueue::Events(_) => backlog.events += waiting,
+                WorkQueue::Jobs => backlog.jobs += waiting,
+            }
+        }
+        Ok(backlog)
     }
 
     /// Messages that wait in the delay tiers.
     pub async fn in_tiers(&self) -> Result<u32, Error> {
-        self.depths(self.topology.tier_queues()).await
-    }
-
-    /// Messages that are ready in all of `queues`.
-    async fn depths(&self, queues: impl Iterator<Item = &str>) -> Result<u32, Error> {
         let mut ready = 0;
-        for queue in queues {
+        for queue in self.topology.tier_queues() {
             ready += self.depth(queue).await?;
         }
         Ok(ready)

@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 pub use consumer::{Acknowledged, Delivery, Receipt, consume};
 pub use headers::{HeaderMap, capped};
-pub use link::{Link, differences, vhost};
+pub use link::{Backlog, Link, differences, vhost};
 pub use listener::{Heard, listen};
 pub use message::{
     JobBody, Message, ORIGINAL_ID_HEADER, Origin, Original, OutcomeBody, OutcomeType, Parked, REPLAY_HEADER,

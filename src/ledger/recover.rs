@@ -31,13 +31,13 @@ pub enum Suspects {
 }
 
 impl Suspects {
-    /// Those there are while `jobs` messages wait in the jobs queue and `work` in all work queues: a message that waits may
-    /// be the one that seems to be lost. There are none while no calls are made (`is_held`): jobs are long due then.
-    pub fn among(jobs: u32, work: u32, is_held: bool) -> Option<Self> {
+    /// Those there are while so many `events` and messages of the jobs queue wait: a message that waits may be the one that
+    /// seems to be lost. There are none while no calls are made (`is_held`): jobs are long due then.
+    pub fn among(events: u32, jobs: u32, is_held: bool) -> Option<Self> {
         if is_held || jobs > 0 {
             return None;
         }
-        Some(if work > 0 { Self::JobMessages } else { Self::All })
+        Some(if events > 0 { Self::JobMessages } else { Self::All })
     }
 }
 
