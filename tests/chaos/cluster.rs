@@ -102,6 +102,10 @@ impl Cluster {
         self.nodes[node].start_again();
     }
 
+    pub(crate) fn set_memory_alarm(&self, is_on: bool) {
+        self.nodes.iter().for_each(|node| node.set_memory_alarm(is_on));
+    }
+
     /// Runs rabbitmqctl on every node.
     pub(crate) fn control(&self, arguments: &[&str]) {
         block_in_place(|| self.nodes.iter().for_each(|node| drop(node.run("ctl", arguments))));

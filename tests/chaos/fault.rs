@@ -146,11 +146,9 @@ impl Fault {
             Self::KillRabbitMq { node } => stage.rabbitmq.kill(*node),
             Self::Isolate { node, longer } => stage.rabbitmq.isolate(*node, *longer).await,
             Self::MemoryAlarm { time } => {
-                // The share of the machine's memory with which RabbitMQ blocks publishers.
-                let set_memory_limit = |share| stage.rabbitmq.control(&["set_vm_memory_high_watermark", share]);
-                set_memory_limit("0.0001");
+                stage.rabbitmq.set_memory_alarm(true);
                 tokio::time::sleep(*time).await;
-                set_memory_limit("0.4");
+                stage.rabbitmq.set_memory_alarm(false);
             }
             Self::Purge { queue } => {
                 let channel = stage.world.channel().await;

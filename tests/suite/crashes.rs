@@ -56,17 +56,12 @@ async fn a_service_that_is_killed_loses_nothing_and_doubles_nothing() {
     assert!(service.terminate().await.success());
 }
 
-async fn wait_for_depth(world: &World, depth: u32) {
-    let what = format!("{SUBMITTED} to hold {depth}");
-    wait_for(&what, || async { (world.depth(SUBMITTED).await == depth).then_some(()) }).await;
-}
-
 /// A service starts, and the signup's event, which is in its queue again, ends in Customer.io once and is told.
 async fn check_that_the_next_ends_it(world: &World, signup: Uuid) {
     let mut outcomes = world.listen("signup.updates", "#").await;
     let mut service = serving(world).await;
     assert_eq!(outcomes.next().await.json()["signupId"], json!(signup));
-    wait_for_depth(world, 0).await;
+    world.wait_for_depth(SUBMITTED, 0).await;
     assert!(service.terminate().await.success());
     assert_eq!(world.depth(SUBMITTED).await, 0, "it was acknowledged");
     assert_eq!(world.job(signup, "initial").await.expect("the job")["status"], "completed");
@@ -81,9 +76,9 @@ async fn a_kill_before_the_job_is_committed_leaves_the_event() {
     let mut transaction = world.pool.begin().await.expect("begun");
     transaction.execute("LOCK TABLE signup_customerio_sync_jobs IN ACCESS EXCLUSIVE MODE").await.expect("locked");
     world.submit(&submitted(signup)).await;
-    wait_for_depth(&world, 0).await;
+    world.wait_for_depth(SUBMITTED, 0).await;
     service.kill();
-    wait_for_depth(&world, 1).await;
+    world.wait_for_depth(SUBMITTED, 1).await;
     transaction.rollback().await.expect("rolled back");
     assert!(world.job(signup, "initial").await.is_none());
     check_that_the_next_ends_it(&world, signup).await;
@@ -98,7 +93,7 @@ async fn a_kill_in_a_call_leaves_the_event_and_the_call_repeats_with_its_id() {
     world.submit(&submitted(signup)).await;
     wait_for("a call", || async { (!world.calls().await.is_empty()).then_some(()) }).await;
     service.kill();
-    wait_for_depth(&world, 1).await;
+    world.wait_for_depth(SUBMITTED, 1).await;
     world.clear_faults().await;
     check_that_the_next_ends_it(&world, signup).await;
     let calls = world.calls().await;
@@ -109,19 +104,16 @@ async fn a_kill_in_a_call_leaves_the_event_and_the_call_repeats_with_its_id() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_before_the_outcome_is_confirmed_leaves_the_event_and_the_ledger_tells_how_it_ended() {
     let rabbitmq = OwnServer::start("rabbitmq");
-    let servers = Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() };
-    let world = World::on(servers).await;
+    let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
     let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
     world.fault(json!({ "kind": "latency", "ms": 5000 })).await;
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "initial", "processing").await;
-    // With so little memory allowed, RabbitMQ blocks every connection that publishes.
-    let set_memory_limit = |share| rabbitmq.run("ctl", &["set_vm_memory_high_watermark", share]);
-    set_memory_limit("0.0001");
+    rabbitmq.set_memory_alarm(true);
     world.wait_for_job(signup, "initial", "completed").await;
     service.kill();
-    set_memory_limit("0.4");
-    wait_for_depth(&world, 1).await;
+    rabbitmq.set_memory_alarm(false);
+    world.wait_for_depth(SUBMITTED, 1).await;
     world.clear_faults().await;
     check_that_the_next_ends_it(&world, signup).await;
     assert_eq!(world.calls().await.len(), 1);
@@ -145,8 +137,7 @@ async fn two_replicas_share_the_work_and_one_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_rabbitmq_under_load_loses_nothing_and_doubles_nothing() {
     let rabbitmq = OwnServer::start("rabbitmq");
-    let servers = Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() };
-    let world = World::on(servers).await;
+    let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
     world.fault(json!({ "kind": "latency", "ms": 50 })).await;
     let mut service = serving(&world).await;
     let publisher = publish(&world);
@@ -160,8 +151,7 @@ async fn a_restart_of_rabbitmq_under_load_loses_nothing_and_doubles_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
     let rabbitmq = OwnServer::start("rabbitmq");
-    let servers = Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() };
-    let world = World::on(servers).await;
+    let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
     let app = world.start().await;
     let signup = world.failed_signup().await;
     world.wait_for_failures(1).await;

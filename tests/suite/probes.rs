@@ -47,10 +47,7 @@ async fn a_service_without_its_database_is_live_and_not_ready_and_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_confirms_nothing_is_told_and_work_goes_on_when_it_confirms_again() {
     let rabbitmq = OwnServer::start("rabbitmq");
-    let set_memory_limit = |share: &str| rabbitmq.run("ctl", &["set_vm_memory_high_watermark", share]);
-    let world =
-        World::on(Servers { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Servers::shared() })
-            .await;
+    let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
     let app = world.start().await;
     let signup = Uuid::new_v4();
     world.fault(json!({ "kind": "latency", "ms": 5000 })).await;
@@ -59,14 +56,13 @@ async fn a_broker_that_confirms_nothing_is_told_and_work_goes_on_when_it_confirm
         world.job(signup, "initial").await.filter(|job| job["status"] == "processing")
     })
     .await;
-    // With so little memory allowed, RabbitMQ blocks every connection that publishes.
-    set_memory_limit("0.0001");
+    rabbitmq.set_memory_alarm(true);
     let told = wait_for("the reason", || async {
         Some(world.get(&app, "/readyz").await).filter(|(status, _)| *status == 503)
     })
     .await;
     assert!(told.1.contains("broker: messages unconfirmed for more than 10s: 1;"), "{}", told.1);
-    set_memory_limit("0.4");
+    rabbitmq.set_memory_alarm(false);
     wait_for("the service to be ready", || async {
         Some(world.get(&app, "/readyz").await).filter(|(status, _)| *status == 200)
     })

@@ -27,21 +27,13 @@ async fn purge(world: &World, queue: &str) {
     channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await.expect("purged");
 }
 
-async fn wait_for_depth(world: &World, depth: u32) {
-    let what = format!("{depth} messages in the failure queue");
-    wait_for(&what, || async { (world.depth(FAILED).await == depth).then_some(()) }).await;
-}
-
 /// A signup whose job waits for its first retry, and whose message was purged from its tier.
 async fn lose_a_retry(world: &World) -> Uuid {
     let signup = Uuid::new_v4();
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
     world.submit(&submitted(signup)).await;
     world.wait_for_retry(signup, "initial").await;
-    wait_for("the message in its tier", || async {
-        (world.depth("customerio-sync.retry.2s").await == 1).then_some(())
-    })
-    .await;
+    world.wait_for_depth("customerio-sync.retry.2s", 1).await;
     purge(world, "customerio-sync.retry.2s").await;
     signup
 }
@@ -146,7 +138,7 @@ async fn three_failures(world: &World, app: &App) -> (Uuid, Uuid) {
     let properties = lapin::BasicProperties::default().with_message_id("m-1".into());
     world.publish("signup.events", "signup.submitted", b"not json", properties).await;
     world.wait_for_failures(3).await;
-    wait_for_depth(world, 3).await;
+    world.wait_for_depth(FAILED, 3).await;
     assert_eq!(world.read(app, "/stats").await["openFailures"], 2);
     (one, two)
 }
@@ -157,7 +149,7 @@ async fn what_is_resolved_leaves_the_failure_queue_and_what_is_open_stays() {
     let app = world.start().await;
     let (one, _) = three_failures(&world, &app).await;
     world.act(&app, &format!("/{one}/retry"), None).await;
-    wait_for_depth(&world, 2).await;
+    world.wait_for_depth(FAILED, 2).await;
     let messages = [world.next(FAILED).await, world.next(FAILED).await];
     let unprocessable = messages.iter().find(|message| message.header("x-reason").as_deref() == Some("unprocessable"));
     let unprocessable = unprocessable.expect("it is there");
@@ -172,9 +164,9 @@ async fn what_is_resolved_leaves_the_failure_queue_and_what_is_open_stays() {
     assert!(refused.header("x-failed-at").is_some() && refused.message_id().ends_with(":0:0:failed"));
 
     // Taking them away is no resolution: they come back.
-    wait_for_depth(&world, 2).await;
+    world.wait_for_depth(FAILED, 2).await;
     world.act(&app, "/sync-failures/dismiss", Some(&json!({ "reason": "x" }))).await;
-    wait_for_depth(&world, 1).await;
+    world.wait_for_depth(FAILED, 1).await;
     app.stop().await;
 }
 
@@ -184,17 +176,17 @@ async fn a_purged_or_doubled_failure_queue_is_made_right_again() {
     let app = world.start().await;
     three_failures(&world, &app).await;
     purge(&world, FAILED).await;
-    wait_for_depth(&world, 3).await;
+    world.wait_for_depth(FAILED, 3).await;
     let doubled = world.next(FAILED).await;
     for _ in 0..3 {
         world.publish("", FAILED, &doubled.body, doubled.properties.clone()).await;
     }
-    wait_for_depth(&world, 3).await;
+    world.wait_for_depth(FAILED, 3).await;
 
     // A failure that the mirror lost is mirrored again.
     world.pool.execute("DELETE FROM sync_failures WHERE reason = 'unprocessable'").await.expect("gone");
     world.wait_for_failures(3).await;
-    wait_for_depth(&world, 3).await;
+    world.wait_for_depth(FAILED, 3).await;
     app.stop().await;
 }
 

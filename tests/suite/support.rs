@@ -55,6 +55,11 @@ impl Servers {
             management_url: required("RABBITMQ_MANAGEMENT_URL"),
         }
     }
+
+    /// The same with another RabbitMQ.
+    pub(crate) fn with_rabbitmq(rabbitmq: &OwnServer) -> Self {
+        Self { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Self::shared() }
+    }
 }
 
 pub(crate) struct World {
@@ -185,6 +190,11 @@ impl World {
     /// Messages that are ready in a queue.
     pub(crate) async fn depth(&self, queue: &str) -> u32 {
         self.queue(queue).await.message_count()
+    }
+
+    pub(crate) async fn wait_for_depth(&self, queue: &str, depth: u32) {
+        let what = format!("{depth} messages in {queue}");
+        wait_for(&what, || async { (self.depth(queue).await == depth).then_some(()) }).await;
     }
 
     /// What RabbitMQ tells of a queue, as it is at this moment.
@@ -556,6 +566,12 @@ impl OwnServer {
     pub(crate) fn restart(&self) {
         self.stop();
         self.start_again();
+    }
+
+    /// Allows RabbitMQ so little memory that it blocks every connection that publishes, or as much as it has by default.
+    pub(crate) fn set_memory_alarm(&self, is_on: bool) {
+        let share = if is_on { "0.0001" } else { "0.4" };
+        tokio::task::block_in_place(|| self.run("ctl", &["set_vm_memory_high_watermark", share]));
     }
 }
 
