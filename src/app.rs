@@ -68,13 +68,15 @@ pub struct App {
 }
 
 impl App {
-    /// Starts the service: HTTP first, so that the probes answer while the database and the broker are waited for.
+    /// Starts the service: HTTP first, so that the probes answer while the database and the broker
+    /// are waited for.
     pub async fn start(config: Config) -> Result<Self, Error> {
         config.require_database()?;
         config.require_broker()?;
         let metrics = Arc::new(Metrics::default());
         let lifecycle = Lifecycle::default();
-        let customerio = Arc::new(CustomerIo::new(&config.customerio, config.gate.clone(), metrics.clone())?);
+        let customerio =
+            Arc::new(CustomerIo::new(&config.customerio, config.gate.clone(), metrics.clone())?);
         let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts())?;
         let ready = Arc::new(OnceLock::new());
         let state = admin::State {
@@ -90,14 +92,22 @@ impl App {
         let (mut services, http_addr) = listen(config.http.addr, state).await?;
 
         if config.database.migrate {
-            reconnect::until_done("applying the migrations", ledger::Error::is_transient, || ledger.migrate()).await?;
+            reconnect::until_done("applying the migrations", ledger::Error::is_transient, || {
+                ledger.migrate()
+            })
+            .await?;
         }
         let topology = Arc::new(Topology::new(&config.retry.delays, &config.topology));
         let consuming = Link::open("consume", &config.broker, topology.clone(), &metrics).await?;
         let publishing = Link::open("publish", &config.broker, topology, &metrics).await?;
         let publisher = Publisher::new(publishing.clone(), &config.broker, metrics.clone());
         let all_calls = config.customerio.requests_per_second;
-        services.spawn(budget::run(all_calls, customerio.clone(), ledger.clone(), lifecycle.clone()));
+        services.spawn(budget::run(
+            all_calls,
+            customerio.clone(),
+            ledger.clone(),
+            lifecycle.clone(),
+        ));
         let shared = Shared { ledger, metrics, lifecycle, consuming, publishing, publisher };
         let Shared { ledger, lifecycle, .. } = shared.clone();
         let (links, grace) = (shared.links(), config.lifecycle.grace);
@@ -111,13 +121,14 @@ impl App {
         self.http_addr
     }
 
-    /// Stops: takes nothing new, lets what is in hand end within the grace time, closes the connections. What was not
-    /// finished is delivered again.
+    /// Stops: takes nothing new, lets what is in hand end within the grace time, closes the
+    /// connections. What was not finished is delivered again.
     pub async fn stop(mut self) {
         self.lifecycle.drain();
         let ended = async { while self.flows.join_next().await.is_some() {} };
         if tokio::time::timeout(self.grace, ended).await.is_err() {
-            tracing::warn!(grace = ?self.grace, "the grace time is over, the rest will be delivered again");
+            tracing::warn!(grace = ?self.grace, "the grace time is over, the rest will be \
+                delivered again");
         }
         self.flows.shutdown().await;
         for link in &self.links {
@@ -150,7 +161,12 @@ impl Shared {
     }
 
     /// Starts every flow, and tells the endpoints that the broker is there.
-    fn start(self, config: Config, customerio: Arc<CustomerIo>, ready: &OnceLock<admin::Ready>) -> JoinSet<()> {
+    fn start(
+        self,
+        config: Config,
+        customerio: Arc<CustomerIo>,
+        ready: &OnceLock<admin::Ready>,
+    ) -> JoinSet<()> {
         let links = self.links();
         let Self { ledger, metrics, lifecycle, consuming, publishing, publisher } = self;
         let budget = customerio.budget().clone();
@@ -193,12 +209,19 @@ impl Shared {
             let is_held = is_held.clone();
             move || budget.is_exhausted() || is_held()
         };
-        let at_work = admin::Ready { links, publisher: publisher.clone(), processor, feed: feed.clone() };
+        let at_work =
+            admin::Ready { links, publisher: publisher.clone(), processor, feed: feed.clone() };
         ready.get_or_init(|| at_work);
         let mut flows = JoinSet::new();
         flows.spawn(feed.run(consuming.clone(), ledger.clone(), gate, lifecycle.clone()));
-        let bulk =
-            bulk::run(config.bulk_retry, are_calls_short, publishing, ledger.clone(), publisher, lifecycle.clone());
+        let bulk = bulk::run(
+            config.bulk_retry,
+            are_calls_short,
+            publishing,
+            ledger.clone(),
+            publisher,
+            lifecycle.clone(),
+        );
         flows.spawn(bulk);
         flows.spawn(sweeper.run(lifecycle.clone()));
         flows.spawn(watch.run(is_held.clone(), lifecycle.clone()));

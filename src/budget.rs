@@ -1,6 +1,6 @@
-//! Keeps all replicas together under the calls a second that are allowed: each leases its share in the database, uses no
-//! more, and none at all when the lease is over. What Customer.io asks of one replica, to be left alone for a while, is
-//! told to the others on the same way.
+//! Keeps all replicas together under the calls a second that are allowed: each leases its share in
+//! the database, uses no more, and none at all when the lease is over. What Customer.io asks of one
+//! replica, to be left alone for a while, is told to the others on the same way.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -29,10 +29,21 @@ struct Lease {
     untold: Option<Instant>,
 }
 
-/// Renews this replica's share of `all` calls a second until everything has to end: calls in hand need it, too.
-pub async fn run(all: NonZeroU32, customerio: Arc<CustomerIo>, ledger: Ledger, lifecycle: Lifecycle) {
-    let mut lease =
-        Lease { replica: Uuid::now_v7(), all: all.get().into(), share: 0.0, ends: Instant::now(), untold: None };
+/// Renews this replica's share of `all` calls a second until everything has to end: calls in hand
+/// need it, too.
+pub async fn run(
+    all: NonZeroU32,
+    customerio: Arc<CustomerIo>,
+    ledger: Ledger,
+    lifecycle: Lifecycle,
+) {
+    let mut lease = Lease {
+        replica: Uuid::now_v7(),
+        all: all.get().into(),
+        share: 0.0,
+        ends: Instant::now(),
+        untold: None,
+    };
     let mut asked = customerio.watch_asked();
     let mut renewals = tokio::time::interval(RENEW_EVERY);
     renewals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -52,7 +63,9 @@ pub async fn run(all: NonZeroU32, customerio: Arc<CustomerIo>, ledger: Ledger, l
                 (lease.share, lease.ends) = (calls_per_second, now + LEASE);
                 customerio.budget().grant(lease.share, lease.ends);
             }
-            Ok(Err(error)) => tracing::warn!(%error, "no calls are made without a share; trying again"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "no calls are made without a share; trying again")
+            }
             Err(_) => tracing::warn!("renewing the share of the calls took too long; trying again"),
         }
     }

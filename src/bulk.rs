@@ -1,7 +1,8 @@
 //! Works bulk retries off, at a bounded rate and behind live traffic.
 //!
-//! Every replica runs this; the ledger lets one at a time take a step. Between a step's commit and the confirm of its
-//! messages a crash leaves pending jobs without a message, as after a manual retry.
+//! Every replica runs this; the ledger lets one at a time take a step. Between a step's commit and
+//! the confirm of its messages a crash leaves pending jobs without a message, as after a manual
+//! retry.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -25,7 +26,8 @@ pub struct Config {
     pub backlog: u32,
 }
 
-/// How often it is looked whether there is a bulk retry, or whether live traffic has been worked off.
+/// How often it is looked whether there is a bulk retry, or whether live traffic has been worked
+/// off.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Steps a second, unless that would be less than a job a step.
 const STEPS_PER_SECOND: u32 = 5;
@@ -39,8 +41,8 @@ impl Config {
     }
 }
 
-/// Takes steps until nothing new is to be taken. While `are_calls_short` says that calls wait for their turn, live traffic
-/// goes first.
+/// Takes steps until nothing new is to be taken. While `are_calls_short` says that calls wait for
+/// their turn, live traffic goes first.
 pub async fn run(
     config: Config,
     are_calls_short: impl Fn() -> bool,
@@ -83,9 +85,12 @@ async fn wait(lifecycle: &Lifecycle, time: Duration) {
     }
 }
 
-/// Waits while more than the backlog waits in the work queues. A broker that can't tell is not waited for.
+/// Waits while more than the backlog waits in the work queues. A broker that can't tell is not
+/// waited for.
 async fn let_live_traffic_go_first(config: &Config, link: &Link, lifecycle: &Lifecycle) {
-    while !lifecycle.is_draining() && matches!(link.backlog().await, Ok(backlog) if backlog.total() > config.backlog) {
+    while !lifecycle.is_draining()
+        && matches!(link.backlog().await, Ok(backlog) if backlog.total() > config.backlog)
+    {
         wait(lifecycle, LOOK_EVERY).await;
     }
 }

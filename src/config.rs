@@ -1,7 +1,7 @@
 //! Gathers every module's settings: compiled-in defaults, then a file, then the environment.
 //!
-//! `config/default.toml` holds every key with its default and is the reference. A key that is not in it is unknown, and
-//! a variable has the type of its default.
+//! `config/default.toml` holds every key with its default and is the reference. A key that is not
+//! in it is unknown, and a variable has the type of its default.
 
 use std::path::Path;
 
@@ -13,7 +13,9 @@ use figment::{
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 
-use crate::{admin, broker, bulk, customerio, integrity, ledger, lifecycle, mirror, recovery, retry, sync};
+use crate::{
+    admin, broker, bulk, customerio, integrity, ledger, lifecycle, mirror, recovery, retry, sync,
+};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 
@@ -152,13 +154,18 @@ impl Provider for Source {
 
 impl Config {
     /// Reads the settings: defaults, `file`, `environment`.
-    pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Error> {
         let defaults = read_toml("the defaults", DEFAULTS)?;
         let mut sources = Vec::new();
         if let Some(path) = file {
             let name = path.display().to_string();
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| Error::Unreadable { from: name.clone(), problem: error.to_string() })?;
+            let text = std::fs::read_to_string(path).map_err(|error| Error::Unreadable {
+                from: name.clone(),
+                problem: error.to_string(),
+            })?;
             let source = read_toml(&name, &text)?;
             check_keys(&source.values, &defaults.values, "", &name)?;
             sources.push(source);
@@ -186,9 +193,9 @@ fn require(is_there: bool, variable: &'static str, example: &'static str) -> Res
 }
 
 fn read_toml(name: &str, text: &str) -> Result<Source, Error> {
-    let values = Figment::from(Toml::string(text))
-        .extract::<Dict>()
-        .map_err(|error| Error::Unreadable { from: name.to_owned(), problem: error.kind.to_string() })?;
+    let values = Figment::from(Toml::string(text)).extract::<Dict>().map_err(|error| {
+        Error::Unreadable { from: name.to_owned(), problem: error.kind.to_string() }
+    })?;
     Ok(Source { name: name.to_owned(), values })
 }
 
@@ -207,7 +214,8 @@ fn check_keys(values: &Dict, known: &Dict, prefix: &str, from: &str) -> Result<(
     Ok(())
 }
 
-/// The settings in the environment, the conventional variables first. An empty variable is an absent one.
+/// The settings in the environment, the conventional variables first. An empty variable is an
+/// absent one.
 fn read_environment(
     environment: impl IntoIterator<Item = (String, String)>,
     defaults: &Dict,
@@ -222,14 +230,18 @@ fn read_environment(
             (None, None) => continue,
         };
         let from = format!("the environment variable {name}");
-        let default = find(defaults, &key).ok_or_else(|| Error::UnknownKey { key: key.clone(), from: from.clone() })?;
+        let default = find(defaults, &key)
+            .ok_or_else(|| Error::UnknownKey { key: key.clone(), from: from.clone() })?;
         let value = like(default, &text).map_err(|problem| Error::BadValue {
             key: key.clone(),
             from: from.clone(),
             problem,
         })?;
         let nested = figment::util::nest(&key, value);
-        sources.push((conventional.is_none(), Source { name: from, values: nested.into_dict().unwrap_or_default() }));
+        sources.push((
+            conventional.is_none(),
+            Source { name: from, values: nested.into_dict().unwrap_or_default() },
+        ));
     }
     // The specific variable wins over the conventional one.
     sources.sort_by_key(|(is_specific, _)| *is_specific);
@@ -245,7 +257,8 @@ fn find<'a>(values: &'a Dict, key: &str) -> Option<&'a Value> {
 fn like(default: &Value, text: &str) -> Result<Value, String> {
     match default {
         Value::Num(..) => {
-            let number: i64 = text.parse().map_err(|_| format!("found {text:?}, expected a whole number"))?;
+            let number: i64 =
+                text.parse().map_err(|_| format!("found {text:?}, expected a whole number"))?;
             Ok(Value::from(Num::I64(number)))
         }
         Value::Bool(..) => match text {
@@ -260,7 +273,10 @@ fn like(default: &Value, text: &str) -> Result<Value, String> {
 fn bad_value(error: figment::Error) -> Error {
     Error::BadValue {
         key: error.path.join("."),
-        from: error.metadata.as_ref().map_or_else(|| "the settings".to_owned(), |metadata| metadata.name.to_string()),
+        from: error
+            .metadata
+            .as_ref()
+            .map_or_else(|| "the settings".to_owned(), |metadata| metadata.name.to_string()),
         problem: error.kind.to_string(),
     }
 }
@@ -276,7 +292,8 @@ mod tests {
             file.write_all(text.as_bytes()).expect("it can be written");
             file
         });
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Config::load(path.as_ref().map(|file| file.path()), environment)
     }
 
@@ -295,13 +312,15 @@ mod tests {
     #[test]
     fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         let file = "[sync]\nbatch_size = 7\nbatches_in_flight = 2";
-        let config = load(Some(file), &[("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "9")]).expect("valid");
+        let config =
+            load(Some(file), &[("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "9")]).expect("valid");
         assert_eq!((config.sync.batch_size.get(), config.sync.batches_in_flight.get()), (9, 2));
     }
 
     #[test]
     fn the_conventional_variables_are_read() {
-        let config = load(None, &[("RETRY_DELAYS", "200ms,1s"), ("CUSTOMERIO_API_KEY", "0012")]).expect("valid");
+        let config = load(None, &[("RETRY_DELAYS", "200ms,1s"), ("CUSTOMERIO_API_KEY", "0012")])
+            .expect("valid");
         assert_eq!(config.retry.delays.max_attempts(), 2);
         assert_eq!(config.customerio.api_key.expose_secret(), "0012", "digits stay text");
         let both = [("RETRY_DELAYS", "1s"), ("CUSTOMERIO_SYNC__RETRY__DELAYS", "2s,3s")];
@@ -314,7 +333,8 @@ mod tests {
         let told = problem(None, &[("CUSTOMERIO_SYNC__SYNC__BATCHSIZE", "9")]);
         assert_eq!(
             told,
-            "unknown key \"sync.batchsize\" in the environment variable CUSTOMERIO_SYNC__SYNC__BATCHSIZE; \
+            "unknown key \"sync.batchsize\" in the environment variable \
+                CUSTOMERIO_SYNC__SYNC__BATCHSIZE; \
              config/default.toml lists every key"
         );
         let told = problem(Some("[sink]\nbatch_size = 7"), &[]);
@@ -324,9 +344,17 @@ mod tests {
     #[test]
     fn a_bad_value_is_told_with_its_place_and_what_was_expected() {
         let cases = [
-            (("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "many"), "sync.batch_size", "expected a whole number"),
+            (
+                ("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "many"),
+                "sync.batch_size",
+                "expected a whole number",
+            ),
             (("CUSTOMERIO_SYNC__BROKER__PREFETCH", "99999"), "broker.prefetch", "u16"),
-            (("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "yes"), "topology.declare", "expected true or false"),
+            (
+                ("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "yes"),
+                "topology.declare",
+                "expected true or false",
+            ),
             (("RETRY_DELAYS", "soon"), "retry.delays", "expected one such as 200ms"),
             (("CUSTOMERIO_REGION", "moon"), "customerio.region", "`us` or `eu`"),
             (("HTTP_ADDR", "here"), "http.addr", "socket address"),
@@ -346,7 +374,10 @@ mod tests {
 
     #[test]
     fn secrets_are_not_printed() {
-        let config = load(None, &[("CUSTOMERIO_API_KEY", "hush"), ("DATABASE_URL", "postgres://u:hush@h/d")]);
+        let config = load(
+            None,
+            &[("CUSTOMERIO_API_KEY", "hush"), ("DATABASE_URL", "postgres://u:hush@h/d")],
+        );
         let printed = format!("{:?}", config.expect("valid"));
         assert!(!printed.contains("hush"), "{printed}");
     }

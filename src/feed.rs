@@ -1,7 +1,8 @@
-//! What happens, as it happens, to everybody who watches: outcomes of all replicas, and the progress of bulk retries.
+//! What happens, as it happens, to everybody who watches: outcomes of all replicas, and the
+//! progress of bulk retries.
 //!
-//! Nothing is consumed while nobody watches. A watcher that reads slowly misses frames and is told how many; it never
-//! holds up another.
+//! Nothing is consumed while nobody watches. A watcher that reads slowly misses frames and is told
+//! how many; it never holds up another.
 
 use std::{sync::Arc, time::Duration};
 
@@ -77,7 +78,9 @@ impl Watcher {
     pub async fn next(&mut self) -> Option<Bytes> {
         match self.0.recv().await {
             Ok(frame) => Some(frame),
-            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Notice::Missed { missed: Some(missed) }.frame()),
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                Some(Notice::Missed { missed: Some(missed) }.frame())
+            }
             Err(broadcast::error::RecvError::Closed) => None,
         }
     }
@@ -94,7 +97,8 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// Watches from now on: what happens after this has answered is not missed, if the broker is there.
+    /// Watches from now on: what happens after this has answered is not missed, if the broker is
+    /// there.
     pub async fn watch(&self) -> Watcher {
         let watcher = Watcher(self.0.frames.subscribe());
         self.0.wanted.notify_one();
@@ -105,7 +109,13 @@ impl Feed {
     }
 
     /// Listens while there are watchers, until nothing new is to be taken.
-    pub async fn run(self, link: Arc<Link>, ledger: Ledger, mut gate: watch::Receiver<GateView>, lifecycle: Lifecycle) {
+    pub async fn run(
+        self,
+        link: Arc<Link>,
+        ledger: Ledger,
+        mut gate: watch::Receiver<GateView>,
+        lifecycle: Lifecycle,
+    ) {
         loop {
             tokio::select! {
                 () = lifecycle.draining() => return,

@@ -1,6 +1,8 @@
-//! Conservation, watched all the time: whatever was taken in is in one place now, and ledger, mirror and queues agree.
+//! Conservation, watched all the time: whatever was taken in is in one place now, and ledger,
+//! mirror and queues agree.
 //!
-//! It only looks. Recovery and the sweep mend what they can; what stays for longer than they need is for people to see.
+//! It only looks. Recovery and the sweep mend what they can; what stays for longer than they need
+//! is for people to see.
 
 use std::{sync::Arc, time::Duration};
 
@@ -114,7 +116,8 @@ impl Watch {
                 () = tokio::time::sleep(self.config.interval) => {}
             }
             if let Err(error) = self.tell(&mut lead, is_held()).await {
-                tracing::warn!(%error, "holding what was taken in against what became of it failed, trying again");
+                tracing::warn!(%error, "holding what was taken in against what became of it \
+                    failed, trying again");
             }
         }
         lead.end().await;
@@ -130,10 +133,18 @@ impl Watch {
         let findings = look(&self.ledger, &self.link, is_held).await?;
         for &drift in Drift::ALL {
             let found = findings.drifted.iter().find(|one| one.drift == drift);
-            self.metrics.drift.with_label_values(&[drift.as_str()]).set(found.map_or(0, |one| one.count));
+            self.metrics
+                .drift
+                .with_label_values(&[drift.as_str()])
+                .set(found.map_or(0, |one| one.count));
             if let Some(Drifted { count, jobs, .. }) = found {
                 let jobs: Vec<_> = jobs.iter().take(3).map(Uuid::to_string).collect();
-                tracing::warn!(drift = drift.as_str(), count, ?jobs, "ledger, mirror and queues do not agree");
+                tracing::warn!(
+                    drift = drift.as_str(),
+                    count,
+                    ?jobs,
+                    "ledger, mirror and queues do not agree"
+                );
             }
         }
         Ok(())

@@ -1,6 +1,8 @@
-//! How the process stops: first it takes nothing new, then, when the grace time is over, it drops what is left.
+//! How the process stops: first it takes nothing new, then, when the grace time is over, it drops
+//! what is left.
 //!
-//! Whatever is dropped is delivered again by the broker, so nothing depends on the second stage being reached or not.
+//! Whatever is dropped is delivered again by the broker, so nothing depends on the second stage
+//! being reached or not.
 
 use std::time::Duration;
 

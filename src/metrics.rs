@@ -1,9 +1,10 @@
 //! Every metric of the service, once. Names and units follow
-//! <https://prometheus.io/docs/practices/naming/>; label values come from enums, or from the configured tiers.
+//! <https://prometheus.io/docs/practices/naming/>; label values come from enums, or from the
+//! configured tiers.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// All metrics, and the registry that renders them.
@@ -38,7 +39,8 @@ pub struct Metrics {
     pub gate_open: IntGauge,
     /// Since when they are, in Unix seconds, by `reason`; 0 for a reason that does not hold.
     pub gate_open_since: IntGaugeVec,
-    /// Jobs and messages that are not as they should be, by `kind`; on the replica that looks, and on no other.
+    /// Jobs and messages that are not as they should be, by `kind`; on the replica that looks, and
+    /// on no other.
     pub drift: IntGaugeVec,
     /// Publishes, by `destination` and `result` (`confirmed`, `returned`, `nacked`, `lost`).
     pub publishes: IntCounterVec,
@@ -46,20 +48,26 @@ pub struct Metrics {
     pub reconnects: IntCounterVec,
     /// Failures copied into the mirror.
     pub mirrored: IntCounter,
-    /// Jobs that nobody worked on any more, by `what` was done with them (`reset`, `sent_again`, `parked_again`).
+    /// Jobs that nobody worked on any more, by `what` was done with them (`reset`, `sent_again`,
+    /// `parked_again`).
     pub recovered: IntCounterVec,
 }
 
 const PREFIX: &str = "customerio_sync_";
 
 /// From a millisecond to the broker's longest tier.
-const SECONDS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0];
+const SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0,
+    3600.0,
+];
 
 struct Registrar(Registry);
 
 impl Registrar {
-    fn add<C: prometheus::core::Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+    fn add<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<C>,
+    ) -> C {
         let collector = made.expect("names and labels are valid: they are constants");
         self.0.register(Box::new(collector.clone())).expect("each name is registered once");
         collector
@@ -91,18 +99,37 @@ impl Default for Metrics {
             "Seconds from a job's creation to Customer.io's acceptance.",
             &SECONDS,
         );
-        let drift = Opts::new(format!("{PREFIX}integrity_drift"), "Jobs and messages that are not as they should be.");
+        let drift = Opts::new(
+            format!("{PREFIX}integrity_drift"),
+            "Jobs and messages that are not as they should be.",
+        );
         let open_since = Opts::new(
             format!("{PREFIX}gate_open_since_timestamp_seconds"),
             "Unix time since when calls to Customer.io are held back, by reason; 0 if not for it.",
         );
         let by_status = Opts::new(format!("{PREFIX}jobs"), "Jobs in the ledger, by status.");
         Self {
-            events: r.counters("events_total", "Messages taken from a queue.", &["queue", "result"]),
-            jobs: r.counters("job_attempts_total", "Tries of jobs that ended.", &["phase", "outcome"]),
-            skipped: r.counters("skipped_deliveries_total", "Deliveries that needed no call.", &["why"]),
+            events: r.counters(
+                "events_total",
+                "Messages taken from a queue.",
+                &["queue", "result"],
+            ),
+            jobs: r.counters(
+                "job_attempts_total",
+                "Tries of jobs that ended.",
+                &["phase", "outcome"],
+            ),
+            skipped: r.counters(
+                "skipped_deliveries_total",
+                "Deliveries that needed no call.",
+                &["why"],
+            ),
             calls: r.counters("calls_total", "Calls to Customer.io, by status.", &["status"]),
-            call_duration: r.histogram("call_duration_seconds", "Duration of a call to Customer.io.", &SECONDS),
+            call_duration: r.histogram(
+                "call_duration_seconds",
+                "Duration of a call to Customer.io.",
+                &SECONDS,
+            ),
             event_to_accepted: r.add(HistogramVec::new(by_phase, &["phase"])),
             batch_size: r.histogram(
                 "batch_deliveries",
@@ -110,17 +137,37 @@ impl Default for Metrics {
                 &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0],
             ),
             retries: r.counters("retries_total", "Retries scheduled, by tier.", &["tier"]),
-            failures: r.counters("failures_total", "Messages parked in the failure queue.", &["reason", "error_type"]),
+            failures: r.counters(
+                "failures_total",
+                "Messages parked in the failure queue.",
+                &["reason", "error_type"],
+            ),
             jobs_by_status: r.add(IntGaugeVec::new(by_status, &["status"])),
             open_failures: r.gauge("open_failures", "Failures that nobody has resolved."),
-            oldest_pending: r.gauge("oldest_pending_job_age_seconds", "Age of the oldest pending job."),
+            oldest_pending: r
+                .gauge("oldest_pending_job_age_seconds", "Age of the oldest pending job."),
             gate_open: r.gauge("gate_open", "Whether calls to Customer.io are held back."),
             gate_open_since: r.add(IntGaugeVec::new(open_since, &["reason"])),
             drift: r.add(IntGaugeVec::new(drift, &["kind"])),
-            publishes: r.counters("publishes_total", "Publishes to the broker.", &["destination", "result"]),
-            reconnects: r.counters("reconnects_total", "Connections opened again after a loss.", &["connection"]),
-            recovered: r.counters("recovered_jobs_total", "Jobs that nobody worked on any more.", &["what"]),
-            mirrored: r.add(IntCounter::new(format!("{PREFIX}mirrored_total"), "Failures copied into the mirror.")),
+            publishes: r.counters(
+                "publishes_total",
+                "Publishes to the broker.",
+                &["destination", "result"],
+            ),
+            reconnects: r.counters(
+                "reconnects_total",
+                "Connections opened again after a loss.",
+                &["connection"],
+            ),
+            recovered: r.counters(
+                "recovered_jobs_total",
+                "Jobs that nobody worked on any more.",
+                &["what"],
+            ),
+            mirrored: r.add(IntCounter::new(
+                format!("{PREFIX}mirrored_total"),
+                "Failures copied into the mirror.",
+            )),
             registry: registrar.0,
         }
     }

@@ -1,4 +1,5 @@
-//! Trying again with growing pauses, for connections and for the database. The one place that uses `backoff`.
+//! Trying again with growing pauses, for connections and for the database. The one place that uses
+//! `backoff`.
 //!
 //! Calls to Customer.io are not tried again here: their retries are the broker's tiers.
 
@@ -6,7 +7,8 @@ use std::{fmt::Display, time::Duration};
 
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff};
 
-/// Growing pauses: 100 ms at first, 5 s at most, each with jitter so that replicas don't knock at the same moment.
+/// Growing pauses: 100 ms at first, 5 s at most, each with jitter so that replicas don't knock at
+/// the same moment.
 #[derive(Debug)]
 pub struct Pauses(ExponentialBackoff);
 
@@ -35,7 +37,8 @@ impl Pauses {
     }
 }
 
-/// Runs `operation` until it succeeds or fails for a reason that `is_transient` denies. Each failure is logged once.
+/// Runs `operation` until it succeeds or fails for a reason that `is_transient` denies. Each
+/// failure is logged once.
 pub async fn until_done<T, E: Display, F: Future<Output = Result<T, E>>>(
     what: &'static str,
     is_transient: impl Fn(&E) -> bool,
@@ -44,7 +47,9 @@ pub async fn until_done<T, E: Display, F: Future<Output = Result<T, E>>>(
     let mut pauses = Pauses::default();
     loop {
         match operation().await {
-            Err(error) if is_transient(&error) => tracing::warn!(%error, "{what} failed, trying again"),
+            Err(error) if is_transient(&error) => {
+                tracing::warn!(%error, "{what} failed, trying again")
+            }
             result => return result,
         }
         pauses.pause().await;

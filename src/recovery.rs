@@ -1,10 +1,14 @@
-//! Finds jobs that nobody works on any more and sends them on their way again. One replica at a time does it.
+//! Finds jobs that nobody works on any more and sends them on their way again. One replica at a
+//! time does it.
 //!
-//! - A job that has been `processing` for over five minutes goes back to `pending`: whoever held it is gone.
-//! - A pending job that is long overdue has lost its message, if none waits in the queue that it would be in and calls are
-//!   made: it is published again, and not once more before `send_again_after`. A message too many does no harm, since the
-//!   ledger answers it; a flood of them would.
-//! - A failed job that the mirror does not have was lost on its way there, if none is on that way now: it is parked again.
+//! - A job that has been `processing` for over five minutes goes back to `pending`: whoever held it
+//!   is gone.
+//! - A pending job that is long overdue has lost its message, if none waits in the queue that it
+//!   would be in and calls are made: it is published again, and not once more before
+//!   `send_again_after`. A message too many does no harm, since the ledger answers it; a flood of
+//!   them would.
+//! - A failed job that the mirror does not have was lost on its way there, if none is on that way
+//!   now: it is parked again.
 
 use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
@@ -59,8 +63,8 @@ enum Error {
 }
 
 impl Recovery {
-    /// Looks now and then until nothing new is to be taken. While `is_held` says that no calls are made, overdue jobs wait
-    /// where they are.
+    /// Looks now and then until nothing new is to be taken. While `is_held` says that no calls are
+    /// made, overdue jobs wait where they are.
     pub async fn run(self, is_held: impl Fn() -> bool, lifecycle: Lifecycle) {
         let mut lead = self.ledger.stand_by(Duty::Recovery);
         loop {
@@ -84,9 +88,14 @@ impl Recovery {
         self.count("reset", reset);
         self.park_unmirrored().await?;
         let backlog = self.link.backlog().await?;
-        let Some(suspects) = Suspects::among(backlog.events, backlog.jobs, is_held()) else { return Ok(()) };
+        let Some(suspects) = Suspects::among(backlog.events, backlog.jobs, is_held()) else {
+            return Ok(());
+        };
         let Config { overdue_after, send_again_after, batch_size, .. } = self.config;
-        let lost = self.ledger.take_overdue(suspects, overdue_after, send_again_after, batch_size.get().into()).await?;
+        let lost = self
+            .ledger
+            .take_overdue(suspects, overdue_after, send_again_after, batch_size.get().into())
+            .await?;
         let messages: Vec<_> = lost.iter().map(Message::job).collect();
         join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
         self.count("sent_again", i64::try_from(lost.len()).unwrap_or(i64::MAX));
@@ -98,10 +107,15 @@ impl Recovery {
             return Ok(());
         }
         let Config { overdue_after, send_again_after, batch_size, .. } = self.config;
-        let unmirrored = self.ledger.take_unmirrored(overdue_after, send_again_after, batch_size.get().into()).await?;
+        let unmirrored = self
+            .ledger
+            .take_unmirrored(overdue_after, send_again_after, batch_size.get().into())
+            .await?;
         let origin = Origin { exchange: JOBS_EXCHANGE, routing_key: "" };
-        let messages: Vec<_> =
-            unmirrored.iter().map(|one| Message::failed(&one.job, one.reason, &one.failure, one.at, origin)).collect();
+        let messages: Vec<_> = unmirrored
+            .iter()
+            .map(|one| Message::failed(&one.job, one.reason, &one.failure, one.at, origin))
+            .collect();
         join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
         self.count("parked_again", i64::try_from(messages.len()).unwrap_or(i64::MAX));
         Ok(())

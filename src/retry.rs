@@ -1,4 +1,5 @@
-//! Decides what follows from an outcome: complete, retry on a tier, or fail. Pure: no clock, no I/O.
+//! Decides what follows from an outcome: complete, retry on a tier, or fail. Pure: no clock, no
+//! I/O.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -76,7 +77,8 @@ impl FromStr for Tier {
 
     fn from_str(text: &str) -> Result<Self, LadderError> {
         const LONGEST: Duration = Duration::from_secs(24 * 24 * 3600);
-        let delay = humantime::parse_duration(text).map_err(|_| LadderError::NotADuration(text.to_owned()))?;
+        let delay = humantime::parse_duration(text)
+            .map_err(|_| LadderError::NotADuration(text.to_owned()))?;
         if delay < Duration::from_millis(1) || delay > LONGEST || text.len() > 32 {
             return Err(LadderError::OutOfRange(text.to_owned()));
         }
@@ -101,11 +103,14 @@ impl Ladder {
         i32::try_from(self.0.len()).unwrap_or(i32::MAX)
     }
 
-    /// The tier for a message that has to wait at least `wait`: the shortest that is long enough, else the longest.
+    /// The tier for a message that has to wait at least `wait`: the shortest that is long enough,
+    /// else the longest.
     ///
-    /// A message that arrives before its job is due, or whose job another message holds, waits on such a tier.
+    /// A message that arrives before its job is due, or whose job another message holds, waits on
+    /// such a tier.
     pub fn waiting_for(&self, wait: Duration) -> &Tier {
-        let long_enough = self.0.iter().filter(|tier| tier.delay >= wait).min_by_key(|tier| tier.delay);
+        let long_enough =
+            self.0.iter().filter(|tier| tier.delay >= wait).min_by_key(|tier| tier.delay);
         long_enough.unwrap_or_else(|| self.longest())
     }
 
@@ -144,7 +149,8 @@ pub enum Verdict {
     },
 }
 
-/// Decides what follows from `outcome` for a job with `attempt` retries scheduled so far out of `max_attempts`.
+/// Decides what follows from `outcome` for a job with `attempt` retries scheduled so far out of
+/// `max_attempts`.
 pub fn decide(outcome: Outcome, attempt: i32, max_attempts: i32, ladder: &Ladder) -> Verdict {
     match outcome {
         Outcome::Accepted => Verdict::Complete,
@@ -191,7 +197,10 @@ mod tests {
 
     #[test]
     fn the_failure_after_the_fifth_tier_is_the_last() {
-        assert_eq!(after_failure(5, None), Verdict::Fail { reason: Reason::Exhausted, failure: failure() });
+        assert_eq!(
+            after_failure(5, None),
+            Verdict::Fail { reason: Reason::Exhausted, failure: failure() }
+        );
     }
 
     #[test]
@@ -226,7 +235,10 @@ mod tests {
     fn a_bad_list_of_delays_is_told_what_was_expected() {
         assert_eq!(" , ".parse::<Ladder>(), Err(LadderError::Empty));
         let error = "5s,soon".parse::<Ladder>().expect_err("soon is no duration");
-        assert_eq!(error.to_string(), r#""soon" is not a duration; expected one such as 200ms, 5s or 2m"#);
+        assert_eq!(
+            error.to_string(),
+            r#""soon" is not a duration; expected one such as 200ms, 5s or 2m"#
+        );
         assert_eq!("0s".parse::<Ladder>(), Err(LadderError::OutOfRange("0s".to_owned())));
         assert_eq!("100days".parse::<Ladder>(), Err(LadderError::OutOfRange("100days".to_owned())));
     }

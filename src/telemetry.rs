@@ -5,7 +5,9 @@ use std::io::IsTerminal;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
-use tracing_subscriber::{EnvFilter, Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 use crate::config::{LogFormat, Telemetry};
 
@@ -13,7 +15,9 @@ use crate::config::{LogFormat, Telemetry};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filter can't be read.
-    #[error("telemetry.log: {0}; expected a filter such as \"info\" or \"customerio_sync=debug,info\"")]
+    #[error(
+        "telemetry.log: {0}; expected a filter such as \"info\" or \"customerio_sync=debug,info\""
+    )]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// The exporter could not be made.
     #[error("telemetry.otlp_endpoint: {0}")]
@@ -66,9 +70,12 @@ fn exporter(endpoint: &str) -> Result<Option<SdkTracerProvider>, Error> {
     if endpoint.is_empty() {
         return Ok(None);
     }
-    // The path of traces below a base endpoint (https://opentelemetry.io/docs/specs/otel/protocol/exporter/).
+    // The path of traces below a base endpoint
+    // (https://opentelemetry.io/docs/specs/otel/protocol/exporter/).
     let endpoint = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
     let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).build()?;
     let resource = Resource::builder().with_service_name("customerio-sync").build();
-    Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build()))
+    Ok(Some(
+        SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build(),
+    ))
 }

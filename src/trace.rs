@@ -1,6 +1,8 @@
-//! Continuing a trace across messages: the `traceparent` header (<https://www.w3.org/TR/trace-context/>).
+//! Continuing a trace across messages: the `traceparent` header
+//! (<https://www.w3.org/TR/trace-context/>).
 //!
-//! With no exporter set, a span has no trace of its own and the header that came in is passed on as it is.
+//! With no exporter set, a span has no trace of its own and the header that came in is passed on as
+//! it is.
 
 use std::collections::HashMap;
 
@@ -19,7 +21,8 @@ pub fn continue_from(span: &Span, traceparent: Option<&str>) {
     let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
 }
 
-/// The `traceparent` for messages that follow from `span`, or `incoming` where the span is not recorded.
+/// The `traceparent` for messages that follow from `span`, or `incoming` where the span is not
+/// recorded.
 pub fn traceparent(span: &Span, incoming: Option<&str>) -> Option<String> {
     let context = span.context();
     if !context.span().span_context().is_valid() {

@@ -1,7 +1,8 @@
-//! Which way the code points: a module names only modules in lower rows of the picture in `src/lib.rs`.
+//! Which way the code points: a module names only modules in lower rows of the picture in
+//! `src/lib.rs`.
 //!
-//! The sources are read, not compiled: every path that starts with `crate` or leaves its module with `super` is
-//! followed to the module that it names.
+//! The sources are read, not compiled: every path that starts with `crate` or leaves its module
+//! with `super` is followed to the module that it names.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -77,7 +78,9 @@ impl Names<'_> {
             syn::UseTree::Name(name) => self.note_leaf(prefix, name.ident.to_string()),
             syn::UseTree::Rename(rename) => self.note_leaf(prefix, rename.ident.to_string()),
             syn::UseTree::Glob(_) => self.note(prefix),
-            syn::UseTree::Group(group) => group.items.iter().for_each(|item| self.note_tree(prefix, item)),
+            syn::UseTree::Group(group) => {
+                group.items.iter().for_each(|item| self.note_tree(prefix, item))
+            }
         }
     }
 
@@ -94,7 +97,8 @@ impl<'ast> Visit<'ast> for Names<'_> {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let segments: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        let segments: Vec<_> =
+            path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         if segments.len() > 1 {
             self.note(&segments);
         }
@@ -139,8 +143,14 @@ fn faults(path: &str, source: &str) -> Vec<String> {
         return Vec::new();
     }
     if module == "lib" {
-        let is_more = |item: &&syn::Item| !matches!(item, syn::Item::Mod(item) if item.content.is_none());
-        return file.items.iter().filter(is_more).map(|_| "lib.rs holds more than modules".to_owned()).collect();
+        let is_more =
+            |item: &&syn::Item| !matches!(item, syn::Item::Mod(item) if item.content.is_none());
+        return file
+            .items
+            .iter()
+            .filter(is_more)
+            .map(|_| "lib.rs holds more than modules".to_owned())
+            .collect();
     }
     let Some(row) = row_of(module) else { return vec![format!("{module} stands in no row")] };
     let mut names = Names { place: &place, depth: 0, found: Vec::new() };
@@ -162,7 +172,8 @@ fn fault(module: &str, row: usize, name: &str) -> Option<String> {
         };
     }
     let (library, homes) = HOMES.iter().find(|(library, _)| *library == name)?;
-    (!homes.contains(&module)).then(|| format!("{module} uses {library}, which is at home in {homes:?}"))
+    (!homes.contains(&module))
+        .then(|| format!("{module} uses {library}, which is at home in {homes:?}"))
 }
 
 /// Every source file, by its path below `src`.
@@ -204,7 +215,11 @@ fn planted_faults_are_caught() {
         ("ledger/open.rs", "use super::super::sync::Sync;", "super out of a folder"),
         ("retry.rs", "mod tests { use super::super::app::App; }", "super out of an inline module"),
         ("retry.rs", "fn f() { let _ = crate::app::App::start; }", "a path in an expression"),
-        ("retry.rs", "use crate::{job::{Outcome, Reason}, config::Config};", "an import in a group"),
+        (
+            "retry.rs",
+            "use crate::{job::{Outcome, Reason}, config::Config};",
+            "an import in a group",
+        ),
         ("retry.rs", "fn f() { println!(\"{}\", crate::config::NAME); }", "a path in a macro"),
         ("retry.rs", "use crate::Ledger;", "a name of the root"),
         ("retry.rs", "use crate::*;", "everything of the root"),
@@ -218,7 +233,10 @@ fn planted_faults_are_caught() {
     }
     let fine = [
         ("sync/batch.rs", "use crate::ledger::Ledger; use super::item::Item;"),
-        ("retry.rs", "use crate::job::Outcome; mod tests { use super::*; use crate::job::Reason; }"),
+        (
+            "retry.rs",
+            "use crate::job::Outcome; mod tests { use super::*; use crate::job::Reason; }",
+        ),
         ("lib.rs", "pub mod ledger;"),
     ];
     for (path, source) in fine {

@@ -1,5 +1,6 @@
-//! `GET /asyncapi.json`: the messages that come in and go out, and the frames of the WebSocket, described from the types
-//! that are parsed and written (AsyncAPI 3.0, <https://www.asyncapi.com/docs/reference/specification/v3.0.0>).
+//! `GET /asyncapi.json`: the messages that come in and go out, and the frames of the WebSocket,
+//! described from the types that are parsed and written (AsyncAPI 3.0,
+//! <https://www.asyncapi.com/docs/reference/specification/v3.0.0>).
 
 use axum::Json;
 use serde_json::{Map, Value, json};
@@ -25,7 +26,12 @@ impl Schemas {
         self.add_all(name, T::schema(), referred);
     }
 
-    fn add_all(&mut self, name: &str, schema: RefOr<Schema>, referred: Vec<(String, RefOr<Schema>)>) {
+    fn add_all(
+        &mut self,
+        name: &str,
+        schema: RefOr<Schema>,
+        referred: Vec<(String, RefOr<Schema>)>,
+    ) {
         for (name, schema) in referred.into_iter().chain([(name.to_owned(), schema)]) {
             self.0.insert(name, serde_json::to_value(schema).expect("a schema is JSON"));
         }
@@ -35,7 +41,8 @@ impl Schemas {
 /// The description.
 pub(super) async fn show() -> Json<Value> {
     let mut schemas = Schemas::default();
-    for (name, event_type) in [("SignupSubmitted", EventType::Submitted), ("ExtractionConfirmed", EventType::Confirmed)]
+    for (name, event_type) in
+        [("SignupSubmitted", EventType::Submitted), ("ExtractionConfirmed", EventType::Confirmed)]
     {
         let (schema, referred) = event::schema(event_type);
         schemas.add_all(name, schema, referred);
@@ -48,7 +55,8 @@ pub(super) async fn show() -> Json<Value> {
         "info": {
             "title": "customerio-sync",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The messages that customerio-sync takes from and publishes to RabbitMQ, and the frames of its WebSocket. /openapi.json describes the HTTP API.",
+            "description": "The messages that customerio-sync takes from and publishes to \
+                RabbitMQ, and the frames of its WebSocket. /openapi.json describes the HTTP API.",
         },
         "defaultContentType": "application/json",
         "channels": channels(),
@@ -62,11 +70,13 @@ fn message(name: &str) -> Value {
 }
 
 fn queue(queue: WorkQueue) -> Value {
-    json!({ "amqp": { "is": "queue", "queue": { "name": queue.name(), "durable": true, "exclusive": false, "autoDelete": false } } })
+    json!({ "amqp": { "is": "queue", "queue": { "name": queue.name(), "durable": true,
+    "exclusive": false, "autoDelete": false } } })
 }
 
 fn exchange(name: &str, kind: &str) -> Value {
-    json!({ "amqp": { "is": "routingKey", "exchange": { "name": name, "type": kind, "durable": true, "autoDelete": false } } })
+    json!({ "amqp": { "is": "routingKey", "exchange": { "name": name, "type": kind,
+    "durable": true, "autoDelete": false } } })
 }
 
 fn channels() -> Value {
@@ -80,20 +90,23 @@ fn channels() -> Value {
         },
         "extractionConfirmed": {
             "address": confirmed.routing_key(),
-            "description": "The bet slip of an upload was read and confirmed. Published to the exchange signup.events.",
+            "description": "The bet slip of an upload was read and confirmed. Published to the \
+                exchange signup.events.",
             "messages": { "extractionConfirmed": message("extractionConfirmed") },
             "bindings": queue(WorkQueue::Events(confirmed)),
         },
         "outcomes": {
             "address": "sign_up.{outcome}",
-            "parameters": { "outcome": { "enum": ["customerio_synced", "customerio_sync_failed"] } },
+            "parameters": { "outcome": { "enum": ["customerio_synced",
+            "customerio_sync_failed"] } },
             "messages": { "outcome": message("outcome") },
             "bindings": exchange("signup.updates", "topic"),
         },
         "failures": {
             "address": "customerio-sync.failed",
             "description": "What has failed for good, and what could not be understood.",
-            "messages": { "failedJob": message("failedJob"), "unprocessable": message("unprocessable") },
+            "messages": { "failedJob": message("failedJob"),
+            "unprocessable": message("unprocessable") },
             "bindings": exchange("customerio-sync.failed", "fanout"),
         },
         "webSocket": {
@@ -105,7 +118,10 @@ fn channels() -> Value {
 }
 
 fn operations() -> Value {
-    let operation = |action: &str, channel: &str| json!({ "action": action, "channel": { "$ref": format!("#/channels/{channel}") } });
+    let operation = |action: &str, channel: &str| {
+        json!({ "action": action,
+    "channel": { "$ref": format!("#/channels/{channel}") } })
+    };
     json!({
         "takeSignupSubmitted": operation("receive", "signupSubmitted"),
         "takeExtractionConfirmed": operation("receive", "extractionConfirmed"),
@@ -124,7 +140,8 @@ fn messages() -> Value {
         "x-reason": { "enum": ["exhausted", "permanent", "unprocessable", "delivery-limit"] },
     });
     let mut of_job = json!({
-        "x-job-id": { "type": "string", "format": "uuid" }, "x-signup-id": { "type": "string", "format": "uuid" },
+        "x-job-id": { "type": "string", "format": "uuid" }, "x-signup-id": { "type": "string",
+        "format": "uuid" },
         "x-sync-phase": { "enum": ["initial", "enriched"] }, "x-attempt": { "type": "integer" },
         "x-error-type": { "enum": ["rate_limit", "server_error", "network", "other"] },
         "x-first-failed-at": { "type": "string", "format": "date-time" }, "traceparent": text,
@@ -135,20 +152,24 @@ fn messages() -> Value {
     json!({
         "signupSubmitted": {
             "contentType": "application/json", "payload": payload("SignupSubmitted"),
-            "description": "Bare, or under `data` of a CloudEvents 1.0 event (application/cloudevents+json). At most 256 KiB.",
+            "description": "Bare, or under `data` of a CloudEvents 1.0 event \
+                (application/cloudevents+json). At most 256 KiB.",
         },
         "extractionConfirmed": {
             "contentType": "application/json", "payload": payload("ExtractionConfirmed"),
-            "description": "Bare, or under `data` of a CloudEvents 1.0 event (application/cloudevents+json). At most 256 KiB.",
+            "description": "Bare, or under `data` of a CloudEvents 1.0 event \
+                (application/cloudevents+json). At most 256 KiB.",
         },
         "outcome": { "contentType": "application/json", "payload": payload("Outcome") },
         "failedJob": {
             "contentType": "application/json", "payload": payload("Job"),
-            "headers": { "type": "object", "properties": of_job, "required": ["x-job-id", "x-reason", "x-failed-at"] },
+            "headers": { "type": "object", "properties": of_job, "required": ["x-job-id",
+            "x-reason", "x-failed-at"] },
         },
         "unprocessable": {
             "description": "The body is the original's, byte for byte.",
-            "headers": { "type": "object", "properties": of_failure, "required": ["x-reason", "x-failed-at", "x-error-message"] },
+            "headers": { "type": "object", "properties": of_failure, "required": ["x-reason",
+            "x-failed-at", "x-error-message"] },
         },
         "notice": { "contentType": "application/json", "payload": payload("Notice") },
     })

@@ -1,8 +1,9 @@
 //! Who may do what: tokens with a role, and sessions for browsers.
 //!
-//! A token is compared in constant time, by its digest, and is never logged. A browser gets a session, signed with the
-//! token, so that the token itself is kept nowhere; any replica with the same tokens knows it, and taking the token away
-//! ends it. Without any token, only loopback peers are answered.
+//! A token is compared in constant time, by its digest, and is never logged. A browser gets a
+//! session, signed with the token, so that the token itself is kept nowhere; any replica with the
+//! same tokens knows it, and taking the token away ends it. Without any token, only loopback peers
+//! are answered.
 
 use std::{fmt, str::FromStr};
 
@@ -63,7 +64,8 @@ impl fmt::Debug for Tokens {
 /// Why a list of tokens can't be read. It never holds a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "entry {entry}: {problem}; expected name:role:token with a name of letters, digits, - or _, and the role viewer or operator"
+    "entry {entry}: {problem}; expected name:role:token with a name of letters, digits, - or _, \
+        and the role viewer or operator"
 )]
 pub struct TokensError {
     entry: usize,
@@ -81,7 +83,8 @@ impl FromStr for Tokens {
             }
             let wrong = |problem| TokensError { entry: index + 1, problem };
             let mut parts = entry.splitn(3, ':');
-            let (Some(name), Some(role), Some(secret)) = (parts.next(), parts.next(), parts.next()) else {
+            let (Some(name), Some(role), Some(secret)) = (parts.next(), parts.next(), parts.next())
+            else {
                 return Err(wrong("it does not have three parts"));
             };
             let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
@@ -99,7 +102,11 @@ impl FromStr for Tokens {
                 "operator" => Role::Operator,
                 _ => return Err(wrong("its role is unknown")),
             };
-            tokens.push(Token { name: name.to_owned(), role, digest: Sha256::digest(secret.as_bytes()).into() });
+            tokens.push(Token {
+                name: name.to_owned(),
+                role,
+                digest: Sha256::digest(secret.as_bytes()).into(),
+            });
         }
         Ok(Self(tokens))
     }
@@ -119,7 +126,8 @@ impl Token {
     }
 
     fn signature(&self, claims: &str) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.digest).expect("a key may have any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.digest).expect("a key may have any length");
         mac.update(claims.as_bytes());
         mac
     }

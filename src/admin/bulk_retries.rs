@@ -1,4 +1,5 @@
-//! `GET /api/v1/signups/customerio/bulk-retries`, and one of them: looking at bulk retries, and stopping one.
+//! `GET /api/v1/signups/customerio/bulk-retries`, and one of them: looking at bulk retries, and
+//! stopping one.
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use chrono::DateTime;
@@ -23,7 +24,8 @@ pub(super) struct BulkRetryList {
 
 /// List the latest bulk retries.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/bulk-retries", operation_id = "listBulkRetries", tag = "bulk",
+    get, path = "/api/v1/signups/customerio/bulk-retries", operation_id = "listBulkRetries",
+    tag = "bulk",
     responses((status = 200, body = BulkRetryList), Problems)
 )]
 pub(super) async fn list(
@@ -36,7 +38,8 @@ pub(super) async fn list(
 
 /// Show one bulk retry.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}", operation_id = "showBulkRetry", tag = "bulk",
+    get, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}",
+    operation_id = "showBulkRetry", tag = "bulk",
     params(("bulkRetryId" = uuid::Uuid, Path, description = "The bulk retry.")),
     responses((status = 200, body = BulkRetry), Problems)
 )]
@@ -50,11 +53,13 @@ pub(super) async fn show(
 
 /// Stop a bulk retry. The jobs that it has started go on.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}/cancel", operation_id = "cancelBulkRetry", tag = "bulk",
+    post, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}/cancel",
+    operation_id = "cancelBulkRetry", tag = "bulk",
     params(("bulkRetryId" = uuid::Uuid, Path, description = "The bulk retry.")),
     responses(
         (status = 200, body = BulkRetry),
-        (status = 409, description = "It had ended before.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It had ended \
+            before.", body = Problem, content_type = "application/problem+json"),
         Problems,
     )
 )]
@@ -67,7 +72,8 @@ pub(super) async fn cancel(
     match state.ledger.cancel_bulk_retry(id, &identity.name).await? {
         Cancellation::Cancelled(bulk) => Ok(Json(*bulk)),
         Cancellation::AlreadyEnded(bulk) => {
-            let detail = format!("it is {} already; only one that is running can be cancelled", bulk.status);
+            let detail =
+                format!("it is {} already; only one that is running can be cancelled", bulk.status);
             Err(Problem::new(StatusCode::CONFLICT, detail))
         }
         Cancellation::Unknown => Err(unknown()),

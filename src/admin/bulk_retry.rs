@@ -1,5 +1,5 @@
-//! `POST /api/v1/signups/customerio/sync-failures/retry`: retries all failures of a selection at a bounded rate, or says
-//! what that would do.
+//! `POST /api/v1/signups/customerio/sync-failures/retry`: retries all failures of a selection at a
+//! bounded rate, or says what that would do.
 
 use axum::{
     Extension,
@@ -35,7 +35,8 @@ pub(super) struct DryRun {
     dry_run: bool,
     /// Failures that would be retried or dismissed.
     eligible: i64,
-    /// Those among them whose event is older than 72 hours: Customer.io starts no campaign for them any more.
+    /// Those among them whose event is older than 72 hours: Customer.io starts no campaign for them
+    /// any more.
     older_than72_hours: i64,
     /// Jobs that match and would be left alone.
     not_eligible: Vec<NotEligible>,
@@ -66,7 +67,11 @@ impl DryRun {
                 preview.dismissed,
                 "the failure was dismissed; retry its signup by itself to undo that",
             ),
-            (WhyNot::Waiting, preview.waiting, "the job waits for its next try, which comes by itself"),
+            (
+                WhyNot::Waiting,
+                preview.waiting,
+                "the job waits for its next try, which comes by itself",
+            ),
             (WhyNot::UnderWay, preview.under_way, "the job is being tried now"),
         ];
         let found = reasons.into_iter().filter(|(_, count, _)| *count > 0);
@@ -74,17 +79,20 @@ impl DryRun {
             dry_run: true,
             eligible: preview.eligible,
             older_than72_hours: preview.late,
-            not_eligible: found.map(|(reason, count, meaning)| NotEligible { reason, count, meaning }).collect(),
+            not_eligible: found
+                .map(|(reason, count, meaning)| NotEligible { reason, count, meaning })
+                .collect(),
         }
     }
 }
 
 /// Retry all failures of a selection.
 ///
-/// The answer comes at once; the bulk retry is worked off at a bounded rate, survives restarts, and can be looked at and
-/// cancelled. Without a filter, every open failure is meant.
+/// The answer comes at once; the bulk retry is worked off at a bounded rate, survives restarts, and
+/// can be looked at and cancelled. Without a filter, every open failure is meant.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/sync-failures/retry", operation_id = "retryFailures", tag = "bulk", params(Parameters),
+    post, path = "/api/v1/signups/customerio/sync-failures/retry", operation_id = "retryFailures",
+    tag = "bulk", params(Parameters),
     request_body = Selection,
     responses(
         (status = 200, description = "With dryRun: what would be done.", body = DryRun),

@@ -1,4 +1,5 @@
-//! `POST /api/v1/signups/customerio/cleanup`: jobs that were left in `processing` go back to `pending`.
+//! `POST /api/v1/signups/customerio/cleanup`: jobs that were left in `processing` go back to
+//! `pending`.
 
 use axum::{Extension, Json, extract::State};
 use serde::Serialize;

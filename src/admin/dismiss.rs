@@ -1,4 +1,5 @@
-//! `POST /api/v1/signups/customerio/sync-failures/dismiss`: resolves the failures of a selection without a retry.
+//! `POST /api/v1/signups/customerio/sync-failures/dismiss`: resolves the failures of a selection
+//! without a retry.
 
 use axum::{
     Extension,
@@ -25,7 +26,8 @@ use crate::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Dismissal {
     /// Why, for those who look later.
-    #[schema(value_type = String, min_length = 1, max_length = 500, pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
+    #[schema(value_type = String, min_length = 1, max_length = 500,
+    pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
     reason: ReasonText,
     /// Only this phase.
     sync_phase: Option<SyncPhase>,
@@ -51,10 +53,12 @@ pub(super) struct Dismissed {
 
 /// Dismiss the failures of a selection. Without a filter, every open failure is meant.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/sync-failures/dismiss", operation_id = "dismissFailures", tag = "failures", params(Parameters),
+    post, path = "/api/v1/signups/customerio/sync-failures/dismiss",
+    operation_id = "dismissFailures", tag = "failures", params(Parameters),
     request_body = Dismissal,
     responses(
-        (status = 200, description = "How many were dismissed; with dryRun, what would be done.", body = DismissAnswer),
+        (status = 200, description = "How many were dismissed; with dryRun, what would be \
+            done.", body = DismissAnswer),
         Problems,
     )
 )]

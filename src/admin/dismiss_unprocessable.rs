@@ -1,4 +1,5 @@
-//! `POST /api/v1/signups/customerio/unprocessable/{id}/dismiss`: resolves a message that nobody needs.
+//! `POST /api/v1/signups/customerio/unprocessable/{id}/dismiss`: resolves a message that nobody
+//! needs.
 
 use axum::{Extension, extract::State};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,8 @@ use crate::ledger::Resolution;
 #[serde(deny_unknown_fields)]
 pub(super) struct Why {
     /// Why, for those who look later.
-    #[schema(value_type = String, min_length = 1, max_length = 500, pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
+    #[schema(value_type = String, min_length = 1, max_length = 500,
+    pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
     reason: ReasonText,
 }
 
@@ -28,7 +30,8 @@ pub(super) struct DismissedMessage {
 
 /// Dismiss a message.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/dismiss", operation_id = "dismissUnprocessable", tag = "unprocessable",
+    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/dismiss",
+    operation_id = "dismissUnprocessable", tag = "unprocessable",
     params(("failureId" = Uuid, Path, description = "The message.")), request_body = Why,
     responses((status = 200, body = DismissedMessage), Problems)
 )]

@@ -1,4 +1,5 @@
-//! Reading requests: every value is checked at the door, and an error names the key and what is allowed.
+//! Reading requests: every value is checked at the door, and an error names the key and what is
+//! allowed.
 
 use std::{borrow::Cow, fmt};
 
@@ -48,14 +49,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let is_json = content_type
-            .is_some_and(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json"));
+        let content_type =
+            request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let is_json = content_type.is_some_and(|kind| {
+            kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json")
+        });
         if !is_json {
             let detail = "expected a JSON object as body, with content-type: application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
         }
-        let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| too_large())?;
+        let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES)
+            .await
+            .map_err(|_| too_large())?;
         read_body(&body).map(Self)
     }
 }
@@ -69,7 +74,8 @@ pub(super) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> 
     let read = serde_path_to_error::deserialize(&mut deserializer);
     let value = read.map_err(|error| {
         let is_json = error.inner().is_data();
-        let status = if is_json { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+        let status =
+            if is_json { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
         Problem::new(status, located("body", &error))
     })?;
     deserializer.end().map_err(|error| Problem::bad_request(format!("body: {error}")))?;
@@ -77,12 +83,19 @@ pub(super) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> 
 }
 
 pub(super) fn too_large() -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("expected a body of at most {MAX_BODY_BYTES} bytes"))
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("expected a body of at most {MAX_BODY_BYTES} bytes"),
+    )
 }
 
 fn located<E: fmt::Display>(whole: &str, error: &serde_path_to_error::Error<E>) -> String {
     let path = error.path().to_string();
-    if path == "." { format!("{whole}: {}", error.inner()) } else { format!("{whole} {path}: {}", error.inner()) }
+    if path == "." {
+        format!("{whole}: {}", error.inner())
+    } else {
+        format!("{whole} {path}: {}", error.inner())
+    }
 }
 
 /// The one segment of the path that is an id.
@@ -95,8 +108,9 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let text = axum::extract::Path::<String>::from_request_parts(parts, state).await;
         let text = text.map_err(|error| Problem::bad_request(format!("path: {error}")))?;
-        let id =
-            text.parse().map_err(|_| Problem::bad_request(format!("path: found {:?}, expected a UUID", text.0)))?;
+        let id = text.parse().map_err(|_| {
+            Problem::bad_request(format!("path: found {:?}, expected a UUID", text.0))
+        })?;
         Ok(Self(id))
     }
 }
@@ -109,9 +123,9 @@ impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Bounded<MIN, MAX>
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Cow::<'de, str>::deserialize(deserializer)?;
         let number = text.parse().ok().filter(|number| (MIN..=MAX).contains(number));
-        number
-            .map(Self)
-            .ok_or_else(|| D::Error::custom(format!("found {text:?}, expected a whole number from {MIN} to {MAX}")))
+        number.map(Self).ok_or_else(|| {
+            D::Error::custom(format!("found {text:?}, expected a whole number from {MIN} to {MAX}"))
+        })
     }
 }
 
@@ -127,7 +141,12 @@ pub(super) struct ReasonText(pub(super) String);
 impl<'de> Deserialize<'de> for ReasonText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let is_good = !text.trim().is_empty() && text.chars().count() <= 500 && !text.contains('\0');
-        if is_good { Ok(Self(text)) } else { Err(D::Error::custom("expected a reason of 1 to 500 characters")) }
+        let is_good =
+            !text.trim().is_empty() && text.chars().count() <= 500 && !text.contains('\0');
+        if is_good {
+            Ok(Self(text))
+        } else {
+            Err(D::Error::custom("expected a reason of 1 to 500 characters"))
+        }
     }
 }

@@ -115,7 +115,8 @@ impl FailureItem {
 
 /// List the open failures.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/sync-failures", operation_id = "listFailures", tag = "failures", params(Parameters),
+    get, path = "/api/v1/signups/customerio/sync-failures", operation_id = "listFailures",
+    tag = "failures", params(Parameters),
     responses((status = 200, body = FailureList), Problems)
 )]
 pub(super) async fn list(

@@ -43,7 +43,8 @@ struct GroupView {
 
 /// Group the open failures.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/failure-groups", operation_id = "listFailureGroups", tag = "failures",
+    get, path = "/api/v1/signups/customerio/failure-groups", operation_id = "listFailureGroups",
+    tag = "failures",
     responses((status = 200, body = GroupList), Problems)
 )]
 pub(super) async fn list(

@@ -1,4 +1,5 @@
-//! What stands before every route: who asks, from where, how much and for how long; and the headers of every answer.
+//! What stands before every route: who asks, from where, how much and for how long; and the headers
+//! of every answer.
 
 use std::net::SocketAddr;
 
@@ -21,11 +22,12 @@ use super::{
 pub(super) const SESSION_COOKIE: &str = "customerio_sync_session";
 
 /// Only what this server serves may be loaded, run or spoken to.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+    img-src 'self' data:; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-/// How somebody is known. A browser sends a cookie, or comes from loopback, without anybody's doing: there the request
-/// has to come from our own page.
+/// How somebody is known. A browser sends a cookie, or comes from loopback, without anybody's
+/// doing: there the request has to come from our own page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Known {
     ByHeader,
@@ -46,7 +48,8 @@ pub(super) async fn authenticate(
         require_same_origin(request.headers())?;
     }
     if !is_read && identity.role != Role::Operator {
-        let detail = format!("{:?} has the role viewer; this needs the role operator", identity.name);
+        let detail =
+            format!("{:?} has the role viewer; this needs the role operator", identity.name);
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
     request.extensions_mut().insert(identity);
@@ -70,14 +73,23 @@ pub(super) async fn authenticate_page(
     }
 }
 
-fn identify(state: &super::State, peer: SocketAddr, headers: &HeaderMap) -> Result<(Identity, Known), Problem> {
+fn identify(
+    state: &super::State,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+) -> Result<(Identity, Known), Problem> {
     let tokens = &state.config.admin_tokens;
     if tokens.is_empty() {
-        // The name of the host, too, has to be loopback: a page elsewhere may make its own name point here.
+        // The name of the host, too, has to be loopback: a page elsewhere may make its own name
+        // point here.
         if peer.ip().to_canonical().is_loopback() && is_for_loopback(headers) {
-            return Ok((Identity { name: "local".to_owned(), role: Role::Operator }, Known::ByBrowser));
+            return Ok((
+                Identity { name: "local".to_owned(), role: Role::Operator },
+                Known::ByBrowser,
+            ));
         }
-        let detail = "no ADMIN_TOKENS are set, so only loopback peers are answered, by a loopback name";
+        let detail =
+            "no ADMIN_TOKENS are set, so only loopback peers are answered, by a loopback name";
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
     let unauthorized = |detail: &str| Problem::new(StatusCode::UNAUTHORIZED, detail);
@@ -86,22 +98,31 @@ fn identify(state: &super::State, peer: SocketAddr, headers: &HeaderMap) -> Resu
             let (scheme, token) = text.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
-        let token = presented.ok_or_else(|| unauthorized("expected Authorization: Bearer TOKEN"))?;
+        let token =
+            presented.ok_or_else(|| unauthorized("expected Authorization: Bearer TOKEN"))?;
         let identity = identify_token(state, peer, token)?;
         let identity = identity.ok_or_else(|| unauthorized("the token is not known"))?;
         return Ok((identity, Known::ByHeader));
     }
     let identity = session(headers, tokens, Utc::now());
-    let identity =
-        identity.ok_or_else(|| unauthorized("expected Authorization: Bearer TOKEN, or a session of the page"))?;
+    let identity = identity.ok_or_else(|| {
+        unauthorized("expected Authorization: Bearer TOKEN, or a session of the page")
+    })?;
     Ok((identity, Known::ByBrowser))
 }
 
 /// Whose token this is, unless the peer has presented too many that are nobody's.
-pub(super) fn identify_token(state: &super::State, peer: SocketAddr, token: &str) -> Result<Option<Identity>, Problem> {
+pub(super) fn identify_token(
+    state: &super::State,
+    peer: SocketAddr,
+    token: &str,
+) -> Result<Option<Identity>, Problem> {
     if let Some(left) = state.guesses.shut_out(peer.ip()) {
         let seconds = left.as_secs() + 1;
-        return Err(Problem::too_many(seconds, format!("too many wrong tokens came from {}", peer.ip())));
+        return Err(Problem::too_many(
+            seconds,
+            format!("too many wrong tokens came from {}", peer.ip()),
+        ));
     }
     let identity = state.config.admin_tokens.identify(token);
     if identity.is_none() {
@@ -114,16 +135,27 @@ pub(super) fn identify_token(state: &super::State, peer: SocketAddr, token: &str
 /// (<https://fetch.spec.whatwg.org/#origin-header>).
 pub(super) fn require_same_origin(headers: &HeaderMap) -> Result<(), Problem> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+    let authority = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| origin.split_once("://"))
+        .map(|(_, authority)| authority);
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     if authority.is_some() && authority == host {
         return Ok(());
     }
-    Err(Problem::new(StatusCode::FORBIDDEN, "the request comes from another site; use the page of this service"))
+    Err(Problem::new(
+        StatusCode::FORBIDDEN,
+        "the request comes from another site; use the page of this service",
+    ))
 }
 
 /// Whose session the cookie holds.
-pub(super) fn session(headers: &HeaderMap, tokens: &Tokens, now: DateTime<Utc>) -> Option<Identity> {
+pub(super) fn session(
+    headers: &HeaderMap,
+    tokens: &Tokens,
+    now: DateTime<Utc>,
+) -> Option<Identity> {
     tokens.identify_session(cookie(headers, SESSION_COOKIE)?, now)
 }
 
@@ -148,21 +180,32 @@ fn is_loopback_name(host: &str) -> bool {
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut pairs = cookies
+        .flat_map(|cookies| cookies.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// Bounds the time and the size of a request.
-pub(super) async fn limit(State(state): State<super::State>, request: Request, next: Next) -> Response {
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    if length.and_then(|length| length.parse::<usize>().ok()).is_some_and(|length| length > MAX_BODY_BYTES) {
+pub(super) async fn limit(
+    State(state): State<super::State>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if length
+        .and_then(|length| length.parse::<usize>().ok())
+        .is_some_and(|length| length > MAX_BODY_BYTES)
+    {
         return too_large().into_response();
     }
     let limit = state.config.request_timeout;
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::unavailable(format!(
-            "not done within {limit:?}; what was begun may go on, look at the result before you try again"
+            "not done within {limit:?}; what was begun may go on, look at the result before you \
+                try again"
         ))
         .into_response(),
     }
@@ -218,10 +261,16 @@ mod tests {
 
     #[test]
     fn a_request_of_another_site_is_refused() {
-        let from = |origin| headers_with(&[(header::HOST, "sync.example:8080"), (header::ORIGIN, origin)]);
+        let from =
+            |origin| headers_with(&[(header::HOST, "sync.example:8080"), (header::ORIGIN, origin)]);
         assert!(require_same_origin(&from("https://sync.example:8080")).is_ok());
         assert!(require_same_origin(&headers_with(&[(header::HOST, "sync.example:8080")])).is_ok());
-        for origin in ["https://evil.example", "null", "https://sync.example", "https://sync.example:8080.evil"] {
+        for origin in [
+            "https://evil.example",
+            "null",
+            "https://sync.example",
+            "https://sync.example:8080.evil",
+        ] {
             assert!(require_same_origin(&from(origin)).is_err(), "{origin}");
         }
     }

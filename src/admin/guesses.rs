@@ -1,6 +1,8 @@
-//! Bounds the guessing of tokens: after so many wrong ones from an address, none from there is looked at for a while.
+//! Bounds the guessing of tokens: after so many wrong ones from an address, none from there is
+//! looked at for a while.
 //!
-//! Sessions are not counted: they are signed, and one that has expired is no guess. Each replica counts for itself.
+//! Sessions are not counted: they are signed, and one that has expired is no guess. Each replica
+//! counts for itself.
 
 use std::{
     collections::HashMap,
@@ -11,8 +13,8 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Wrong tokens of an address that are looked at in a [`WINDOW`]. A client with an outdated token that asks every few
-/// seconds stays below.
+/// Wrong tokens of an address that are looked at in a [`WINDOW`]. A client with an outdated token
+/// that asks every few seconds stays below.
 const ALLOWED: u32 = 30;
 /// It begins with an address's first wrong token.
 const WINDOW: Duration = Duration::from_mins(1);
@@ -55,7 +57,8 @@ impl Guesses {
         }
         window.wrong += 1;
         if window.wrong == ALLOWED {
-            tracing::warn!(%peer, "{ALLOWED} wrong tokens within {WINDOW:?}: none from there is looked at until that is over");
+            tracing::warn!(%peer, "{ALLOWED} wrong tokens within {WINDOW:?}: none from there is \
+                looked at until that is over");
         } else {
             tracing::info!(%peer, "a wrong token was presented");
         }
@@ -72,7 +75,9 @@ impl Guesses {
 fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
+        IpAddr::V6(address) => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
+        }
     }
 }
 
@@ -88,7 +93,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_guesses_too_often_is_shut_out_for_a_while_and_nobody_else_is() {
-        let (guesses, peer, other) = (Guesses::default(), [10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let (guesses, peer, other) =
+            (Guesses::default(), [10, 0, 0, 1].into(), [10, 0, 0, 2].into());
         guess(&guesses, peer, ALLOWED - 1);
         assert_eq!(guesses.shut_out(peer), None);
         tokio::time::advance(WINDOW / 4).await;
@@ -113,13 +119,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_remembered_is_bounded() {
         let guesses = Guesses::default();
-        let address =
-            |number: usize| IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(number).expect("small")));
+        let address = |number: usize| {
+            IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(number).expect("small")))
+        };
         for number in 0..ADDRESSES * 2 {
             guess(&guesses, address(number), 1);
         }
         assert_eq!(guesses.windows().len(), ADDRESSES + 1);
-        assert!(guesses.shut_out(address(0)).is_none() && guesses.shut_out(address(ADDRESSES)).is_some());
+        assert!(
+            guesses.shut_out(address(0)).is_none()
+                && guesses.shut_out(address(ADDRESSES)).is_some()
+        );
         tokio::time::advance(WINDOW).await;
         assert!(guesses.shut_out(address(ADDRESSES)).is_none());
         guess(&guesses, address(ADDRESSES), 1);

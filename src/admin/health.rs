@@ -15,7 +15,8 @@ pub(super) async fn live() -> Json<Value> {
     Json(json!({ "status": "live" }))
 }
 
-/// Whether work can be done: database and broker answer, and the service is not stopping. With the reasons when not.
+/// Whether work can be done: database and broker answer, and the service is not stopping. With the
+/// reasons when not.
 pub(super) async fn ready(State(state): State<super::State>) -> (StatusCode, Json<Value>) {
     let mut reasons = Vec::new();
     match tokio::time::timeout(PATIENCE, state.ledger.ping()).await {

@@ -15,8 +15,8 @@ use crate::{
     ledger::Drift,
 };
 
-/// What was taken in against what became of it. While messages are on their way, ledger and queues may differ for a
-/// moment; a drift that stays for ten minutes is real.
+/// What was taken in against what became of it. While messages are on their way, ledger and queues
+/// may differ for a moment; a drift that stays for ten minutes is real.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct IntegrityView {
@@ -83,7 +83,8 @@ struct DriftView {
 
 /// Tell whether anything was lost, doubled or left behind.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/integrity", operation_id = "showIntegrity", tag = "overview",
+    get, path = "/api/v1/signups/customerio/integrity", operation_id = "showIntegrity",
+    tag = "overview",
     responses((status = 200, body = IntegrityView), Problems)
 )]
 pub(super) async fn show(
@@ -91,7 +92,10 @@ pub(super) async fn show(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<IntegrityView>, Problem> {
     let ready = state.ready()?;
-    let link = ready.links.first().ok_or_else(|| Problem::unavailable("there is no connection to the broker"))?;
+    let link = ready
+        .links
+        .first()
+        .ok_or_else(|| Problem::unavailable("there is no connection to the broker"))?;
     match integrity::look(&state.ledger, link, ready.processor.gate().is_shut).await {
         Ok(findings) => Ok(Json(view(findings))),
         Err(integrity::Error::Ledger(error)) => Err(error.into()),
@@ -112,7 +116,11 @@ fn view(Findings { balance: b, queues, drifted }: Findings) -> IntegrityView {
     IntegrityView {
         holds: drift.is_empty(),
         checked_at: Utc::now(),
-        published: Published { jobs: b.jobs_taken_in, unprocessable: b.unprocessable_taken_in, total: b.taken_in() },
+        published: Published {
+            jobs: b.jobs_taken_in,
+            unprocessable: b.unprocessable_taken_in,
+            total: b.taken_in(),
+        },
         accounted_for: AccountedFor {
             completed: b.completed,
             failed_open: b.failed_open,
@@ -136,30 +144,39 @@ fn view(Findings { balance: b, queues, drifted }: Findings) -> IntegrityView {
 const fn meaning(drift: Drift) -> &'static str {
     match drift {
         Drift::Balance => {
-            "more or fewer jobs and messages are there than were taken in: somebody has changed the tables by hand"
+            "more or fewer jobs and messages are there than were taken in: somebody has changed \
+                the tables by hand"
         }
         Drift::Waiting => {
-            "jobs wait for a retry and the delay tiers hold fewer messages, so some were purged or lost; they are sent \
+            "jobs wait for a retry and the delay tiers hold fewer messages, so some were purged \
+                or lost; they are sent \
              again two minutes after they are due"
         }
         Drift::Overdue => {
-            "jobs are long due and nobody works on them; they are sent again within minutes, or at once by \
+            "jobs are long due and nobody works on them; they are sent again within minutes, or \
+                at once by \
              POST …/process"
         }
-        Drift::Stuck => "jobs are processed for too long, their replica is gone; POST …/cleanup puts them back",
+        Drift::Stuck => {
+            "jobs are processed for too long, their replica is gone; POST …/cleanup puts them back"
+        }
         Drift::NotMirrored => {
-            "failed jobs are in no list of the mirror; they are parked again within minutes, and can be retried at once"
+            "failed jobs are in no list of the mirror; they are parked again within minutes, and \
+                can be retried at once"
         }
         Drift::NotFailed => {
-            "the mirror has open failures of jobs that have not failed, or has one twice: somebody has changed the \
+            "the mirror has open failures of jobs that have not failed, or has one twice: \
+                somebody has changed the \
              tables by hand"
         }
         Drift::Flags => {
-            "signups are flagged as failed and have no failed job, or the other way round: somebody has changed the \
+            "signups are flagged as failed and have no failed job, or the other way round: \
+                somebody has changed the \
              tables by hand"
         }
         Drift::FailureQueue => {
-            "the failure queue differs from the open failures, because somebody took messages, or looks at them now; a \
+            "the failure queue differs from the open failures, because somebody took messages, or \
+                looks at them now; a \
              sweep brings it in line within a minute"
         }
     }

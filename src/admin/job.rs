@@ -44,7 +44,8 @@ pub(super) struct Detail {
     ladder: Vec<TierView>,
     /// What its failure means; absent if it has none.
     verdict: Option<VerdictView>,
-    /// The queue that it waits in, or its failure, if the settings say where RabbitMQ's management UI is.
+    /// The queue that it waits in, or its failure, if the settings say where RabbitMQ's management
+    /// UI is.
     queue_url: Option<String>,
 }
 
@@ -188,8 +189,10 @@ fn view(detail: JobDetail, ladder: &Ladder, queue_url: Option<String>, masked: b
             occurred_at: Some(job.occurred_at),
         })
     });
-    let tier =
-        |tier: &crate::retry::Tier| TierView { name: tier.name.clone(), delay_seconds: tier.delay.as_secs_f64() };
+    let tier = |tier: &crate::retry::Tier| TierView {
+        name: tier.name.clone(),
+        delay_seconds: tier.delay.as_secs_f64(),
+    };
     Detail {
         signup: signup_view(job.signup_id, signup, flags, masked),
         job: job_view(job, masked),

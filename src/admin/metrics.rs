@@ -17,11 +17,17 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// All metrics. The gauges of the ledger are read when they are asked for.
-pub(super) async fn render(State(state): State<super::State>) -> ([(HeaderName, &'static str); 1], String) {
+pub(super) async fn render(
+    State(state): State<super::State>,
+) -> ([(HeaderName, &'static str); 1], String) {
     match tokio::time::timeout(PATIENCE, state.ledger.stats()).await {
         Ok(Ok(stats)) => {
             for &status in Status::ALL {
-                state.metrics.jobs_by_status.with_label_values(&[status.as_str()]).set(stats.of_status(status));
+                state
+                    .metrics
+                    .jobs_by_status
+                    .with_label_values(&[status.as_str()])
+                    .set(stats.of_status(status));
             }
             state.metrics.open_failures.set(stats.open_failures + stats.unprocessable);
             state.metrics.oldest_pending.set(stats.oldest_pending_seconds);

@@ -86,7 +86,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Where `queue` can be looked at, if that is known. `management_url` holds `{queue}` where its name belongs.
+    /// Where `queue` can be looked at, if that is known. `management_url` holds `{queue}` where its
+    /// name belongs.
     fn queue_url(&self, queue: &str) -> Option<String> {
         (!self.management_url.is_empty()).then(|| self.management_url.replace("{queue}", queue))
     }
@@ -128,9 +129,9 @@ pub struct Ready {
 
 impl State {
     fn ready(&self) -> Result<&Ready, Problem> {
-        self.ready
-            .get()
-            .ok_or_else(|| Problem::unavailable("the broker is not connected yet; /readyz tells when it is"))
+        self.ready.get().ok_or_else(|| {
+            Problem::unavailable("the broker is not connected yet; /readyz tells when it is")
+        })
     }
 }
 
@@ -138,7 +139,9 @@ impl State {
 pub async fn serve(listener: TcpListener, state: State) {
     let (config, lifecycle) = (state.config.clone(), state.lifecycle.clone());
     if config.admin_tokens.is_empty() {
-        tracing::warn!("no ADMIN_TOKENS are set: the admin API and the page answer loopback peers alone");
+        tracing::warn!(
+            "no ADMIN_TOKENS are set: the admin API and the page answer loopback peers alone"
+        );
     }
     server::serve(listener, router(state), &config, lifecycle).await;
 }
@@ -165,7 +168,10 @@ fn router(state: State) -> Router {
         .merge(page)
         .fallback(async || Problem::not_found("there is nothing here; /docs lists what there is"))
         .method_not_allowed_fallback(async || {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path knows other methods; the header Allow lists them")
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path knows other methods; the header Allow lists them",
+            )
         })
         .layer(middleware::from_fn_with_state(state.clone(), guard::limit))
         .layer(middleware::from_fn(guard::headers))

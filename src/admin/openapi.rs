@@ -1,4 +1,5 @@
-//! `GET /openapi.json` and `GET /docs`: the admin API, described from the types that it reads and writes.
+//! `GET /openapi.json` and `GET /docs`: the admin API, described from the types that it reads and
+//! writes.
 
 use axum::{
     Router,
@@ -13,16 +14,18 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
-    State, bulk_retries, bulk_retry, cleanup, dismiss, dismiss_unprocessable, failures, groups, integrity, job,
-    process, replay, retry, reveal, stats, unprocessable, ws,
+    State, bulk_retries, bulk_retry, cleanup, dismiss, dismiss_unprocessable, failures, groups,
+    integrity, job, process, replay, retry, reveal, stats, unprocessable, ws,
 };
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "customerio-sync",
-        description = "See, understand and mend what did not reach Customer.io.\n\nErrors are RFC 9457 problem details. \
-            With ADMIN_TOKENS set, every request needs a token: the role `viewer` may read, `operator` may act. \
+        description = "See, understand and mend what did not reach Customer.io.\n\nErrors are RFC \
+            9457 problem details. \
+            With ADMIN_TOKENS set, every request needs a token: the role `viewer` may read, \
+            `operator` may act. \
             /asyncapi.json describes the messages.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
@@ -44,7 +47,10 @@ struct Token;
 impl Modify for Token {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
-        openapi.components.get_or_insert_default().add_security_scheme("token", SecurityScheme::Http(scheme));
+        openapi
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("token", SecurityScheme::Http(scheme));
     }
 }
 
@@ -73,14 +79,18 @@ pub(super) fn routes() -> OpenApiRouter<State> {
 }
 
 /// Swagger UI, which sets styles of its own and draws images that are part of them.
-const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
-     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' \
+    'unsafe-inline'; \
+     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
 
 /// The description, and a page that shows it.
 pub(super) fn docs(description: utoipa::openapi::OpenApi) -> Router<State> {
     let ui: Router<State> = SwaggerUi::new("/docs").url("/openapi.json", description).into();
     ui.layer(middleware::map_response(async |mut response: axum::response::Response| {
-        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(DOCS_POLICY));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(DOCS_POLICY));
         response
     }))
 }

@@ -80,10 +80,15 @@ impl From<ledger::Error> for Problem {
     fn from(error: ledger::Error) -> Self {
         if error.is_transient() {
             tracing::warn!(%error, "a request met the database in trouble");
-            return Self::unavailable("the database did not answer; try again in a moment, /readyz tells more");
+            return Self::unavailable(
+                "the database did not answer; try again in a moment, /readyz tells more",
+            );
         }
         tracing::error!(%error, "a request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the database refused this request; the log tells more")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the database refused this request; the log tells more",
+        )
     }
 }
 
@@ -112,7 +117,8 @@ pub(super) enum Problems {
     /// JSON of another shape than expected; `detail` names the field.
     #[response(status = 422, content_type = "application/problem+json")]
     Unprocessable(Problem),
-    /// Too many wrong tokens came from this address; `Retry-After` tells for how long none is looked at.
+    /// Too many wrong tokens came from this address; `Retry-After` tells for how long none is
+    /// looked at.
     #[response(status = 429, content_type = "application/problem+json")]
     TooMany(Problem),
     /// The database or the broker does not answer.

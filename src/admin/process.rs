@@ -30,7 +30,8 @@ pub(super) struct Summary {
 
 /// Run jobs that are ready.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/process", operation_id = "processJobs", tag = "jobs", params(Parameters),
+    post, path = "/api/v1/signups/customerio/process", operation_id = "processJobs", tag = "jobs",
+    params(Parameters),
     responses((status = 200, body = Summary), Problems)
 )]
 pub(super) async fn process(

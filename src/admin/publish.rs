@@ -1,4 +1,5 @@
-//! Publishing for a request: it waits for the confirm for a while, and the publish goes on without it.
+//! Publishing for a request: it waits for the confirm for a while, and the publish goes on without
+//! it.
 
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ pub(super) enum Published {
     NotYet,
 }
 
-/// Publishes the messages of jobs that were started afresh. The ledger has them, so they are tried on until the broker
-/// takes them, whoever waits.
+/// Publishes the messages of jobs that were started afresh. The ledger has them, so they are tried
+/// on until the broker takes them, whoever waits.
 pub(super) async fn publish_jobs(publisher: &Publisher, jobs: &[Job]) -> Published {
     let messages: Vec<_> = jobs.iter().map(Message::job).collect();
     let publisher = publisher.clone();
@@ -35,7 +36,8 @@ pub(super) async fn publish_jobs(publisher: &Publisher, jobs: &[Job]) -> Publish
     }
 }
 
-/// Publishes one message, and gives up when the confirm does not come: whether it arrived is not known then.
+/// Publishes one message, and gives up when the confirm does not come: whether it arrived is not
+/// known then.
 pub(super) async fn publish_once(publisher: &Publisher, message: &Message) -> Published {
     match tokio::time::timeout(PATIENCE, publisher.publish(message)).await {
         Ok(()) => Published::Confirmed,

@@ -1,5 +1,5 @@
-//! `POST /api/v1/signups/customerio/unprocessable/{id}/replay`: publishes a message that could not be understood again,
-//! as it came.
+//! `POST /api/v1/signups/customerio/unprocessable/{id}/replay`: publishes a message that could not
+//! be understood again, as it came.
 
 use axum::{Extension, Json, extract::State};
 use serde::Serialize;
@@ -29,7 +29,8 @@ pub(super) struct Replayed {
 
 /// Publish a message again. If it still can't be understood, it comes back as a new one.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/replay", operation_id = "replayUnprocessable", tag = "unprocessable",
+    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/replay",
+    operation_id = "replayUnprocessable", tag = "unprocessable",
     params(("failureId" = Uuid, Path, description = "The message.")),
     responses((status = 200, body = Replayed), Problems)
 )]
@@ -48,9 +49,12 @@ pub(super) async fn replay(
         body: message.body.clone(),
     };
     // Published first: a crash in between replays it once more, which changes nothing.
-    if publish_once(&ready.publisher, &Message::replay(id, origin, original)).await == Published::NotYet {
+    if publish_once(&ready.publisher, &Message::replay(id, origin, original)).await
+        == Published::NotYet
+    {
         return Err(Problem::unavailable(
-            "the broker has not confirmed the message, so it stays in the list; try again when /readyz says ready",
+            "the broker has not confirmed the message, so it stays in the list; try again when \
+                /readyz says ready",
         ));
     }
     state.ledger.resolve_unprocessable(id, Resolution::Replayed, &identity.name).await?;

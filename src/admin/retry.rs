@@ -41,7 +41,8 @@ struct RetriedJob {
 
 /// Start the failed jobs of a signup again, from attempt 0.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/{signupId}/retry", operation_id = "retrySignup", tag = "failures",
+    post, path = "/api/v1/signups/customerio/{signupId}/retry", operation_id = "retrySignup",
+    tag = "failures",
     params(("signupId" = Uuid, Path, description = "The signup."), Parameters),
     responses((status = 200, body = Retried), Problems)
 )]
@@ -54,15 +55,20 @@ pub(super) async fn retry(
     let ready = state.ready()?;
     let jobs = state.ledger.retry_signup(signup_id, parameters.sync_phase, &identity.name).await?;
     if jobs.is_empty() {
-        let detail = "no job of this signup and phase has failed; a job that waits or is done can't be retried";
+        let detail = "no job of this signup and phase has failed; a job that waits or is done \
+            can't be retried";
         return Err(Problem::not_found(detail));
     }
     let published = publish_jobs(&ready.publisher, &jobs).await;
     Ok(Json(Retried {
-        retried: jobs.iter().map(|job| RetriedJob { job_id: job.id, sync_phase: job.phase }).collect(),
+        retried: jobs
+            .iter()
+            .map(|job| RetriedJob { job_id: job.id, sync_phase: job.phase })
+            .collect(),
         count: jobs.len(),
         notice: (published == Published::NotYet).then_some(
-            "the retry is written down and the broker has not confirmed its message yet; it is sent as soon as the broker is back",
+            "the retry is written down and the broker has not confirmed its message yet; it is \
+                sent as soon as the broker is back",
         ),
     }))
 }

@@ -1,4 +1,5 @@
-//! `POST /api/v1/signups/customerio/jobs/{jobId}/reveal`: shows who a masked customer is, and writes down who looked.
+//! `POST /api/v1/signups/customerio/jobs/{jobId}/reveal`: shows who a masked customer is, and
+//! writes down who looked.
 
 use axum::{Extension, Json, extract::State};
 
@@ -11,7 +12,8 @@ use super::{
 
 /// Show the customer of a job; the audit log tells who did.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/jobs/{jobId}/reveal", operation_id = "revealCustomer", tag = "jobs",
+    post, path = "/api/v1/signups/customerio/jobs/{jobId}/reveal", operation_id = "revealCustomer",
+    tag = "jobs",
     params(("jobId" = uuid::Uuid, Path, description = "The job.")),
     responses((status = 200, body = CustomerView), Problems)
 )]

@@ -22,11 +22,18 @@ const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Pause after the system refused a connection, as it does when no file descriptor is left.
 const AFTER_REFUSAL: Duration = Duration::from_millis(200);
 
-/// Serves until everything has to end, and then until the requests under way are answered. Who stops waiting for it
-/// cuts them off.
-pub(super) async fn serve(listener: TcpListener, router: Router, config: &Config, lifecycle: Lifecycle) {
+/// Serves until everything has to end, and then until the requests under way are answered. Who
+/// stops waiting for it cuts them off.
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    config: &Config,
+    lifecycle: Lifecycle,
+) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_header_size(MAX_HEAD_BYTES);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_header_size(MAX_HEAD_BYTES);
     let places = Arc::new(Semaphore::new(config.connections));
     let mut connections = JoinSet::new();
     let accepted = async || {
@@ -41,7 +48,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, config: &Config
         };
         match accepted {
             Ok((stream, peer)) => {
-                let served = connection(http.clone(), stream, peer, router.clone(), lifecycle.clone());
+                let served =
+                    connection(http.clone(), stream, peer, router.clone(), lifecycle.clone());
                 connections.spawn(async move {
                     served.await;
                     drop(place);
@@ -57,14 +65,23 @@ pub(super) async fn serve(listener: TcpListener, router: Router, config: &Config
 }
 
 /// Serves one connection until it ends, or becomes a WebSocket.
-async fn connection(http: http1::Builder, stream: TcpStream, peer: SocketAddr, router: Router, lifecycle: Lifecycle) {
-    // Without it, small answers may wait for the peer's delayed acknowledgement. Failing costs no more than that.
+async fn connection(
+    http: http1::Builder,
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    lifecycle: Lifecycle,
+) {
+    // Without it, small answers may wait for the peer's delayed acknowledgement. Failing costs no
+    // more than that.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
         let answered = router.clone().oneshot(request);
-        async move { Ok::<_, Infallible>(answered.await.unwrap_or_else(|never: Infallible| match never {})) }
+        async move {
+            Ok::<_, Infallible>(answered.await.unwrap_or_else(|never: Infallible| match never {}))
+        }
     });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {

@@ -1,4 +1,5 @@
-//! `POST /session` and `POST /session/end`: a browser's way in and out, and `GET /session`: who it is.
+//! `POST /session` and `POST /session/end`: a browser's way in and out, and `GET /session`: who it
+//! is.
 
 use std::net::SocketAddr;
 
@@ -33,7 +34,10 @@ pub(super) struct Who {
     has_session: bool,
 }
 
-pub(super) async fn show(State(state): State<super::State>, Extension(identity): Extension<Identity>) -> Json<Who> {
+pub(super) async fn show(
+    State(state): State<super::State>,
+    Extension(identity): Extension<Identity>,
+) -> Json<Who> {
     let has_session = !state.config.admin_tokens.is_empty();
     Json(Who { name: identity.name, role: identity.role.as_str(), has_session })
 }
@@ -47,7 +51,8 @@ pub(super) async fn begin(
 ) -> Result<Response, Problem> {
     require_same_origin(&headers)?;
     let identity = identify_token(&state, peer, login.token.trim())?;
-    let session = identity.and_then(|identity| state.config.admin_tokens.session(&identity.name, Utc::now()));
+    let session =
+        identity.and_then(|identity| state.config.admin_tokens.session(&identity.name, Utc::now()));
     let Some(session) = session else { return Ok(page::login(Some("This token is not known."))) };
     Ok((cookie(&headers, &session, SESSION.num_seconds()), Redirect::to("/")).into_response())
 }
@@ -62,7 +67,9 @@ pub(super) async fn end(headers: HeaderMap) -> Result<Response, Problem> {
 fn cookie(headers: &HeaderMap, session: &str, seconds: i64) -> HeaderMap {
     let is_tls = headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https");
     let secure = if is_tls { "; Secure" } else { "" };
-    let cookie = format!("{SESSION_COOKIE}={session}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+    let cookie = format!(
+        "{SESSION_COOKIE}={session}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+    );
     let value = HeaderValue::try_from(cookie).expect("a session is plain ASCII");
     HeaderMap::from_iter([(header::SET_COOKIE, value)])
 }

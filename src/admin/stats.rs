@@ -32,7 +32,8 @@ pub(super) struct StatsView {
     gate: Gate,
     /// The tries of the last hour, a row a minute in which there were any, oldest first.
     last_hour: Vec<MinuteView>,
-    /// Where the failure queue can be looked at, if the settings say where RabbitMQ's management UI is.
+    /// Where the failure queue can be looked at, if the settings say where RabbitMQ's management UI
+    /// is.
     failure_queue_url: Option<String>,
 }
 
@@ -120,7 +121,8 @@ fn gate(state: &super::State) -> Gate {
     let meaning = match reason {
         None => "calls go through",
         Some(GateReason::Outage) => {
-            "Customer.io does not answer; one job probes now and then, the others wait and spend no retry"
+            "Customer.io does not answer; one job probes now and then, the others wait and spend \
+                no retry"
         }
         Some(GateReason::Credentials) => {
             "credentials refused: set the site id, the API key and the region; the jobs wait"
@@ -138,7 +140,12 @@ fn gate(state: &super::State) -> Gate {
     }
 }
 
-fn view(stats: &Stats, minutes: Vec<ledger::Minute>, gate: Gate, failure_queue_url: Option<String>) -> StatsView {
+fn view(
+    stats: &Stats,
+    minutes: Vec<ledger::Minute>,
+    gate: Gate,
+    failure_queue_url: Option<String>,
+) -> StatsView {
     let by_phase = |status| ByPhase {
         initial: stats.of(status, SyncPhase::Initial),
         enriched: stats.of(status, SyncPhase::Enriched),
@@ -150,7 +157,10 @@ fn view(stats: &Stats, minutes: Vec<ledger::Minute>, gate: Gate, failure_queue_u
             completed: stats.of_status(Status::Completed),
             failed: stats.of_status(Status::Failed),
         },
-        by_phase: ByEnd { completed: by_phase(Status::Completed), failed: by_phase(Status::Failed) },
+        by_phase: ByEnd {
+            completed: by_phase(Status::Completed),
+            failed: by_phase(Status::Failed),
+        },
         unprocessable: stats.unprocessable,
         open_failures: stats.open_failures,
         oldest_pending_seconds: stats.oldest_pending_seconds,
@@ -158,7 +168,12 @@ fn view(stats: &Stats, minutes: Vec<ledger::Minute>, gate: Gate, failure_queue_u
         gate,
         last_hour: minutes
             .into_iter()
-            .map(|m| MinuteView { at: m.at, completed: m.completed, retried: m.retried, failed: m.failed })
+            .map(|m| MinuteView {
+                at: m.at,
+                completed: m.completed,
+                retried: m.retried,
+                failed: m.failed,
+            })
             .collect(),
         failure_queue_url,
     }

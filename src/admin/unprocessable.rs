@@ -1,4 +1,5 @@
-//! `GET /api/v1/signups/customerio/unprocessable`, and one of them: messages that could not be understood.
+//! `GET /api/v1/signups/customerio/unprocessable`, and one of them: messages that could not be
+//! understood.
 
 use axum::{Json, extract::State};
 use base64::Engine;
@@ -78,7 +79,9 @@ impl UnprocessableView {
             occurred_at: None,
         });
         let (path, told) = match message.error_message.split_once(": ") {
-            Some((path, told)) if reason == Reason::Unprocessable => (Some(path.to_owned()), told.to_owned()),
+            Some((path, told)) if reason == Reason::Unprocessable => {
+                (Some(path.to_owned()), told.to_owned())
+            }
             _ => (None, message.error_message),
         };
         let body_bytes = message.body.len();
@@ -106,13 +109,17 @@ impl UnprocessableView {
 fn shown(body: &[u8], most: usize) -> (Option<String>, Option<String>) {
     match std::str::from_utf8(body) {
         Ok(text) => (Some(text[..text.floor_char_boundary(most)].to_owned()), None),
-        Err(_) => (None, Some(base64::engine::general_purpose::STANDARD.encode(&body[..body.len().min(most)]))),
+        Err(_) => (
+            None,
+            Some(base64::engine::general_purpose::STANDARD.encode(&body[..body.len().min(most)])),
+        ),
     }
 }
 
 /// List the messages that could not be understood.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/unprocessable", operation_id = "listUnprocessable", tag = "unprocessable", params(Parameters),
+    get, path = "/api/v1/signups/customerio/unprocessable", operation_id = "listUnprocessable",
+    tag = "unprocessable", params(Parameters),
     responses((status = 200, body = UnprocessableList), Problems)
 )]
 pub(super) async fn list(
@@ -122,13 +129,15 @@ pub(super) async fn list(
     let limit = parameters.limit.map_or(50, |limit| limit.0);
     let offset = parameters.offset.map_or(0, |offset| offset.0);
     let (items, total) = state.ledger.unprocessable(limit, offset).await?;
-    let items = items.into_iter().map(|message| UnprocessableView::new(message, MOST_BODY_BYTES)).collect();
+    let items =
+        items.into_iter().map(|message| UnprocessableView::new(message, MOST_BODY_BYTES)).collect();
     Ok(Json(UnprocessableList { items, total, limit, offset }))
 }
 
 /// Show one message with its whole body.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/unprocessable/{failureId}", operation_id = "showUnprocessable", tag = "unprocessable",
+    get, path = "/api/v1/signups/customerio/unprocessable/{failureId}",
+    operation_id = "showUnprocessable", tag = "unprocessable",
     params(("failureId" = Uuid, Path, description = "The message.")),
     responses((status = 200, body = UnprocessableView), Problems)
 )]
@@ -142,5 +151,7 @@ pub(super) async fn show(
 }
 
 pub(super) fn unknown() -> Problem {
-    Problem::not_found("there is no open message with this id; it may have been replayed or dismissed")
+    Problem::not_found(
+        "there is no open message with this id; it may have been replayed or dismissed",
+    )
 }

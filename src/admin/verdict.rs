@@ -22,6 +22,11 @@ pub(super) struct VerdictView {
 impl VerdictView {
     pub(super) fn of(case: &Case<'_>) -> Self {
         let verdict = verdict(case, Utc::now());
-        Self { cause: verdict.cause, meaning: verdict.meaning, next: verdict.next, warning: verdict.warning }
+        Self {
+            cause: verdict.cause,
+            meaning: verdict.meaning,
+            next: verdict.next,
+            warning: verdict.warning,
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! `GET /api/v1/signups/customerio/ws`: outcomes and the progress of bulk retries, a text frame each.
+//! `GET /api/v1/signups/customerio/ws`: outcomes and the progress of bulk retries, a text frame
+//! each.
 
 use std::time::Duration;
 
@@ -27,13 +28,15 @@ const MAX_FRAME_BYTES: usize = 4096;
 
 /// Watch outcomes as they happen.
 ///
-/// Each outcome message is one text frame, whichever replica did the work; `/asyncapi.json` describes the frames. A
-/// client that reads slowly gets a frame `feed.missed` with the number of frames that it missed.
+/// Each outcome message is one text frame, whichever replica did the work; `/asyncapi.json`
+/// describes the frames. A client that reads slowly gets a frame `feed.missed` with the number of
+/// frames that it missed.
 #[utoipa::path(
     get, path = "/api/v1/signups/customerio/ws", operation_id = "watchOutcomes", tag = "overview",
     responses(
         (status = 101, description = "Switching to WebSocket."),
-        (status = 426, description = "Not a WebSocket request.", body = Problem, content_type = "application/problem+json"),
+        (status = 426, description = "Not a WebSocket \
+            request.", body = Problem, content_type = "application/problem+json"),
         Problems,
     )
 )]
@@ -48,7 +51,9 @@ pub(super) async fn watch(
     let ready = state.ready()?;
     let permit = state.websockets.clone().try_acquire_owned().map_err(|_| {
         let most = state.config.websocket_clients;
-        Problem::unavailable(format!("{most} clients are connected, as many as are allowed; try again later"))
+        Problem::unavailable(format!(
+            "{most} clients are connected, as many as are allowed; try again later"
+        ))
     })?;
     let watcher = ready.feed.watch().await;
     let lifecycle = state.lifecycle.clone();
@@ -75,7 +80,8 @@ async fn serve(mut socket: WebSocket, mut watcher: Watcher, lifecycle: Lifecycle
         let message = tokio::select! {
             () = lifecycle.draining() => {
                 let reason = Utf8Bytes::from_static("the service is stopping");
-                let _ = socket.send(Message::Close(Some(CloseFrame { code: close_code::AWAY, reason }))).await;
+                let _ = socket.send(Message::Close(Some(CloseFrame { code: close_code::AWAY,
+                reason }))).await;
                 return;
             }
             frame = watcher.next() => match frame.map(Utf8Bytes::try_from) {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use lapin::{
     Channel, Consumer,
-    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    },
     types::FieldTable,
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -66,7 +68,10 @@ impl Receipt {
 
     /// Gives the message back to its queue.
     pub async fn give_back(self) -> Acknowledged {
-        self.acknowledged(self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() })).await
+        self.acknowledged(
+            self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() }),
+        )
+        .await
     }
 
     async fn acknowledged(&self, sent: impl Future<Output = lapin::Result<bool>>) -> Acknowledged {
@@ -79,7 +84,9 @@ impl Receipt {
 
 impl Delivery {
     fn new(mut delivery: lapin::message::Delivery) -> Self {
-        let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
+        let text = |value: &Option<lapin::types::ShortString>| {
+            value.as_ref().map(|text| text.as_str().to_owned())
+        };
         Self {
             exchange: delivery.exchange.to_string(),
             routing_key: delivery.routing_key.to_string(),
@@ -93,9 +100,9 @@ impl Delivery {
     }
 }
 
-/// Sends the deliveries of `queue` to `deliveries`, `prefetch` unacknowledged ones at most, until nothing new is to be
-/// taken. A channel or connection that is lost is replaced. The channel stays open until everything has to end, so that
-/// what is in hand can still be acknowledged.
+/// Sends the deliveries of `queue` to `deliveries`, `prefetch` unacknowledged ones at most, until
+/// nothing new is to be taken. A channel or connection that is lost is replaced. The channel stays
+/// open until everything has to end, so that what is in hand can still be acknowledged.
 pub async fn consume<T: Send>(
     link: Arc<Link>,
     queue: &'static str,
@@ -109,7 +116,9 @@ pub async fn consume<T: Send>(
         match start(&link, queue, prefetch).await {
             Ok((channel, mut consumer)) => {
                 pauses.reset();
-                if forward(&channel, &mut consumer, &lifecycle, &deliveries, &wrap).await == Ended::Draining {
+                if forward(&channel, &mut consumer, &lifecycle, &deliveries, &wrap).await
+                    == Ended::Draining
+                {
                     stop(&channel, &consumer).await;
                     drop(deliveries);
                     lifecycle.ended().await;
@@ -132,11 +141,20 @@ enum Ended {
     CutOff,
 }
 
-async fn start(link: &Link, queue: &'static str, prefetch: u16) -> Result<(Channel, Consumer), Error> {
+async fn start(
+    link: &Link,
+    queue: &'static str,
+    prefetch: u16,
+) -> Result<(Channel, Consumer), Error> {
     let channel = link.channel().await?;
     let prefetched = channel.basic_qos(prefetch, BasicQosOptions::default());
     request(&channel, "setting the prefetch", prefetched).await?;
-    let started = channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+    let started = channel.basic_consume(
+        queue.into(),
+        "".into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
     let consumer = request(&channel, "starting a consumer", started).await?;
     Ok((channel, consumer))
 }

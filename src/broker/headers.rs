@@ -3,10 +3,12 @@
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Map, Value};
 
-/// The longest error text that is put into a header, in bytes. All headers have to fit into one frame of 128 KiB.
+/// The longest error text that is put into a header, in bytes. All headers have to fit into one
+/// frame of 128 KiB.
 const LONGEST_TEXT: usize = 2048;
 
-/// The start of `text`, short enough for a header and fit for PostgreSQL: no longer than 2 KiB, without U+0000.
+/// The start of `text`, short enough for a header and fit for PostgreSQL: no longer than 2 KiB,
+/// without U+0000.
 pub fn capped(text: &str) -> String {
     let end = text.floor_char_boundary(LONGEST_TEXT);
     text[..end].replace('\0', "\u{fffd}")
@@ -61,7 +63,11 @@ impl HeaderMap {
 }
 
 fn table_to_json(table: &FieldTable) -> Map<String, Value> {
-    table.inner().iter().map(|(key, value)| (key.as_str().replace('\0', "\u{fffd}"), to_json(value))).collect()
+    table
+        .inner()
+        .iter()
+        .map(|(key, value)| (key.as_str().replace('\0', "\u{fffd}"), to_json(value)))
+        .collect()
 }
 
 fn to_json(value: &AMQPValue) -> Value {
@@ -79,8 +85,12 @@ fn to_json(value: &AMQPValue) -> Value {
         AMQPValue::Double(value) => (*value).into(),
         AMQPValue::DecimalValue(value) => format!("{value:?}").into(),
         AMQPValue::ShortString(text) => text.as_str().replace('\0', "\u{fffd}").into(),
-        AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).replace('\0', "\u{fffd}").into(),
-        AMQPValue::ByteArray(bytes) => String::from_utf8_lossy(bytes.as_slice()).replace('\0', "\u{fffd}").into(),
+        AMQPValue::LongString(text) => {
+            String::from_utf8_lossy(text.as_bytes()).replace('\0', "\u{fffd}").into()
+        }
+        AMQPValue::ByteArray(bytes) => {
+            String::from_utf8_lossy(bytes.as_slice()).replace('\0', "\u{fffd}").into()
+        }
         AMQPValue::FieldArray(values) => values.as_slice().iter().map(to_json).collect(),
         AMQPValue::FieldTable(table) => table_to_json(table).into(),
         AMQPValue::Void => Value::Null,

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use lapin::{Channel, Connection, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable, uri::AMQPUri};
+use lapin::{
+    Channel, Connection, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable,
+    uri::AMQPUri,
+};
 use prometheus::IntCounter;
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
@@ -41,8 +44,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Opens the connection called `name` for the first time and applies the topology. Waits for a broker that does not
-    /// answer; fails if the URL can't be read or the topology does not fit.
+    /// Opens the connection called `name` for the first time and applies the topology. Waits for a
+    /// broker that does not answer; fails if the URL can't be read or the topology does not fit.
     pub async fn open(
         name: &'static str,
         config: &Config,
@@ -57,7 +60,9 @@ impl Link {
             current: Mutex::new(None),
             reconnects: metrics.reconnects.with_label_values(&[name]),
         });
-        let first = reconnect::until_done("connecting to RabbitMQ", Error::is_transient, || link.connect()).await?;
+        let first =
+            reconnect::until_done("connecting to RabbitMQ", Error::is_transient, || link.connect())
+                .await?;
         *link.current.lock().await = Some(Arc::new(first));
         Ok(link)
     }
@@ -76,7 +81,8 @@ impl Link {
     /// A fresh channel, on a connection that is opened again for it where that is needed.
     pub(super) async fn channel(&self) -> Result<Channel, Error> {
         let connection = self.connection().await?;
-        let opened = unless_lost(|| !connection.status().connected(), connection.create_channel()).await;
+        let opened =
+            unless_lost(|| !connection.status().connected(), connection.create_channel()).await;
         opened.unwrap_or_else(|| Err(lost())).map_err(Error::doing("opening a channel"))
     }
 
@@ -106,7 +112,8 @@ impl Link {
     pub async fn depth(&self, queue: &str) -> Result<u32, Error> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-        let declared = channel.queue_declare(queue.to_owned().into(), options, FieldTable::default());
+        let declared =
+            channel.queue_declare(queue.to_owned().into(), options, FieldTable::default());
         Ok(request(&channel, "counting waiting messages", declared).await?.message_count())
     }
 
@@ -119,7 +126,9 @@ impl Link {
     /// Closes the connection. What was not acknowledged is delivered again.
     pub async fn close(&self) {
         let Some(connection) = self.current.lock().await.take() else { return };
-        let closed = async { connection.close(200, "stopping".into()).await.map_err(Error::doing("closing")) };
+        let closed = async {
+            connection.close(200, "stopping".into()).await.map_err(Error::doing("closing"))
+        };
         if let Err(error) = self.in_time(closed).await {
             tracing::debug!(%error, "closing the {} connection", self.name);
         }
@@ -128,7 +137,9 @@ impl Link {
     /// One attempt at a live connection; callers pause between attempts.
     async fn connection(&self) -> Result<Arc<Connection>, Error> {
         let mut current = self.current.lock().await;
-        if let Some(connection) = current.as_ref().filter(|connection| connection.status().connected()) {
+        if let Some(connection) =
+            current.as_ref().filter(|connection| connection.status().connected())
+        {
             return Ok(connection.clone());
         }
         *current = None;
@@ -140,10 +151,12 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Connection, Error> {
-        let properties =
-            ConnectionProperties::default().with_connection_name(format!("customerio-sync {}", self.name).into());
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("customerio-sync {}", self.name).into());
         let connecting = async {
-            let connection = Connection::connect_uri(self.uri.clone(), properties).await.map_err(Error::Connect)?;
+            let connection = Connection::connect_uri(self.uri.clone(), properties)
+                .await
+                .map_err(Error::Connect)?;
             self.topology.apply(&connection).await?;
             Ok(connection)
         };
@@ -160,7 +173,9 @@ impl Link {
 pub async fn differences(config: &Config, topology: &Topology) -> Result<Vec<Error>, Error> {
     let connecting = Connection::connect_uri(parse_url(config)?, ConnectionProperties::default());
     let connection = tokio::time::timeout(config.connect_timeout, connecting).await;
-    let connection = connection.map_err(|_| Error::ConnectTimeout(config.connect_timeout))?.map_err(Error::Connect)?;
+    let connection = connection
+        .map_err(|_| Error::ConnectTimeout(config.connect_timeout))?
+        .map_err(Error::Connect)?;
     let differences = topology.differences(&connection).await;
     // Channels that ended with a difference may still be closing; the connection ends either way.
     let _ = connection.close(200, "done".into()).await;
@@ -169,7 +184,11 @@ pub async fn differences(config: &Config, topology: &Topology) -> Result<Vec<Err
 
 /// The virtual host that the URL names; `/` where there is no URL.
 pub fn vhost(config: &Config) -> Result<String, Error> {
-    if config.url.expose_secret().is_empty() { Ok("/".to_owned()) } else { Ok(parse_url(config)?.vhost) }
+    if config.url.expose_secret().is_empty() {
+        Ok("/".to_owned())
+    } else {
+        Ok(parse_url(config)?.vhost)
+    }
 }
 
 fn parse_url(config: &Config) -> Result<AMQPUri, Error> {

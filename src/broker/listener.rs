@@ -1,4 +1,5 @@
-//! Outcomes as they happen, for whoever wants to listen: a queue of this process alone, which goes when it ends.
+//! Outcomes as they happen, for whoever wants to listen: a queue of this process alone, which goes
+//! when it ends.
 
 use std::sync::Arc;
 
@@ -53,7 +54,13 @@ async fn start(link: &Link) -> Result<(Channel, Consumer), Error> {
     let queue = request(&channel, "declaring a queue to listen to", declared).await?;
     let (name, everything) = (queue.name().clone(), "#".into());
     let options = QueueBindOptions::default();
-    let bound = channel.queue_bind(name.clone(), UPDATES_EXCHANGE.into(), everything, options, FieldTable::default());
+    let bound = channel.queue_bind(
+        name.clone(),
+        UPDATES_EXCHANGE.into(),
+        everything,
+        options,
+        FieldTable::default(),
+    );
     request(&channel, "binding a queue to listen to", bound).await?;
     let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
     let started = channel.basic_consume(name, "".into(), options, FieldTable::default());

@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::{
     headers::Headers,
-    topology::{EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, UPDATES_EXCHANGE, tier_name},
+    topology::{
+        EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, UPDATES_EXCHANGE, tier_name,
+    },
 };
 use crate::{
     job::{Ending, ErrorType, Failure, Job, Reason, Report, SyncPhase, text_enum},
@@ -88,7 +90,8 @@ impl Message {
         Self {
             exchange: EVENTS_EXCHANGE.to_owned(),
             routing_key: routing_key.to_owned(),
-            // The topology is applied before, so there is a queue; pipelining on one channel is many times faster.
+            // The topology is applied before, so there is a queue; pipelining on one channel is
+            // many times faster.
             mandatory: false,
             destination: "event",
             message_id: Uuid::now_v7().to_string(),
@@ -113,7 +116,13 @@ impl Message {
     }
 
     /// Parks a failed job.
-    pub fn failed(job: &Job, reason: Reason, failure: &Failure, at: DateTime<Utc>, origin: Origin<'_>) -> Self {
+    pub fn failed(
+        job: &Job,
+        reason: Reason,
+        failure: &Failure,
+        at: DateTime<Utc>,
+        origin: Origin<'_>,
+    ) -> Self {
         Self {
             exchange: FAILED_EXCHANGE.to_owned(),
             routing_key: String::new(),
@@ -140,8 +149,8 @@ impl Message {
         }
     }
 
-    /// Publishes a message that could not be understood again, as it came. `failure_id` goes with it, so that it can be
-    /// told from the first one if it fails again.
+    /// Publishes a message that could not be understood again, as it came. `failure_id` goes with
+    /// it, so that it can be told from the first one if it fails again.
     pub fn replay(failure_id: Uuid, origin: Origin<'_>, original: Original<'_>) -> Self {
         Self {
             exchange: origin.exchange.to_owned(),
@@ -158,7 +167,14 @@ impl Message {
     /// Parks a failure again, in the queue that people look at and nowhere else.
     pub fn parked(parked: Parked<'_>) -> Self {
         // What others, or a broker, put into the headers is not passed on.
-        let ours = ["x-job-id", "x-signup-id", "x-sync-phase", "x-error-type", "x-first-failed-at", "traceparent"];
+        let ours = [
+            "x-job-id",
+            "x-signup-id",
+            "x-sync-phase",
+            "x-error-type",
+            "x-first-failed-at",
+            "traceparent",
+        ];
         let text = |key: &str| parked.headers.get(key).and_then(|value| value.as_str());
         let mut headers = Headers::default()
             .text("x-error-message", parked.error_message)
@@ -181,7 +197,8 @@ impl Message {
         }
     }
 
-    /// Parks a message that can't be understood, its body as it came. `id` names the message, the same for a repeat.
+    /// Parks a message that can't be understood, its body as it came. `id` names the message, the
+    /// same for a repeat.
     pub fn unprocessable(
         id: &str,
         reason: &str,
@@ -197,7 +214,9 @@ impl Message {
             message_id: format!("unprocessable:{id}"),
             content_type: original.content_type.map(str::to_owned),
             headers: failure_headers(
-                Headers::default().text("x-error-message", reason).optional(ORIGINAL_ID_HEADER, original.message_id),
+                Headers::default()
+                    .text("x-error-message", reason)
+                    .optional(ORIGINAL_ID_HEADER, original.message_id),
                 Reason::Unprocessable,
                 at,
                 origin,
@@ -282,7 +301,12 @@ text_enum! {
 }
 
 fn job_body(job: &Job) -> Vec<u8> {
-    let body = JobBody { job_id: job.id, signup_id: job.signup_id, sync_phase: job.phase, attempt: job.attempt };
+    let body = JobBody {
+        job_id: job.id,
+        signup_id: job.signup_id,
+        sync_phase: job.phase,
+        attempt: job.attempt,
+    };
     serde_json::to_vec(&body).expect("a job body is JSON")
 }
 
@@ -298,7 +322,12 @@ fn job_headers(job: &Job, failure: Option<&Failure>) -> Headers {
         .optional("traceparent", job.traceparent.as_deref())
 }
 
-fn failure_headers(headers: Headers, reason: Reason, at: DateTime<Utc>, origin: Origin<'_>) -> Headers {
+fn failure_headers(
+    headers: Headers,
+    reason: Reason,
+    at: DateTime<Utc>,
+    origin: Origin<'_>,
+) -> Headers {
     headers
         .text("x-reason", reason.as_str())
         .text("x-failed-at", time(at))

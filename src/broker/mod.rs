@@ -1,8 +1,9 @@
 //! RabbitMQ: the topology, deliveries that come in, messages that go out.
 //!
-//! Consuming and publishing use a connection each, since a connection that the broker blocks stops acknowledging, too.
-//! A connection that is lost is opened again with growing pauses; delivery tags of the old one are never used on the new
-//! one, and the broker delivers again what was not acknowledged.
+//! Consuming and publishing use a connection each, since a connection that the broker blocks stops
+//! acknowledging, too. A connection that is lost is opened again with growing pauses; delivery tags
+//! of the old one are never used on the new one, and the broker delivers again what was not
+//! acknowledged.
 
 mod consumer;
 mod headers;
@@ -26,7 +27,8 @@ pub use headers::{HeaderMap, capped};
 pub use link::{Backlog, Link, differences, vhost};
 pub use listener::{Heard, listen};
 pub use message::{
-    JobBody, Message, ORIGINAL_ID_HEADER, Origin, Original, OutcomeBody, OutcomeType, Parked, REPLAY_HEADER,
+    JobBody, Message, ORIGINAL_ID_HEADER, Origin, Original, OutcomeBody, OutcomeType, Parked,
+    REPLAY_HEADER,
 };
 pub use publisher::Publisher;
 pub use topology::{FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, Topology, WorkQueue};
@@ -55,7 +57,8 @@ pub struct Config {
 pub struct TopologyConfig {
     /// Whether exchanges and queues are declared, or only checked.
     pub declare: bool,
-    /// How often the broker delivers a message of a work queue before it gives it up to the failure exchange.
+    /// How often the broker delivers a message of a work queue before it gives it up to the failure
+    /// exchange.
     pub delivery_limit: u32,
 }
 
@@ -83,7 +86,10 @@ pub enum Error {
     #[error("{0}; change or delete it, or change the setting that names this value")]
     Inequivalent(String),
     /// An exchange or a queue is missing and may not be declared.
-    #[error("{0} does not exist and topology.declare is false; declare it with `customerio-sync topology`")]
+    #[error(
+        "{0} does not exist and topology.declare is false; declare it with `customerio-sync \
+            topology`"
+    )]
     Missing(String),
 }
 
@@ -92,7 +98,8 @@ impl Error {
         move |source| Self::Request { doing, source }
     }
 
-    /// Whether trying again may help. A difference between what stands in the broker and what is configured stays.
+    /// Whether trying again may help. A difference between what stands in the broker and what is
+    /// configured stays.
     pub fn is_transient(&self) -> bool {
         !matches!(self, Self::Url(_) | Self::Inequivalent(_) | Self::Missing(_))
     }

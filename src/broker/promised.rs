@@ -1,7 +1,8 @@
 //! Waits for what lapin promises no longer than the connection lives.
 //!
-//! A request that is made in the moment in which its connection dies may be forgotten: lapin 4.12.3 rejects what is pending
-//! once, and what comes after that stays pending for ever. Whoever waited for it would hold its messages for as long.
+//! A request that is made in the moment in which its connection dies may be forgotten: lapin 4.12.3
+//! rejects what is pending once, and what comes after that stays pending for ever. Whoever waited
+//! for it would hold its messages for as long.
 
 use std::{pin::pin, time::Duration};
 
@@ -13,8 +14,12 @@ use super::Error;
 /// How often a wait looks whether its connection is there still.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Waits for `promised`. `None`: it was lost, and has not come within [`LOOK_EVERY`] of that being seen.
-pub(super) async fn unless_lost<T>(is_lost: impl Fn() -> bool, promised: impl Future<Output = T>) -> Option<T> {
+/// Waits for `promised`. `None`: it was lost, and has not come within [`LOOK_EVERY`] of that being
+/// seen.
+pub(super) async fn unless_lost<T>(
+    is_lost: impl Fn() -> bool,
+    promised: impl Future<Output = T>,
+) -> Option<T> {
     let mut promised = pin!(promised);
     let mut was_lost = false;
     loop {

@@ -1,8 +1,10 @@
-//! Publishing with confirms: a message counts as published when the broker says so, and is tried until then.
+//! Publishing with confirms: a message counts as published when the broker says so, and is tried
+//! until then.
 //!
-//! A mandatory message has a channel to itself until it is confirmed. lapin can attach a returned message to the wrong
-//! confirm when mandatory publishes are pipelined on one channel, and an unroutable message would pass for a published
-//! one. Outcome events are not mandatory and share one channel.
+//! A mandatory message has a channel to itself until it is confirmed. lapin can attach a returned
+//! message to the wrong confirm when mandatory publishes are pipelined on one channel, and an
+//! unroutable message would pass for a published one. Outcome events are not mandatory and share
+//! one channel.
 
 use std::{
     pin::pin,
@@ -25,7 +27,8 @@ use tokio::{
 use super::{Config, Error, Link, Message, promised::request};
 use crate::{metrics::Metrics, reconnect::Pauses};
 
-/// A message that is not confirmed within this time is late. It is waited for all the same: sent again, it would be two.
+/// A message that is not confirmed within this time is late. It is waited for all the same: sent
+/// again, it would be two.
 const LATE_AFTER: Duration = Duration::from_secs(10);
 
 /// Publishes on its own connection. Cheap to clone.
@@ -78,8 +81,8 @@ impl Publisher {
         }))
     }
 
-    /// Publishes `message` and waits for its confirm, however often that has to be tried. A repeat has the same
-    /// `message_id`.
+    /// Publishes `message` and waits for its confirm, however often that has to be tried. A repeat
+    /// has the same `message_id`.
     pub async fn publish(&self, message: &Message) {
         let mut pauses = Pauses::default();
         loop {
@@ -94,7 +97,8 @@ impl Publisher {
             let result = published.as_ref().map_or_else(NotYet::label, |()| "confirmed");
             self.0.metrics.publishes.with_label_values(&[message.destination, result]).inc();
             let Err(error) = published else { return };
-            tracing::warn!(%error, message_id = message.message_id, exchange = message.exchange, "not published yet, trying again");
+            tracing::warn!(%error, message_id = message.message_id, exchange = message.exchange,
+            "not published yet, trying again");
             pauses.pause().await;
             if matches!(error, NotYet::Returned(_))
                 && let Err(error) = self.0.link.apply_topology().await
@@ -109,7 +113,8 @@ impl Publisher {
         let late = self.0.late.load(Ordering::Relaxed);
         (late > 0).then(|| {
             format!(
-                "messages unconfirmed for more than {LATE_AFTER:?}: {late}; RabbitMQ blocks publishers, or a queue has no leader"
+                "messages unconfirmed for more than {LATE_AFTER:?}: {late}; RabbitMQ blocks \
+                    publishers, or a queue has no leader"
             )
         })
     }
@@ -138,7 +143,8 @@ impl Publisher {
             None => self.confirming_channel().await?,
         };
         let published = publish(&channel, message).await;
-        // After a loss the channel is unfit. After a return it is fit: nothing else is under way on it.
+        // After a loss the channel is unfit. After a return it is fit: nothing else is under way on
+        // it.
         if !matches!(published, Err(NotYet::Lost(_))) {
             self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
         }

@@ -1,8 +1,10 @@
-//! Every exchange, queue and binding, as one table of data. Declaring, printing and checking read the same table.
+//! Every exchange, queue and binding, as one table of data. Declaring, printing and checking read
+//! the same table.
 //!
-//! All queues are quorum queues (<https://www.rabbitmq.com/docs/quorum-queues>). A delay tier is an exchange and a queue
-//! without consumers: its messages expire after the tier's delay and are dead-lettered, at least once, to the jobs
-//! exchange. At-least-once dead-lettering needs `overflow: reject-publish`.
+//! All queues are quorum queues (<https://www.rabbitmq.com/docs/quorum-queues>). A delay tier is an
+//! exchange and a queue without consumers: its messages expire after the tier's delay and are
+//! dead-lettered, at least once, to the jobs exchange. At-least-once dead-lettering needs
+//! `overflow: reject-publish`.
 
 use lapin::{
     Channel, Connection, ExchangeKind,
@@ -27,8 +29,9 @@ pub const FAILED_QUEUE: &str = "customerio-sync.failed";
 /// The queue that the mirror consumes.
 pub const MIRROR_QUEUE: &str = "customerio-sync.failed.mirror";
 
-/// A delivery limit that is never reached. On RabbitMQ 4 a peek in the management UI counts as a delivery, and without
-/// a limit of our own the default of 20 would drop the message; on 3.10 a limit of -1 drops it at its first requeue.
+/// A delivery limit that is never reached. On RabbitMQ 4 a peek in the management UI counts as a
+/// delivery, and without a limit of our own the default of 20 would drop the message; on 3.10 a
+/// limit of -1 drops it at its first requeue.
 const NO_LIMIT: i64 = 1_000_000_000;
 
 /// A queue whose messages ask for work.
@@ -42,7 +45,8 @@ pub enum WorkQueue {
 
 impl WorkQueue {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Events(EventType::Submitted), Self::Events(EventType::Confirmed), Self::Jobs];
+    pub const ALL: [Self; 3] =
+        [Self::Events(EventType::Submitted), Self::Events(EventType::Confirmed), Self::Jobs];
 
     /// The queue's name.
     pub const fn name(self) -> &'static str {
@@ -96,8 +100,10 @@ pub struct Topology {
     declare: bool,
 }
 
-const DEAD_LETTER_SAFELY: [(&str, Argument); 2] =
-    [("x-dead-letter-strategy", Argument::Text("at-least-once")), ("x-overflow", Argument::Text("reject-publish"))];
+const DEAD_LETTER_SAFELY: [(&str, Argument); 2] = [
+    ("x-dead-letter-strategy", Argument::Text("at-least-once")),
+    ("x-overflow", Argument::Text("reject-publish")),
+];
 
 impl Topology {
     /// The table for a ladder.
@@ -117,8 +123,10 @@ impl Topology {
             exchange(FAILED_EXCHANGE, "fanout"),
         ];
         exchanges.extend(tiers.iter().map(|tier| exchange(&tier_name(tier), "fanout")));
-        let mut queues: Vec<_> =
-            WorkQueue::ALL.iter().map(|&queue| Queue::work(queue, config.delivery_limit.into())).collect();
+        let mut queues: Vec<_> = WorkQueue::ALL
+            .iter()
+            .map(|&queue| Queue::work(queue, config.delivery_limit.into()))
+            .collect();
         queues.extend(tiers.iter().map(|tier| Queue::tier(tier)));
         queues.extend([FAILED_QUEUE, MIRROR_QUEUE].map(Queue::failed));
         Self { exchanges, queues, declare: config.declare }
@@ -126,7 +134,8 @@ impl Topology {
 
     /// Declares everything, or checks that everything stands as it would be declared.
     pub async fn apply(&self, connection: &Connection) -> Result<(), Error> {
-        let channel = connection.create_channel().await.map_err(Error::doing("opening a channel"))?;
+        let channel =
+            connection.create_channel().await.map_err(Error::doing("opening a channel"))?;
         for exchange in &self.exchanges {
             if self.declare {
                 exchange.declare(&channel).await?;
@@ -147,14 +156,19 @@ impl Topology {
 
     /// The queues of the delay tiers.
     pub(super) fn tier_queues(&self) -> impl Iterator<Item = &str> {
-        self.queues.iter().map(|queue| queue.name.as_str()).filter(|name| name.starts_with(TIER_PREFIX))
+        self.queues
+            .iter()
+            .map(|queue| queue.name.as_str())
+            .filter(|name| name.starts_with(TIER_PREFIX))
     }
 
     /// What is missing, or stands with other arguments. Bindings can't be asked for over AMQP.
     pub(super) async fn differences(&self, connection: &Connection) -> Result<Vec<Error>, Error> {
         let mut differences = Vec::new();
-        // A channel ends with the first thing that is not as it is said to be, so each has one of its own.
-        let fresh = async || connection.create_channel().await.map_err(Error::doing("opening a channel"));
+        // A channel ends with the first thing that is not as it is said to be, so each has one of
+        // its own.
+        let fresh =
+            async || connection.create_channel().await.map_err(Error::doing("opening a channel"));
         for exchange in &self.exchanges {
             note(&mut differences, exchange.check(&fresh().await?).await)?;
         }
@@ -164,7 +178,8 @@ impl Topology {
         Ok(differences)
     }
 
-    /// The table as a RabbitMQ definitions file (<https://www.rabbitmq.com/docs/definitions>) for `vhost`.
+    /// The table as a RabbitMQ definitions file (<https://www.rabbitmq.com/docs/definitions>) for
+    /// `vhost`.
     pub fn definitions(&self, vhost: &str) -> Value {
         let exchanges = self.exchanges.iter().map(|exchange| {
             json!({
@@ -175,12 +190,14 @@ impl Topology {
         let queues = self.queues.iter().map(|queue| {
             json!({
                 "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false,
-                "arguments": queue.arguments.iter().map(|(key, value)| ((*key).to_owned(), value.to_json())).collect::<serde_json::Map<_, _>>(),
+                "arguments": queue.arguments.iter().map(|(key, value)| ((*key).to_owned(),
+                value.to_json())).collect::<serde_json::Map<_, _>>(),
             })
         });
         let bindings = self.queues.iter().map(|queue| {
             json!({
-                "source": queue.source.0, "vhost": vhost, "destination": queue.name, "destination_type": "queue",
+                "source": queue.source.0, "vhost": vhost, "destination": queue.name,
+                "destination_type": "queue",
                 "routing_key": queue.source.1, "arguments": {},
             })
         });
@@ -222,7 +239,8 @@ impl Exchange {
         declared.map_err(|error| inequivalent(error, "declaring an exchange"))
     }
 
-    /// Fails if it is missing, or stands with other arguments. Nothing is made: it is declared only where it is there.
+    /// Fails if it is missing, or stands with other arguments. Nothing is made: it is declared only
+    /// where it is there.
     async fn check(&self, channel: &Channel) -> Result<(), Error> {
         self.require(channel).await?;
         self.declare(channel).await
@@ -245,7 +263,8 @@ impl Exchange {
 impl Queue {
     fn work(queue: WorkQueue, delivery_limit: i64) -> Self {
         let (exchange, routing_key) = queue.source();
-        // Never to a tier: a message that came from there and goes back by dead-lettering is a cycle, and is dropped.
+        // Never to a tier: a message that came from there and goes back by dead-lettering is a
+        // cycle, and is dropped.
         let mut arguments = vec![
             ("x-delivery-limit", Argument::Number(delivery_limit)),
             ("x-dead-letter-exchange", Argument::Text(FAILED_EXCHANGE)),
@@ -270,7 +289,11 @@ impl Queue {
         Self::quorum(name.to_owned(), arguments, (FAILED_EXCHANGE.to_owned(), ""))
     }
 
-    fn quorum(name: String, mut arguments: Vec<(&'static str, Argument)>, source: (String, &'static str)) -> Self {
+    fn quorum(
+        name: String,
+        mut arguments: Vec<(&'static str, Argument)>,
+        source: (String, &'static str),
+    ) -> Self {
         arguments.insert(0, ("x-queue-type", Argument::Text("quorum")));
         Self { name, arguments, source }
     }
@@ -280,12 +303,14 @@ impl Queue {
         for (key, value) in &self.arguments {
             arguments.insert((*key).into(), value.to_amqp());
         }
-        let declared =
-            channel.queue_declare(self.name.as_str().into(), QueueDeclareOptions::durable(), arguments).await;
+        let declared = channel
+            .queue_declare(self.name.as_str().into(), QueueDeclareOptions::durable(), arguments)
+            .await;
         declared.map(drop).map_err(|error| inequivalent(error, "declaring a queue"))
     }
 
-    /// Fails if it is missing, or stands with other arguments. Nothing is made: it is declared only where it is there.
+    /// Fails if it is missing, or stands with other arguments. Nothing is made: it is declared only
+    /// where it is there.
     async fn check(&self, channel: &Channel) -> Result<(), Error> {
         self.require(channel).await?;
         self.declare(channel).await
@@ -293,7 +318,10 @@ impl Queue {
 
     async fn require(&self, channel: &Channel) -> Result<(), Error> {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-        let found = channel.queue_declare(self.name.as_str().into(), options, FieldTable::default()).await.map(drop);
+        let found = channel
+            .queue_declare(self.name.as_str().into(), options, FieldTable::default())
+            .await
+            .map(drop);
         found.map_err(|error| missing(error, format!("the queue {}", self.name)))
     }
 
@@ -331,7 +359,9 @@ fn inequivalent(error: lapin::Error, doing: &'static str) -> Error {
 
 fn amqp_code(error: &lapin::Error) -> Option<(u16, String)> {
     match error.kind() {
-        lapin::ErrorKind::ProtocolError(error) => Some((error.get_id(), error.get_message().to_string())),
+        lapin::ErrorKind::ProtocolError(error) => {
+            Some((error.get_id(), error.get_message().to_string()))
+        }
         _ => None,
     }
 }
@@ -350,13 +380,16 @@ mod tests {
     #[test]
     fn the_shipped_tiers_have_the_ladders_delays() {
         let ladder = "5s,25s,125s,625s,3125s".parse().expect("the default ladder");
-        let topology = Topology::new(&ladder, &TopologyConfig { declare: true, delivery_limit: 50 });
+        let topology =
+            Topology::new(&ladder, &TopologyConfig { declare: true, delivery_limit: 50 });
         let definitions = topology.definitions("/");
         let ttls: Vec<_> = definitions["queues"]
             .as_array()
             .expect("a list")
             .iter()
-            .filter_map(|queue| Some((queue["name"].as_str()?, queue["arguments"]["x-message-ttl"].as_i64()?)))
+            .filter_map(|queue| {
+                Some((queue["name"].as_str()?, queue["arguments"]["x-message-ttl"].as_i64()?))
+            })
             .collect();
         assert_eq!(
             ttls,
@@ -373,10 +406,15 @@ mod tests {
     #[test]
     fn every_queue_is_a_quorum_queue_with_a_delivery_limit_of_its_own() {
         let ladder = "1s,1s,2s".parse().expect("a ladder whose steps share a tier");
-        let topology = Topology::new(&ladder, &TopologyConfig { declare: true, delivery_limit: 50 });
+        let topology =
+            Topology::new(&ladder, &TopologyConfig { declare: true, delivery_limit: 50 });
         assert_eq!(topology.queues.len(), 3 + 2 + 2);
         for queue in &topology.queues {
-            assert!(queue.arguments.contains(&("x-queue-type", Argument::Text("quorum"))), "{}", queue.name);
+            assert!(
+                queue.arguments.contains(&("x-queue-type", Argument::Text("quorum"))),
+                "{}",
+                queue.name
+            );
             let limit = queue.arguments.iter().find(|(key, _)| *key == "x-delivery-limit");
             assert!(matches!(limit, Some((_, Argument::Number(1..)))), "{}", queue.name);
         }

@@ -28,11 +28,16 @@ fn fault(what: impl Into<String>, mend: impl Into<String>) -> Fault {
 pub(super) async fn run(config: &Config) -> Result<(), Error> {
     // What can't be read was told before this was reached.
     let mut faults = tell("configuration", Vec::new());
-    let (database, broker, customerio) = tokio::join!(database(config), broker(config), customerio(config));
+    let (database, broker, customerio) =
+        tokio::join!(database(config), broker(config), customerio(config));
     faults += tell("database", database);
     faults += tell("broker", broker);
     faults += tell("Customer.io", customerio);
-    if faults == 0 { Ok(()) } else { Err(Error::Other(format!("{faults} of the checks do not hold"))) }
+    if faults == 0 {
+        Ok(())
+    } else {
+        Err(Error::Other(format!("{faults} of the checks do not hold")))
+    }
 }
 
 /// Prints a line a fault, or that there is none. Answers how many there are.
@@ -60,7 +65,9 @@ async fn database(config: &Config) -> Vec<Fault> {
         Err(_) => vec![fault(format!("no answer within {PATIENCE:?}"), reachable)],
         Ok(Err(error)) => vec![fault(error.to_string(), reachable)],
         Ok(Ok(None)) => Vec::new(),
-        Ok(Ok(Some(difference))) => vec![fault(difference, "run `customerio-sync migrate` of this version")],
+        Ok(Ok(Some(difference))) => {
+            vec![fault(difference, "run `customerio-sync migrate` of this version")]
+        }
     }
 }
 
@@ -70,12 +77,15 @@ async fn broker(config: &Config) -> Vec<Fault> {
     }
     let topology = broker::Topology::new(&config.retry.delays, &config.topology);
     match broker::differences(&config.broker, &topology).await {
-        Err(error) => vec![fault(error.to_string(), "start RabbitMQ, or set AMQP_URL to where it is")],
+        Err(error) => {
+            vec![fault(error.to_string(), "start RabbitMQ, or set AMQP_URL to where it is")]
+        }
         Ok(differences) => {
             let mend = |error: &broker::Error| match error {
                 broker::Error::Missing(_) => "run `customerio-sync topology`",
                 _ => {
-                    "delete it when it is empty and run `customerio-sync topology`, or change the setting that names this value"
+                    "delete it when it is empty and run `customerio-sync topology`, or change the \
+                        setting that names this value"
                 }
             };
             differences.iter().map(|error| fault(error.to_string(), mend(error))).collect()
@@ -84,20 +94,31 @@ async fn broker(config: &Config) -> Vec<Fault> {
 }
 
 async fn customerio(config: &Config) -> Vec<Fault> {
-    let credentials = "set CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY to the Track API credentials of the workspace";
-    let client = match CustomerIo::new(&config.customerio, config.gate.clone(), Metrics::default().into()) {
-        Ok(client) => client,
-        Err(customerio::Error::Credentials) => {
-            return vec![fault(customerio::Error::Credentials.to_string(), credentials)];
-        }
-        Err(error) => return vec![fault(error.to_string(), "set CUSTOMERIO_TRACK_URL, or leave it out")],
-    };
+    let credentials = "set CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY to the Track API credentials \
+        of the workspace";
+    let client =
+        match CustomerIo::new(&config.customerio, config.gate.clone(), Metrics::default().into()) {
+            Ok(client) => client,
+            Err(customerio::Error::Credentials) => {
+                return vec![fault(customerio::Error::Credentials.to_string(), credentials)];
+            }
+            Err(error) => {
+                return vec![fault(error.to_string(), "set CUSTOMERIO_TRACK_URL, or leave it out")];
+            }
+        };
     match client.account().await {
-        Account::Mock => vec![fault("mock mode: no credentials are set, nobody is called", credentials)],
+        Account::Mock => {
+            vec![fault("mock mode: no credentials are set, nobody is called", credentials)]
+        }
         Account::Refused => vec![fault("the credentials are refused", credentials)],
-        Account::NoAnswer(why) => vec![fault(why, "let this machine reach Customer.io, or set CUSTOMERIO_TRACK_URL")],
+        Account::NoAnswer(why) => {
+            vec![fault(why, "let this machine reach Customer.io, or set CUSTOMERIO_TRACK_URL")]
+        }
         Account::In { region } if !config.customerio.region.is(&region) => {
-            vec![fault(format!("the workspace is in the region {region:?}"), format!("set CUSTOMERIO_REGION={region}"))]
+            vec![fault(
+                format!("the workspace is in the region {region:?}"),
+                format!("set CUSTOMERIO_REGION={region}"),
+            )]
         }
         Account::In { .. } => Vec::new(),
     }

@@ -5,7 +5,8 @@ use crate::{app, config::Config, ledger::Ledger};
 
 pub(super) async fn run(config: &Config) -> Result<(), Error> {
     config.require_database()?;
-    let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts()).map_err(app::Error::from)?;
+    let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts())
+        .map_err(app::Error::from)?;
     ledger.migrate().await.map_err(app::Error::from)?;
     ledger.close().await;
     Ok(())

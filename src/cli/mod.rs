@@ -38,7 +38,8 @@ enum Command {
     Migrate,
     /// Declare exchanges, queues and bindings and exit.
     Topology(topology::Args),
-    /// Check configuration, database, broker and Customer.io, and tell how to mend what does not hold.
+    /// Check configuration, database, broker and Customer.io, and tell how to mend what does not
+    /// hold.
     Doctor,
     /// Run a simulator of Customer.io's Track API.
     Simulate(simulate::Args),
@@ -95,7 +96,8 @@ fn execute(cli: Cli) -> Result<(), Error> {
     let config = Config::load(cli.config.as_deref(), std::env::vars_os().filter_map(readable))?;
     let _guard = telemetry::init(&config.telemetry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Error::Other(format!("starting the runtime: {error}")))?;
+    let runtime =
+        runtime.map_err(|error| Error::Other(format!("starting the runtime: {error}")))?;
     let ended = runtime.block_on(async {
         match cli.command {
             Command::Serve => serve::run(config).await,

@@ -39,17 +39,22 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
     config.require_broker()?;
     let metrics = Arc::new(Metrics::default());
     let topology = Arc::new(Topology::new(&config.retry.delays, &config.topology));
-    let link = Link::open("publish", &config.broker, topology, &metrics).await.map_err(app::Error::from)?;
+    let link = Link::open("publish", &config.broker, topology, &metrics)
+        .await
+        .map_err(app::Error::from)?;
     let publisher = Publisher::new(link.clone(), &config.broker, metrics);
     let count = match (args.sample, &args.file) {
         (Some(count), _) => {
-            let events = sample::events().take(count).map(|(event_type, body)| Ok(sampled(event_type, &body)));
+            let events = sample::events()
+                .take(count)
+                .map(|(event_type, body)| Ok(sampled(event_type, &body)));
             let bar = progress(Some(count as u64));
             publish_all(&publisher, stream::iter(events), &bar, args.rate).await?
         }
         (None, Some(path)) => {
             let file = tokio::fs::File::open(path).await;
-            let file = file.map_err(|error| Error::Other(format!("opening {}: {error}", path.display())))?;
+            let file =
+                file.map_err(|error| Error::Other(format!("opening {}: {error}", path.display())))?;
             publish_lines(&publisher, file, &args).await?
         }
         (None, None) => publish_lines(&publisher, tokio::io::stdin(), &args).await?,
@@ -63,16 +68,24 @@ fn sampled(event_type: EventType, body: &Value) -> Message {
     Message::event(event_type.routing_key(), None, body.to_string().into_bytes())
 }
 
-async fn publish_lines(publisher: &Publisher, input: impl AsyncRead + Unpin, args: &Args) -> Result<u64, Error> {
-    let lines = stream::unfold((BufReader::new(input).split(b'\n'), 0_usize), |(mut lines, number)| async move {
-        match lines.next_segment().await {
-            Ok(Some(line)) => Some((Ok((number + 1, line)), (lines, number + 1))),
-            Ok(None) => None,
-            Err(error) => {
-                Some((Err(Error::Other(format!("reading line {}: {error}", number + 1))), (lines, number + 1)))
+async fn publish_lines(
+    publisher: &Publisher,
+    input: impl AsyncRead + Unpin,
+    args: &Args,
+) -> Result<u64, Error> {
+    let lines = stream::unfold(
+        (BufReader::new(input).split(b'\n'), 0_usize),
+        |(mut lines, number)| async move {
+            match lines.next_segment().await {
+                Ok(Some(line)) => Some((Ok((number + 1, line)), (lines, number + 1))),
+                Ok(None) => None,
+                Err(error) => Some((
+                    Err(Error::Other(format!("reading line {}: {error}", number + 1))),
+                    (lines, number + 1),
+                )),
             }
-        }
-    });
+        },
+    );
     let routing_key = args.routing_key.as_deref();
     let events = lines.filter_map(|line| async move {
         match line {
@@ -90,15 +103,23 @@ fn read_line(number: usize, line: Vec<u8>, routing_key: Option<&str>) -> Result<
     if let Some(key) = routing_key {
         return Ok(Message::event(key, None, line));
     }
-    let told = |problem: &str| Error::Other(format!("line {number}: {problem}; nothing after it was published"));
-    let event: Value = serde_json::from_slice(&line).map_err(|error| told(&format!("not JSON: {error}")))?;
+    let told = |problem: &str| {
+        Error::Other(format!("line {number}: {problem}; nothing after it was published"))
+    };
+    let event: Value =
+        serde_json::from_slice(&line).map_err(|error| told(&format!("not JSON: {error}")))?;
     let is_enveloped = event.get("specversion").is_some();
     let data = if is_enveloped { &event["data"] } else { &event };
     if !data.is_object() {
         return Err(told("expected a JSON object"));
     }
-    let event_type = if data.get("bet_slip").is_some() { EventType::Confirmed } else { EventType::Submitted };
-    Ok(Message::event(event_type.routing_key(), is_enveloped.then_some(CLOUDEVENTS_CONTENT_TYPE), line))
+    let event_type =
+        if data.get("bet_slip").is_some() { EventType::Confirmed } else { EventType::Submitted };
+    Ok(Message::event(
+        event_type.routing_key(),
+        is_enveloped.then_some(CLOUDEVENTS_CONTENT_TYPE),
+        line,
+    ))
 }
 
 async fn publish_all(

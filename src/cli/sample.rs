@@ -9,11 +9,15 @@ use crate::event::EventType;
 const TEAMS: [&str; 6] = ["Lakers", "Celtics", "Bulls", "Heat", "Knicks", "Nets"];
 const STATES: [&str; 5] = ["NJ", "NY", "PA", "MI", "CO"];
 
-/// Events without end. The customers are `sample-0`, `sample-1` and so on; the signups are new each time.
+/// Events without end. The customers are `sample-0`, `sample-1` and so on; the signups are new each
+/// time.
 pub(super) fn events() -> impl Iterator<Item = (EventType, Value)> {
     (0_usize..).flat_map(|number| {
         let signup_id = Uuid::now_v7();
-        [(EventType::Submitted, submitted(number, signup_id)), (EventType::Confirmed, confirmed(number, signup_id))]
+        [
+            (EventType::Submitted, submitted(number, signup_id)),
+            (EventType::Confirmed, confirmed(number, signup_id)),
+        ]
     })
 }
 
@@ -40,7 +44,8 @@ fn submitted(number: usize, signup_id: Uuid) -> Value {
         "operator_id": format!("op-{}", number % 20),
         "operator_name": format!("Operator {}", number % 20),
         "customer": customer(number),
-        "attributes": { "plan": if number.is_multiple_of(3) { "gold" } else { "basic" }, "visits": number % 50 },
+        "attributes": { "plan": if number.is_multiple_of(3) { "gold" } else { "basic" },
+        "visits": number % 50 },
     })
 }
 

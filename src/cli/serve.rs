@@ -4,8 +4,11 @@ use super::Error;
 use crate::{app::App, config::Config, lifecycle};
 
 pub(super) async fn run(config: Config) -> Result<(), Error> {
-    let stop =
-        async { lifecycle::stop_signal().await.map_err(|error| Error::Other(format!("waiting for signals: {error}"))) };
+    let stop = async {
+        lifecycle::stop_signal()
+            .await
+            .map_err(|error| Error::Other(format!("waiting for signals: {error}")))
+    };
     tokio::pin!(stop);
     // A signal during the start ends it: nothing was taken yet.
     let app = tokio::select! {

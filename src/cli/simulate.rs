@@ -10,7 +10,8 @@ pub(super) struct Args {
     /// The address to listen on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:8090")]
     addr: SocketAddr,
-    /// A fault to begin with, as JSON, such as {"kind":"status","status":503,"calls":20}; may be repeated.
+    /// A fault to begin with, as JSON, such as {"kind":"status","status":503,"calls":20}; may be
+    /// repeated.
     #[arg(long = "fault", value_name = "JSON")]
     faults: Vec<simulator::Fault>,
 }

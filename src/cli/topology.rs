@@ -25,7 +25,8 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
         return Ok(());
     }
     config.require_broker()?;
-    let link = Link::open("topology", &config.broker, Arc::new(topology), &Metrics::default()).await;
+    let link =
+        Link::open("topology", &config.broker, Arc::new(topology), &Metrics::default()).await;
     link.map_err(app::Error::from)?.close().await;
     Ok(())
 }

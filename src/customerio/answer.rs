@@ -37,7 +37,8 @@ impl Errors {
         // serde_json does not look whether a text that it skips is UTF-8.
         let text = std::str::from_utf8(body).ok()?;
         // Alone, a derived `Deserialize` would take an array for the fields in their order, too.
-        let read: Self = text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok())??;
+        let read: Self =
+            text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok())??;
         Some(read.errors.unwrap_or_default())
     }
 }
@@ -64,7 +65,10 @@ impl ItemError {
 pub(super) fn read(answer: Answer<'_>, jobs: usize) -> Meaning {
     let all = |outcome: Outcome| Meaning::Each(vec![outcome; jobs]);
     let failure = |error_type| Failure { error_type, message: describe(answer) };
-    let retryable = |error_type| Outcome::Retryable { failure: failure(error_type), retry_after: answer.retry_after };
+    let retryable = |error_type| Outcome::Retryable {
+        failure: failure(error_type),
+        retry_after: answer.retry_after,
+    };
     match answer.status {
         200..=299 => read_success(answer, jobs),
         300..=399 => all(Outcome::Refused(Failure {
@@ -83,8 +87,9 @@ pub(super) fn read(answer: Answer<'_>, jobs: usize) -> Meaning {
     }
 }
 
-/// A success names the items that were refused; all others were accepted. An answer that can't be read is no proof of
-/// acceptance: trying again does no harm, since Customer.io ignores a tracked event that it knows.
+/// A success names the items that were refused; all others were accepted. An answer that can't be
+/// read is no proof of acceptance: trying again does no harm, since Customer.io ignores a tracked
+/// event that it knows.
 fn read_success(answer: Answer<'_>, jobs: usize) -> Meaning {
     let unclear = |why: String| {
         let failure = Failure { error_type: ErrorType::Other, message: why };
@@ -100,7 +105,11 @@ fn read_success(answer: Answer<'_>, jobs: usize) -> Meaning {
         let Some(outcome) = error.batch_index.and_then(|index| outcomes.get_mut(index / 2)) else {
             return unclear(format!("{}, which names no item of the call", describe(answer)));
         };
-        let what = if error.batch_index.is_some_and(|index| index % 2 == 0) { "identify" } else { "event" };
+        let what = if error.batch_index.is_some_and(|index| index % 2 == 0) {
+            "identify"
+        } else {
+            "event"
+        };
         let message = format!("Customer.io refused the {what}: {}", error.describe());
         // The first error of a job speaks for it.
         if *outcome == Outcome::Accepted {
@@ -113,7 +122,9 @@ fn read_success(answer: Answer<'_>, jobs: usize) -> Meaning {
 /// The status and the start of the body, in one line.
 fn describe(answer: Answer<'_>) -> String {
     let told = match Errors::read(answer.body) {
-        Some(errors) if !errors.is_empty() => errors.iter().map(ItemError::describe).collect::<Vec<_>>().join("; "),
+        Some(errors) if !errors.is_empty() => {
+            errors.iter().map(ItemError::describe).collect::<Vec<_>>().join("; ")
+        }
         _ => String::from_utf8_lossy(answer.body).split_whitespace().collect::<Vec<_>>().join(" "),
     };
     let told = &told[..told.floor_char_boundary(300)];
@@ -175,7 +186,11 @@ mod tests {
         ];
         for (status, expected) in cases {
             let outcomes = each(status, "{}\n", 2);
-            assert_eq!(outcomes.iter().map(error_type).collect::<Vec<_>>(), [expected; 2], "{status}");
+            assert_eq!(
+                outcomes.iter().map(error_type).collect::<Vec<_>>(),
+                [expected; 2],
+                "{status}"
+            );
         }
         for status in [400, 413] {
             assert!(matches!(read(answer(status, "{}"), 2), Meaning::Whole(_)), "{status}");
@@ -184,12 +199,15 @@ mod tests {
 
     #[test]
     fn a_207_refuses_the_named_items_and_accepts_all_others() {
-        let body =
-            r#"{"errors":[{"batch_index":3,"reason":"invalid","field":"attributes.plan","message":"too long"}]}"#;
+        let body = r#"{"errors":[{"batch_index":3,"reason":"invalid",
+            "field":"attributes.plan","message":"too long"}]}"#;
         let outcomes = each(207, body, 3);
         assert_eq!((&outcomes[0], &outcomes[2]), (&Outcome::Accepted, &Outcome::Accepted));
         let Outcome::Refused(failure) = &outcomes[1] else { panic!("refused") };
-        assert_eq!(failure.message, "Customer.io refused the event: invalid: attributes.plan: too long");
+        assert_eq!(
+            failure.message,
+            "Customer.io refused the event: invalid: attributes.plan: too long"
+        );
     }
 
     #[test]
@@ -202,11 +220,15 @@ mod tests {
             (207, r#"{"errors":[{"batch_index":9}]}"#),
         ] {
             let outcomes = each(status, body, 2);
-            assert!(outcomes.iter().all(|one| matches!(one, Outcome::Retryable { .. })), "{status} {body}");
+            assert!(
+                outcomes.iter().all(|one| matches!(one, Outcome::Retryable { .. })),
+                "{status} {body}"
+            );
         }
         let body = b"{\"skipped\":\"\xff\"}";
         let not_utf8 = read(Answer { body, ..answer(207, "") }, 1);
-        assert!(matches!(not_utf8, Meaning::Each(outcomes) if matches!(outcomes[0], Outcome::Retryable { .. })));
+        assert!(matches!(not_utf8, Meaning::Each(outcomes) if matches!(outcomes[0],
+            Outcome::Retryable { .. })));
         for body in ["", "{}\n", r#"{"errors":null}"#] {
             assert_eq!(each(200, body, 1), [Outcome::Accepted], "{body}");
         }
@@ -233,7 +255,10 @@ mod tests {
     fn retry_after_is_seconds_or_a_date() {
         let now = httpdate::parse_http_date("Tue, 18 Feb 2025 12:00:00 GMT").expect("a date");
         assert_eq!(retry_after("30", now), Some(Duration::from_secs(30)));
-        assert_eq!(retry_after("Tue, 18 Feb 2025 12:01:00 GMT", now), Some(Duration::from_secs(60)));
+        assert_eq!(
+            retry_after("Tue, 18 Feb 2025 12:01:00 GMT", now),
+            Some(Duration::from_secs(60))
+        );
         assert_eq!(retry_after("Tue, 18 Feb 2025 11:00:00 GMT", now), Some(Duration::ZERO));
         assert_eq!(retry_after("soon", now), None);
     }

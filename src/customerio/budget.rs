@@ -36,7 +36,8 @@ impl Share {
 #[derive(Debug, Clone)]
 pub struct Budget {
     share: Arc<watch::Sender<Option<Share>>>,
-    /// When the last call was due. Whoever waits for a turn holds the lock, so that the first to come goes first.
+    /// When the last call was due. Whoever waits for a turn holds the lock, so that the first to
+    /// come goes first.
     last: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -103,7 +104,10 @@ mod tests {
             budget.grant(granted, Instant::now() + 60 * SECOND);
             tokio::time::sleep(5 * SECOND).await;
             let made = turns_within(&budget, SECOND).await;
-            assert!(made as f64 <= granted + 1.0 && made as f64 >= granted * 0.97, "{made} of {granted}");
+            assert!(
+                made as f64 <= granted + 1.0 && made as f64 >= granted * 0.97,
+                "{made} of {granted}"
+            );
         }
     }
 

@@ -39,7 +39,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The base URL can't be read.
-    #[error("customerio.track_url {url:?} is not a URL ({why}); expected one such as https://track.customer.io")]
+    #[error(
+        "customerio.track_url {url:?} is not a URL ({why}); expected one such as \
+            https://track.customer.io"
+    )]
     Url {
         /// The setting.
         url: String,
@@ -72,7 +75,8 @@ pub enum Pushed {
 
 /// Whoever has jobs called for.
 pub trait Holder: Sync {
-    /// Which of `jobs` may be called for still. Asked when a call's turn has come, which may be long after it was wanted.
+    /// Which of `jobs` may be called for still. Asked when a call's turn has come, which may be
+    /// long after it was wanted.
     fn still_held(&self, jobs: Vec<Uuid>) -> BoxFuture<'_, HashSet<Uuid>>;
 }
 
@@ -135,11 +139,17 @@ struct Call {
 }
 
 impl CustomerIo {
-    /// A client for these settings; without credentials, one that calls nobody and warns about it once.
-    pub fn new(config: &Config, gate: GateConfig, metrics: std::sync::Arc<Metrics>) -> Result<Self, Error> {
+    /// A client for these settings; without credentials, one that calls nobody and warns about it
+    /// once.
+    pub fn new(
+        config: &Config,
+        gate: GateConfig,
+        metrics: std::sync::Arc<Metrics>,
+    ) -> Result<Self, Error> {
         let transport = if config.site_id.is_empty() || config.api_key.expose_secret().is_empty() {
             tracing::warn!(
-                "mock mode: CUSTOMERIO_SITE_ID or CUSTOMERIO_API_KEY is missing, no call is made and every call succeeds"
+                "mock mode: CUSTOMERIO_SITE_ID or CUSTOMERIO_API_KEY is missing, no call is made \
+                    and every call succeeds"
             );
             Transport::Mock
         } else {
@@ -155,11 +165,13 @@ impl CustomerIo {
         })
     }
 
-    /// Waits for the leave to call: until calls go through, or until it is this one's turn to probe.
+    /// Waits for the leave to call: until calls go through, or until it is this one's turn to
+    /// probe.
     pub async fn pass(&self) -> Pass<'_> {
         loop {
             let (pass, asks_first) = self.gate.pass().await;
-            // No job is risked to learn that nothing has changed: it would spend a retry, or fail for good.
+            // No job is risked to learn that nothing has changed: it would spend a retry, or fail
+            // for good.
             if !asks_first || self.is_answered(&pass).await {
                 return pass;
             }
@@ -208,23 +220,28 @@ impl CustomerIo {
             region: String,
         }
         let Transport::Http(http) = &self.transport else { return Account::Mock };
-        let request = http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
+        let request =
+            http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
         match exchange(request).await {
             Err(error) => Account::NoAnswer(describe(&error)),
             Ok(Answered { status: 401 | 403, .. }) => Account::Refused,
             Ok(answered) => match serde_json::from_slice::<Region>(&answered.body) {
                 Ok(Region { region }) => Account::In { region },
-                Err(_) => Account::NoAnswer(format!("the answer {} can't be read", answered.status)),
+                Err(_) => {
+                    Account::NoAnswer(format!("the answer {} can't be read", answered.status))
+                }
             },
         }
     }
 
-    /// Whether Customer.io answers, and accepts the credentials. It is asked for the account's region, which changes
-    /// nothing. An answer that tells neither leaves it to a job's call: a proxy may know the batch endpoint alone.
+    /// Whether Customer.io answers, and accepts the credentials. It is asked for the account's
+    /// region, which changes nothing. An answer that tells neither leaves it to a job's call: a
+    /// proxy may know the batch endpoint alone.
     async fn is_answered(&self, pass: &Pass<'_>) -> bool {
         let Transport::Http(http) = &self.transport else { return true };
         self.budget.turn().await;
-        let request = http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
+        let request =
+            http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
         let called = match self.exchange(request).await {
             Ok(Answered { status: 401 | 403, .. }) => Called::Refused,
             Ok(Answered { status: 408 | 429 | 500..=599, .. }) | Err(_) => Called::Failed,
@@ -255,7 +272,10 @@ impl CustomerIo {
                 Err(outcome) => pushed.push((index, without_call(work, outcome))),
             }
         }
-        let calls = self.split(&ready).into_iter().map(|call| self.send(call.iter().collect(), pass, holder));
+        let calls = self
+            .split(&ready)
+            .into_iter()
+            .map(|call| self.send(call.iter().collect(), pass, holder));
         pushed.extend(join_all(calls).await.into_iter().flatten());
         pushed.sort_unstable_by_key(|(index, _)| *index);
         pushed.into_iter().map(|(_, pushed)| pushed).collect()
@@ -279,9 +299,10 @@ impl CustomerIo {
         calls
     }
 
-    /// Makes one call, when its turn has come, for those of the jobs that are held still, unless the gate has shut in the
-    /// meantime. A call that is refused whole is cut in halves until the culprit stands alone. Answers what became of each
-    /// job, by its place among those that were given.
+    /// Makes one call, when its turn has come, for those of the jobs that are held still, unless
+    /// the gate has shut in the meantime. A call that is refused whole is cut in halves until the
+    /// culprit stands alone. Answers what became of each job, by its place among those that were
+    /// given.
     fn send<'a>(
         &'a self,
         jobs: Vec<&'a Ready>,
@@ -291,8 +312,10 @@ impl CustomerIo {
         Box::pin(async move {
             self.budget.turn().await;
             let held = holder.still_held(jobs.iter().map(|ready| ready.job).collect()).await;
-            let (mut jobs, lost): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|ready| held.contains(&ready.job));
-            let mut pushed: Vec<_> = lost.into_iter().map(|ready| (ready.index, Pushed::Lost)).collect();
+            let (mut jobs, lost): (Vec<_>, Vec<_>) =
+                jobs.into_iter().partition(|ready| held.contains(&ready.job));
+            let mut pushed: Vec<_> =
+                lost.into_iter().map(|ready| (ready.index, Pushed::Lost)).collect();
             if jobs.is_empty() || !pass.holds() {
                 pushed.extend(jobs.into_iter().map(|ready| (ready.index, Pushed::Held)));
                 return pushed;
@@ -314,8 +337,12 @@ impl CustomerIo {
                 }
             };
             let tried = |(ready, outcome): (&Ready, _)| {
-                let attempt = Attempt { started_at, duration, http_status: call.http_status, outcome };
-                (ready.index, Pushed::Tried { contact_id: Some(ready.prepared.contact_id.clone()), attempt })
+                let attempt =
+                    Attempt { started_at, duration, http_status: call.http_status, outcome };
+                (
+                    ready.index,
+                    Pushed::Tried { contact_id: Some(ready.prepared.contact_id.clone()), attempt },
+                )
             };
             pushed.extend(jobs.into_iter().zip(outcomes).map(tried));
             pushed
@@ -324,7 +351,10 @@ impl CustomerIo {
 
     async fn call(&self, jobs: &[&Ready]) -> Call {
         let Transport::Http(http) = &self.transport else {
-            return Call { meaning: Meaning::Each(vec![Outcome::Accepted; jobs.len()]), http_status: None };
+            return Call {
+                meaning: Meaning::Each(vec![Outcome::Accepted; jobs.len()]),
+                http_status: None,
+            };
         };
         let request = http
             .client
@@ -359,7 +389,11 @@ impl Transport {
             .retry(reqwest::retry::never())
             .user_agent(concat!("customerio-sync/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let base = if config.track_url.is_empty() { config.region.track_url() } else { config.track_url.as_str() };
+        let base = if config.track_url.is_empty() {
+            config.region.track_url()
+        } else {
+            config.track_url.as_str()
+        };
         let url = |path: &str| {
             let url = format!("{}{path}", base.trim_end_matches('/'));
             url.parse().map_err(|why: <Url as std::str::FromStr>::Err| Error::Url {
@@ -379,7 +413,8 @@ impl Transport {
 fn basic_auth(site_id: &str, api_key: &SecretString) -> Result<HeaderValue, Error> {
     let credentials = format!("{site_id}:{}", api_key.expose_secret());
     let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
-    let mut header = HeaderValue::try_from(format!("Basic {encoded}")).map_err(|_| Error::Credentials)?;
+    let mut header =
+        HeaderValue::try_from(format!("Basic {encoded}")).map_err(|_| Error::Credentials)?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -391,7 +426,8 @@ fn batch_body(jobs: &[&Ready]) -> String {
 
 fn without_call(work: &Work, outcome: Outcome) -> Pushed {
     let customer = &work.signup.customer;
-    let attempt = Attempt { started_at: Utc::now(), duration: Duration::ZERO, http_status: None, outcome };
+    let attempt =
+        Attempt { started_at: Utc::now(), duration: Duration::ZERO, http_status: None, outcome };
     Pushed::Tried { contact_id: customer.id.clone().or_else(|| customer.email.clone()), attempt }
 }
 
@@ -417,7 +453,8 @@ impl Answered {
 async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<Answered> {
     let mut response = request.send().await?;
     let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
-    let retry_after = header(RETRY_AFTER).and_then(|value| answer::retry_after(&value, SystemTime::now()));
+    let retry_after =
+        header(RETRY_AFTER).and_then(|value| answer::retry_after(&value, SystemTime::now()));
     let location = header(LOCATION);
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
@@ -454,7 +491,11 @@ fn called(status: Option<u16>, meaning: &Meaning) -> Called {
     match (status, meaning) {
         (Some(401 | 403 | 404 | 405 | 300..=399), _) => Called::Refused,
         (Some(408 | 429 | 500..=599), _) => Called::Failed,
-        (_, Meaning::Each(outcomes)) if !outcomes.is_empty() && outcomes.iter().all(is_retryable) => Called::Failed,
+        (_, Meaning::Each(outcomes))
+            if !outcomes.is_empty() && outcomes.iter().all(is_retryable) =>
+        {
+            Called::Failed
+        }
         _ => Called::Answered,
     }
 }

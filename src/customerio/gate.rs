@@ -1,8 +1,10 @@
-//! The gate in front of Customer.io: shut while calls are of no use, so that an outage costs no job its retries.
+//! The gate in front of Customer.io: shut while calls are of no use, so that an outage costs no job
+//! its retries.
 //!
-//! It opens the circuit after a run of failed calls, at refused credentials, or when Customer.io asks to be left alone.
-//! Then one job at a time probes, with growing pauses; in an outage that lasts, after a question whether there is an answer
-//! at all. When one goes through, the flow ramps up.
+//! It opens the circuit after a run of failed calls, at refused credentials, or when Customer.io
+//! asks to be left alone. Then one job at a time probes, with growing pauses; in an outage that
+//! lasts, after a question whether there is an answer at all. When one goes through, the flow ramps
+//! up.
 
 use std::{
     collections::VecDeque,
@@ -74,10 +76,11 @@ pub struct GateView {
 
 /// Calls that are looked back at; it shuts when half of them failed.
 const WINDOW: usize = 50;
-/// So many probes of an outage are a job's. In one that lasts, they would exhaust the retries of the few jobs there may be.
+/// So many probes of an outage are a job's. In one that lasts, they would exhaust the retries of
+/// the few jobs there may be.
 const JOBS_FIRST: u32 = 6;
-/// So many probes after these ask first whether Customer.io answers at all, and risk no job while it does not. The next is
-/// a job's in any case: it may be the question alone that finds no answer.
+/// So many probes after these ask first whether Customer.io answers at all, and risk no job while
+/// it does not. The next is a job's in any case: it may be the question alone that finds no answer.
 const QUESTIONS: u32 = 60;
 /// A ramp that has come so far is over.
 const RAMP_ENDS: usize = 256;
@@ -125,7 +128,12 @@ enum Told {
 
 impl Core {
     fn new(config: Config) -> Self {
-        Self { config, state: State::Passing { ramp: usize::MAX }, failures: 0, window: VecDeque::new() }
+        Self {
+            config,
+            state: State::Passing { ramp: usize::MAX },
+            failures: 0,
+            window: VecDeque::new(),
+        }
     }
 
     fn ask(&mut self, now: Instant) -> Told {
@@ -138,7 +146,10 @@ impl Core {
                 *probes += 1;
                 let asks_first = match reason {
                     GateReason::Credentials => true,
-                    GateReason::Outage => *probes > JOBS_FIRST && !(*probes - JOBS_FIRST).is_multiple_of(QUESTIONS + 1),
+                    GateReason::Outage => {
+                        *probes > JOBS_FIRST
+                            && !(*probes - JOBS_FIRST).is_multiple_of(QUESTIONS + 1)
+                    }
                     // It said itself when to come again.
                     GateReason::Asked => false,
                 };
@@ -226,7 +237,9 @@ impl Core {
     fn view(&self) -> GateView {
         match self.state {
             State::Passing { .. } => GateView { is_shut: false, reason: None, since: None },
-            State::Shut { reason, since, .. } => GateView { is_shut: true, reason: Some(reason), since: Some(since) },
+            State::Shut { reason, since, .. } => {
+                GateView { is_shut: true, reason: Some(reason), since: Some(since) }
+            }
         }
     }
 }
@@ -287,7 +300,12 @@ impl Gate {
     pub(super) fn new(config: Config) -> Self {
         let core = Core::new(config);
         let view = watch::Sender::new(core.view());
-        Self { core: Mutex::new(core), view, changes: watch::Sender::new(0), asked: watch::Sender::new(None) }
+        Self {
+            core: Mutex::new(core),
+            view,
+            changes: watch::Sender::new(0),
+            asked: watch::Sender::new(None),
+        }
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
@@ -314,7 +332,8 @@ impl Gate {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Waits for the leave to call. Says, too, whether a question has to be answered before a job is risked for it.
+    /// Waits for the leave to call. Says, too, whether a question has to be answered before a job
+    /// is risked for it.
     pub(super) async fn pass(&self) -> (Pass<'_>, bool) {
         let mut changes = self.changes.subscribe();
         loop {
@@ -373,7 +392,9 @@ impl Gate {
     pub(super) fn probe_in(&self) -> Option<Duration> {
         match self.core().state {
             State::Passing { .. } => None,
-            State::Shut { probe_at, .. } => Some(probe_at.saturating_duration_since(Instant::now())),
+            State::Shut { probe_at, .. } => {
+                Some(probe_at.saturating_duration_since(Instant::now()))
+            }
         }
     }
 }

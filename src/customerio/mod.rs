@@ -1,8 +1,8 @@
-//! Customer.io's Track API (<https://docs.customer.io/integrations/api/track/>): jobs become batch calls, answers become
-//! outcomes.
+//! Customer.io's Track API (<https://docs.customer.io/integrations/api/track/>): jobs become batch
+//! calls, answers become outcomes.
 //!
-//! What is sent ([`operation`]) and what an answer means ([`answer`]) are pure; the client only carries. It never tries a
-//! call again by itself: the broker's tiers do.
+//! What is sent ([`operation`]) and what an answer means ([`answer`]) are pure; the client only
+//! carries. It never tries a call again by itself: the broker's tiers do.
 
 mod answer;
 mod budget;

@@ -1,4 +1,5 @@
-//! What is sent for a job: an identify and a tracked event, within Customer.io's documented limits. Pure.
+//! What is sent for a job: an identify and a tracked event, within Customer.io's documented limits.
+//! Pure.
 //!
 //! A value over its limit refuses its job here, with the field and both sizes; nothing is cut off.
 
@@ -7,7 +8,8 @@ use serde_json::{Map, Value, json};
 use super::Identifier;
 use crate::job::{ErrorType, Failure, Outcome, Signup, SyncPhase, Work, tracked_event_id};
 
-/// Bytes of one operation at most. The documentation says 32 kB and not which kind; this is the smaller one.
+/// Bytes of one operation at most. The documentation says 32 kB and not which kind; this is the
+/// smaller one.
 const MAX_OPERATION_BYTES: usize = 32_000;
 /// Bytes of a person's `id` at most.
 const MAX_ID_BYTES: usize = 150;
@@ -31,13 +33,18 @@ pub(super) struct Prepared {
 pub(super) fn prepare(work: &Work, identifier: Identifier) -> Result<Prepared, Outcome> {
     let Work { job, signup } = work;
     let Some(email) = signup.customer.email.as_deref() else {
-        return Err(Outcome::Retryable { failure: other("signup not known yet".to_owned()), retry_after: None });
+        return Err(Outcome::Retryable {
+            failure: other("signup not known yet".to_owned()),
+            retry_after: None,
+        });
     };
     let (key, contact_id) = match (identifier, signup.customer.id.as_deref()) {
         (Identifier::Auto | Identifier::Id, Some(id)) => ("id", id),
         (Identifier::Auto | Identifier::Email, _) => ("email", email),
         (Identifier::Id, None) => {
-            return Err(refused("customer.id is missing, and customerio.identifier is \"id\"".to_owned()));
+            return Err(refused(
+                "customer.id is missing, and customerio.identifier is \"id\"".to_owned(),
+            ));
         }
     };
     if key == "id" && contact_id.len() > MAX_ID_BYTES {
@@ -52,7 +59,8 @@ pub(super) fn prepare(work: &Work, identifier: Identifier) -> Result<Prepared, O
     });
     let event = json!({
         "type": "person", "identifiers": { key: contact_id }, "action": "event",
-        "id": tracked_event_id(job.signup_id, job.phase).to_string(), "name": job.phase.tracked_event(),
+        "id": tracked_event_id(job.signup_id, job.phase).to_string(),
+        "name": job.phase.tracked_event(),
         "timestamp": timestamp, "attributes": event_data(work),
     });
     let [identify, event] = [identify.to_string(), event.to_string()];
@@ -64,7 +72,8 @@ pub(super) fn prepare(work: &Work, identifier: Identifier) -> Result<Prepared, O
     Ok(Prepared { contact_id: contact_id.to_owned(), json: format!("{identify},{event}") })
 }
 
-/// The attributes of the identify. A field that is absent is left out: sent as null it would remove the attribute.
+/// The attributes of the identify. A field that is absent is left out: sent as null it would remove
+/// the attribute.
 fn profile(work: &Work) -> Map<String, Value> {
     let Work { job, signup } = work;
     let customer = &signup.customer;
@@ -93,12 +102,18 @@ fn event_data(work: &Work) -> Map<String, Value> {
     data.insert("signup_id".to_owned(), job.signup_id.to_string().into());
     match job.phase {
         SyncPhase::Initial => {
-            put_present(&mut data, &[("operator_id", &signup.operator_id), ("operator_name", &signup.operator_name)]);
+            put_present(
+                &mut data,
+                &[("operator_id", &signup.operator_id), ("operator_name", &signup.operator_name)],
+            );
             let submitted_at = job.occurred_at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true);
             data.insert("submitted_at".to_owned(), submitted_at.into());
         }
         SyncPhase::Enriched => {
-            put_present(&mut data, &[("extraction_id", &signup.extraction_id), ("operator_id", &signup.operator_id)]);
+            put_present(
+                &mut data,
+                &[("extraction_id", &signup.extraction_id), ("operator_id", &signup.operator_id)],
+            );
             put_bet_slip(&mut data, signup);
         }
     }
@@ -130,7 +145,11 @@ fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Outcome> {
     for (name, value) in attributes {
         if name.len() > MAX_NAME_BYTES {
             let start = &name[..name.floor_char_boundary(40)];
-            return Err(too_large(&format!("the name of the attribute {start}…"), name.len(), MAX_NAME_BYTES));
+            return Err(too_large(
+                &format!("the name of the attribute {start}…"),
+                name.len(),
+                MAX_NAME_BYTES,
+            ));
         }
         if let Value::String(text) = value
             && text.len() > MAX_VALUE_BYTES
@@ -219,14 +238,18 @@ pub(super) mod tests {
         let sent = operations(&work(SyncPhase::Initial), Identifier::Auto);
         let signup_id = Uuid::from_u128(7).to_string();
         let expected = json!([
-            { "type": "person", "identifiers": { "id": "c-991" }, "action": "identify", "timestamp": 1_739_880_000,
+            { "type": "person", "identifiers": { "id": "c-991" }, "action": "identify",
+            "timestamp": 1_739_880_000,
               "attributes": { "email": "ann@example.com", "first_name": "Ann", "last_name": "Lee",
-                "phone": "+15550100", "operator_id": "op-12", "operator_name": "Acme Sports", "plan": "gold",
+                "phone": "+15550100", "operator_id": "op-12", "operator_name": "Acme Sports",
+                "plan": "gold",
                 "signup_id": signup_id } },
-            { "type": "person", "identifiers": { "id": "c-991" }, "action": "event", "name": "signup_submitted",
+            { "type": "person", "identifiers": { "id": "c-991" }, "action": "event",
+            "name": "signup_submitted",
               "id": tracked_event_id(Uuid::from_u128(7), SyncPhase::Initial).to_string(),
               "timestamp": 1_739_880_000,
-              "attributes": { "signup_id": signup_id, "operator_id": "op-12", "operator_name": "Acme Sports",
+              "attributes": { "signup_id": signup_id, "operator_id": "op-12",
+              "operator_name": "Acme Sports",
                 "submitted_at": "2025-02-18T12:00:00Z" } }
         ]);
         assert_eq!(sent, expected);
@@ -237,8 +260,12 @@ pub(super) mod tests {
         let sent = operations(&work(SyncPhase::Enriched), Identifier::Auto);
         for operation in sent.as_array().expect("two") {
             let attributes = &operation["attributes"];
-            let slip =
-                [&attributes["bet_amount"], &attributes["team_bet_on"], &attributes["odds"], &attributes["confidence"]];
+            let slip = [
+                &attributes["bet_amount"],
+                &attributes["team_bet_on"],
+                &attributes["odds"],
+                &attributes["confidence"],
+            ];
             assert_eq!(slip, [&json!(50.0), &json!("Lakers"), &json!("+150"), &json!(0.97)]);
         }
         assert_eq!(sent[1]["name"], "signup_extraction_confirmed");
@@ -248,9 +275,15 @@ pub(super) mod tests {
     #[test]
     fn the_person_is_identified_as_configured() {
         let mut work = work(SyncPhase::Initial);
-        assert_eq!(operations(&work, Identifier::Email)[0]["identifiers"], json!({ "email": "ann@example.com" }));
+        assert_eq!(
+            operations(&work, Identifier::Email)[0]["identifiers"],
+            json!({ "email": "ann@example.com" })
+        );
         work.signup.customer.id = None;
-        assert_eq!(operations(&work, Identifier::Auto)[0]["identifiers"], json!({ "email": "ann@example.com" }));
+        assert_eq!(
+            operations(&work, Identifier::Auto)[0]["identifiers"],
+            json!({ "email": "ann@example.com" })
+        );
         assert!(matches!(prepare(&work, Identifier::Id), Err(Outcome::Refused(_))));
     }
 
@@ -258,7 +291,9 @@ pub(super) mod tests {
     fn a_signup_without_an_address_is_not_known_yet() {
         let mut work = work(SyncPhase::Enriched);
         work.signup.customer.email = None;
-        let Err(Outcome::Retryable { failure, .. }) = prepare(&work, Identifier::Auto) else { panic!("retryable") };
+        let Err(Outcome::Retryable { failure, .. }) = prepare(&work, Identifier::Auto) else {
+            panic!("retryable")
+        };
         assert_eq!(failure.message, "signup not known yet");
     }
 
@@ -281,7 +316,8 @@ pub(super) mod tests {
         assert_eq!(refusal(&many), "307 attributes, Customer.io allows 300");
 
         let mut large = work(SyncPhase::Initial);
-        large.signup.attributes = (0..200).map(|n| (format!("a{n}"), "x".repeat(900).into())).collect();
+        large.signup.attributes =
+            (0..200).map(|n| (format!("a{n}"), "x".repeat(900).into())).collect();
         assert!(refusal(&large).starts_with("the identify is 18"), "{}", refusal(&large));
     }
 }

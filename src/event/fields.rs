@@ -1,4 +1,5 @@
-//! The fields of the events, each checked while it is deserialized, so that an error carries its JSON path.
+//! The fields of the events, each checked while it is deserialized, so that an error carries its
+//! JSON path.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -12,7 +13,8 @@ use utoipa::{
     openapi::{ObjectBuilder, Schema, Type, schema::SchemaType},
 };
 
-/// Profile fields of ours. An attribute with one of these names is left out: the named field alone speaks.
+/// Profile fields of ours. An attribute with one of these names is left out: the named field alone
+/// speaks.
 pub const NAMED_FIELDS: &[&str] = &[
     "id",
     "cio_id",
@@ -31,10 +33,17 @@ pub const NAMED_FIELDS: &[&str] = &[
 ];
 
 /// Names that Customer.io gives a meaning of its own, in an identify or in an event.
-const RESERVED: &[&str] =
-    &["cio_subscription_preferences", "cio_relationships", "_update", "recipient", "from_address", "reply_to"];
+const RESERVED: &[&str] = &[
+    "cio_subscription_preferences",
+    "cio_relationships",
+    "_update",
+    "recipient",
+    "from_address",
+    "reply_to",
+];
 
-/// A JSON object. Alone, a derived `Deserialize` would take an array for the fields in their order, too.
+/// A JSON object. Alone, a derived `Deserialize` would take an array for the fields in their order,
+/// too.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -107,7 +116,10 @@ impl<'de> Deserialize<'de> for NonEmpty {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Text::deserialize(deserializer)?.0;
         if text.trim().is_empty() {
-            return Err(D::Error::invalid_value(Unexpected::Str(&text), &"a string that is not empty"));
+            return Err(D::Error::invalid_value(
+                Unexpected::Str(&text),
+                &"a string that is not empty",
+            ));
         }
         Ok(Self(text))
     }
@@ -210,7 +222,9 @@ fn out_of_range<E: Error>(found: f64, expected: &str) -> E {
 
 fn odds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
     match scalar(deserializer, "a string or a number")? {
-        Value::Bool(found) => Err(D::Error::invalid_type(Unexpected::Bool(found), &"a string or a number")),
+        Value::Bool(found) => {
+            Err(D::Error::invalid_type(Unexpected::Bool(found), &"a string or a number"))
+        }
         value => Ok(value),
     }
 }
@@ -220,14 +234,24 @@ fn odds_schema() -> Schema {
 }
 
 pub(super) fn attributes_schema() -> Schema {
-    let value = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Number, Type::Boolean]));
-    let attributes = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::Object, Type::Null]));
-    let names = ObjectBuilder::new().schema_type(Type::String).pattern(Some(format!("^(?!({})$)", RESERVED.join("|"))));
+    let value = ObjectBuilder::new().schema_type(SchemaType::from_iter([
+        Type::String,
+        Type::Number,
+        Type::Boolean,
+    ]));
+    let attributes =
+        ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::Object, Type::Null]));
+    let names = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(format!("^(?!({})$)", RESERVED.join("|"))));
     attributes.additional_properties(Some(value)).property_names(Some(names)).into()
 }
 
 /// A string, a number or a boolean.
-fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) -> Result<Value, D::Error> {
+fn scalar<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: &'static str,
+) -> Result<Value, D::Error> {
     struct Scalar(&'static str);
 
     impl Visitor<'_> for Scalar {
@@ -264,8 +288,8 @@ fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &'static str) ->
     deserializer.deserialize_any(Scalar(expected))
 }
 
-/// A flat map of string, number or boolean, passed through to the profile. It holds no name that is ours or that
-/// Customer.io reserves.
+/// A flat map of string, number or boolean, passed through to the profile. It holds no name that is
+/// ours or that Customer.io reserves.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Attributes(Map<String, Value>);
 
@@ -309,7 +333,9 @@ impl<'de> Visitor<'de> for AttributesVisitor {
                 )));
             }
             if name.contains('\0') {
-                return Err(A::Error::custom("found the character U+0000 in a name, expected text without it"));
+                return Err(A::Error::custom(
+                    "found the character U+0000 in a name, expected text without it",
+                ));
             }
             if !NAMED_FIELDS.contains(&name.as_ref()) {
                 attributes.insert(name.into_owned(), value);

@@ -1,7 +1,7 @@
 //! The two events that upstream services publish, and the only way to make one: [`parse`].
 //!
-//! Bytes become an [`Event`] whose every field was checked, or a [`Rejected`] that says where the message is wrong and
-//! what was expected there. What happens to either is for others to decide.
+//! Bytes become an [`Event`] whose every field was checked, or a [`Rejected`] that says where the
+//! message is wrong and what was expected there. What happens to either is for others to decide.
 
 mod fields;
 #[cfg(any(test, fuzzing))]
@@ -25,7 +25,7 @@ use fields::{CustomerWithEmail, NonEmpty, Object, Text};
 pub const MAX_BODY_BYTES: usize = 256 * 1024;
 
 /// The content type of a CloudEvents 1.0 structured event
-/// (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md>).
+/// ([specification](https://github.com/cloudevents/spec), `amqp-protocol-binding.md`, section 3).
 pub const CLOUDEVENTS_CONTENT_TYPE: &str = "application/cloudevents+json";
 
 /// Which of the two events a message is said to be.
@@ -137,8 +137,8 @@ struct Submitted {
     operator_name: Option<Text>,
     #[schema(value_type = CustomerWithEmail)]
     customer: Object<CustomerWithEmail>,
-    /// A flat map of string, number or boolean, passed through to the profile. A name that Customer.io reserves is
-    /// refused; one of a named field is left out.
+    /// A flat map of string, number or boolean, passed through to the profile. A name that
+    /// Customer.io reserves is refused; one of a named field is left out.
     #[serde(default)]
     #[schema(schema_with = fields::attributes_schema)]
     attributes: Option<Attributes>,
@@ -194,12 +194,16 @@ struct Envelope<'a> {
 pub fn parse(raw: RawEvent<'_>) -> Result<Event, Rejected> {
     if raw.body.len() > MAX_BODY_BYTES {
         let found = raw.body.len();
-        return Err(Rejected::new("$", format!("body of {found} bytes, expected at most {MAX_BODY_BYTES}")));
+        return Err(Rejected::new(
+            "$",
+            format!("body of {found} bytes, expected at most {MAX_BODY_BYTES}"),
+        ));
     }
     let text = std::str::from_utf8(raw.body)
         .map_err(|error| Rejected::new("$", format!("expected JSON in UTF-8: {error}")))?;
     let is_enveloped = raw.content_type.is_some_and(|kind| {
-        kind.get(..CLOUDEVENTS_CONTENT_TYPE.len()).is_some_and(|k| k.eq_ignore_ascii_case(CLOUDEVENTS_CONTENT_TYPE))
+        kind.get(..CLOUDEVENTS_CONTENT_TYPE.len())
+            .is_some_and(|k| k.eq_ignore_ascii_case(CLOUDEVENTS_CONTENT_TYPE))
     });
     if !is_enveloped {
         return parse_data(raw, text, "");
@@ -220,7 +224,10 @@ impl Envelope<'_> {
         let key = event_type.routing_key();
         if !self.event_type.as_str().contains(key) {
             let found = self.event_type.as_str();
-            return Err(Rejected::new("type", format!("unknown type {found:?}, expected one that contains {key:?}")));
+            return Err(Rejected::new(
+                "type",
+                format!("unknown type {found:?}, expected one that contains {key:?}"),
+            ));
         }
         Ok(())
     }
@@ -269,7 +276,8 @@ pub fn body_id(body: &[u8]) -> Uuid {
     Uuid::new_v5(&NAMESPACE, body)
 }
 
-/// Deserializes, and reads a second time with the path recorded when the first time fails: the good case stays fast.
+/// Deserializes, and reads a second time with the path recorded when the first time fails: the good
+/// case stays fast.
 fn read<'a, T: Deserialize<'a>>(text: &'a str, prefix: &str) -> Result<T, Rejected> {
     if let Ok(Object(value)) = serde_json::from_str(text) {
         return Ok(value);
@@ -286,11 +294,14 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>, prefix: &str) 
     let mut path = error.path().to_string();
     let message = error.inner().to_string();
     // serde names the parent of a missing field; a reader wants the field.
-    if let Some(field) = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+    if let Some(field) =
+        message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next())
+    {
         path = if path == "." { field.to_owned() } else { format!("{path}.{field}") };
     }
     // Below a key without a name, the path is empty.
-    let path = if matches!(path.as_str(), "." | "") { "$".to_owned() } else { format!("{prefix}{path}") };
+    let path =
+        if matches!(path.as_str(), "." | "") { "$".to_owned() } else { format!("{prefix}{path}") };
     Rejected { path, expected: message }
 }
 

@@ -4,9 +4,11 @@ use serde_json::{Value, json};
 
 fn submitted() -> Value {
     json!({
-        "event_id": "e-1", "occurred_at": "2025-02-18T12:00:00Z", "signup_id": "7b0c0000-0000-4000-8000-000000000001",
+        "event_id": "e-1", "occurred_at": "2025-02-18T12:00:00Z",
+        "signup_id": "7b0c0000-0000-4000-8000-000000000001",
         "operator_id": "op-12", "operator_name": "Acme Sports",
-        "customer": { "id": "c-991", "email": "ann@example.com", "first_name": "Ann", "last_name": "Lee",
+        "customer": { "id": "c-991", "email": "ann@example.com", "first_name": "Ann",
+        "last_name": "Lee",
                       "phone": "+15550100", "state": "NJ" },
         "attributes": { "plan": "gold", "visits": 3, "vip": true },
         "something_new": { "is": ["ignored"] }
@@ -15,8 +17,10 @@ fn submitted() -> Value {
 
 fn confirmed() -> Value {
     json!({
-        "event_id": "e-2", "signup_id": "7b0c0000-0000-4000-8000-000000000001", "extraction_id": "ex-5",
-        "bet_slip": { "bet_amount": 50.0, "team_bet_on": "Lakers", "odds": "+150", "confidence": 0.97 }
+        "event_id": "e-2", "signup_id": "7b0c0000-0000-4000-8000-000000000001",
+        "extraction_id": "ex-5",
+        "bet_slip": { "bet_amount": 50.0, "team_bet_on": "Lakers", "odds": "+150",
+        "confidence": 0.97 }
     })
 }
 
@@ -52,15 +56,21 @@ fn a_submission_is_read_with_all_its_fields() {
     assert_eq!(event.occurred_at.expect("given").to_rfc3339(), "2025-02-18T12:00:00+00:00");
     assert_eq!(event.customer.email.as_deref(), Some("ann@example.com"));
     assert_eq!(event.customer.state.as_deref(), Some("NJ"));
-    let Details::Submitted { operator_id, operator_name, attributes } = event.details else { panic!("submitted") };
+    let Details::Submitted { operator_id, operator_name, attributes } = event.details else {
+        panic!("submitted")
+    };
     assert_eq!((operator_id.as_str(), operator_name.as_deref()), ("op-12", Some("Acme Sports")));
-    assert_eq!(Value::from(attributes.as_map().clone()), json!({ "plan": "gold", "visits": 3, "vip": true }));
+    assert_eq!(
+        Value::from(attributes.as_map().clone()),
+        json!({ "plan": "gold", "visits": 3, "vip": true })
+    );
 }
 
 #[test]
 fn a_confirmation_keeps_its_odds_as_sent() {
     for odds in [json!("+150"), json!(2.5), json!(-110)] {
-        let event = read_confirmed(&with(confirmed(), "/bet_slip/odds", odds.clone())).expect("string or number");
+        let event = read_confirmed(&with(confirmed(), "/bet_slip/odds", odds.clone()))
+            .expect("string or number");
         let Details::Confirmed { bet_slip, .. } = event.details else { panic!("confirmed") };
         assert_eq!(bet_slip.odds, odds);
     }
@@ -72,20 +82,72 @@ fn each_fault_is_told_with_its_path_and_what_was_expected() {
         (read_submitted(&without(submitted(), "", "signup_id")), "signup_id", "missing field"),
         (read_submitted(&with(submitted(), "/signup_id", json!("nope"))), "signup_id", "UUID"),
         (read_submitted(&without(submitted(), "", "operator_id")), "operator_id", "missing field"),
-        (read_submitted(&without(submitted(), "/customer", "email")), "customer.email", "missing field"),
-        (read_submitted(&with(submitted(), "/customer/email", json!(""))), "customer.email", "not empty"),
-        (read_submitted(&with(submitted(), "/customer/email", json!(5))), "customer.email", "expected a string"),
-        (read_submitted(&with(submitted(), "/customer/first_name", json!("A\u{0}"))), "customer.first_name", "U+0000"),
-        (read_submitted(&with(submitted(), "/occurred_at", json!("yesterday"))), "occurred_at", "input"),
-        (read_submitted(&with(submitted(), "/attributes/plan", json!(["gold"]))), "attributes.plan", "boolean"),
-        (read_submitted(&with(submitted(), "/attributes/plan", Value::Null)), "attributes.plan", "boolean"),
-        (read_submitted(&with(submitted(), "/attributes", json!({ "_update": true }))), "attributes", "reserved"),
-        (read_submitted(&with(submitted(), "/attributes", json!({ "reply_to": "x" }))), "attributes", "reserved"),
+        (
+            read_submitted(&without(submitted(), "/customer", "email")),
+            "customer.email",
+            "missing field",
+        ),
+        (
+            read_submitted(&with(submitted(), "/customer/email", json!(""))),
+            "customer.email",
+            "not empty",
+        ),
+        (
+            read_submitted(&with(submitted(), "/customer/email", json!(5))),
+            "customer.email",
+            "expected a string",
+        ),
+        (
+            read_submitted(&with(submitted(), "/customer/first_name", json!("A\u{0}"))),
+            "customer.first_name",
+            "U+0000",
+        ),
+        (
+            read_submitted(&with(submitted(), "/occurred_at", json!("yesterday"))),
+            "occurred_at",
+            "input",
+        ),
+        (
+            read_submitted(&with(submitted(), "/attributes/plan", json!(["gold"]))),
+            "attributes.plan",
+            "boolean",
+        ),
+        (
+            read_submitted(&with(submitted(), "/attributes/plan", Value::Null)),
+            "attributes.plan",
+            "boolean",
+        ),
+        (
+            read_submitted(&with(submitted(), "/attributes", json!({ "_update": true }))),
+            "attributes",
+            "reserved",
+        ),
+        (
+            read_submitted(&with(submitted(), "/attributes", json!({ "reply_to": "x" }))),
+            "attributes",
+            "reserved",
+        ),
         (read_confirmed(&without(confirmed(), "", "bet_slip")), "bet_slip", "missing field"),
-        (read_confirmed(&with(confirmed(), "/bet_slip/bet_amount", json!(-1))), "bet_slip.bet_amount", "at least 0"),
-        (read_confirmed(&with(confirmed(), "/bet_slip/confidence", json!(1.5))), "bet_slip.confidence", "0 to 1"),
-        (read_confirmed(&with(confirmed(), "/bet_slip/odds", json!(true))), "bet_slip.odds", "string or a number"),
-        (read_confirmed(&with(confirmed(), "/bet_slip", json!([50.0, "Lakers", "+150", 1]))), "bet_slip", "object"),
+        (
+            read_confirmed(&with(confirmed(), "/bet_slip/bet_amount", json!(-1))),
+            "bet_slip.bet_amount",
+            "at least 0",
+        ),
+        (
+            read_confirmed(&with(confirmed(), "/bet_slip/confidence", json!(1.5))),
+            "bet_slip.confidence",
+            "0 to 1",
+        ),
+        (
+            read_confirmed(&with(confirmed(), "/bet_slip/odds", json!(true))),
+            "bet_slip.odds",
+            "string or a number",
+        ),
+        (
+            read_confirmed(&with(confirmed(), "/bet_slip", json!([50.0, "Lakers", "+150", 1]))),
+            "bet_slip",
+            "object",
+        ),
         (read_confirmed(&json!([1])), "$", "object"),
     ];
     for (answer, path, expected) in cases {
@@ -98,7 +160,8 @@ fn each_fault_is_told_with_its_path_and_what_was_expected() {
 #[test]
 fn bytes_that_are_no_json_are_rejected() {
     let nested = format!("{{\"attributes\":{}", "[".repeat(100_000));
-    let huge = with(confirmed(), "/bet_slip/bet_amount", json!(1)).to_string().replace(":1,", ":1e999,");
+    let huge =
+        with(confirmed(), "/bet_slip/bet_amount", json!(1)).to_string().replace(":1,", ":1e999,");
     let large = with(submitted(), "/operator_id", json!("x".repeat(MAX_BODY_BYTES))).to_string();
     let twice = format!("{}{}", submitted(), submitted());
     let cases: [(&[u8], &str); 8] = [
@@ -112,7 +175,8 @@ fn bytes_that_are_no_json_are_rejected() {
         (b"{\"\":\"49", "EOF"),
     ];
     for (body, expected) in cases {
-        let event_type = if expected == "out of range" { EventType::Confirmed } else { EventType::Submitted };
+        let event_type =
+            if expected == "out of range" { EventType::Confirmed } else { EventType::Submitted };
         let rejected = parse(raw(event_type, body)).expect_err(expected);
         assert!(!rejected.path.is_empty(), "{rejected} should say where");
         assert!(rejected.expected.contains(expected), "{rejected} should say {expected}");
@@ -129,7 +193,8 @@ fn an_unknown_field_is_ignored_however_deep_it_is() {
 #[test]
 fn the_event_id_is_taken_from_the_first_source_that_has_one() {
     let body = without(submitted(), "", "event_id").to_string();
-    let with_message_id = RawEvent { message_id: Some("m-1"), ..raw(EventType::Submitted, body.as_bytes()) };
+    let with_message_id =
+        RawEvent { message_id: Some("m-1"), ..raw(EventType::Submitted, body.as_bytes()) };
     assert_eq!(parse(with_message_id).expect("valid").id, "m-1");
     let from_body = parse(raw(EventType::Submitted, body.as_bytes())).expect("valid").id;
     assert_eq!(from_body, body_id(body.as_bytes()).to_string());
@@ -147,16 +212,19 @@ fn enveloped(envelope: &Value) -> Result<Event, Rejected> {
 #[test]
 fn a_cloud_event_is_read_from_its_data() {
     let envelope = json!({
-        "specversion": "1.0", "id": "ce-1", "source": "/signups", "type": "com.example.signup.submitted.v1",
+        "specversion": "1.0", "id": "ce-1", "source": "/signups",
+        "type": "com.example.signup.submitted.v1",
         "time": "2025-02-18T13:00:00Z", "data": without(submitted(), "", "occurred_at")
     });
     let event = enveloped(&envelope).expect("a valid event");
     assert_eq!(event.id, "ce-1");
     assert_eq!(event.occurred_at.expect("from time").to_rfc3339(), "2025-02-18T13:00:00+00:00");
 
-    let rejected = enveloped(&with(envelope.clone(), "/type", json!("signup.deleted"))).expect_err("unknown type");
+    let rejected = enveloped(&with(envelope.clone(), "/type", json!("signup.deleted")))
+        .expect_err("unknown type");
     assert_eq!(rejected.path, "type");
-    let rejected = enveloped(&with(envelope.clone(), "/data/customer/email", json!(7))).expect_err("wrong type");
+    let rejected = enveloped(&with(envelope.clone(), "/data/customer/email", json!(7)))
+        .expect_err("wrong type");
     assert_eq!(rejected.path, "data.customer.email");
     let rejected = enveloped(&without(envelope, "", "data")).expect_err("no data");
     assert_eq!(rejected.path, "data");
@@ -164,8 +232,15 @@ fn a_cloud_event_is_read_from_its_data() {
 
 #[test]
 fn an_attribute_never_takes_the_place_of_a_named_field() {
-    let body = with(submitted(), "/attributes", json!({ "email": "eve@example.com", "id": "x", "plan": "gold" }));
-    let Details::Submitted { attributes, .. } = read_submitted(&body).expect("valid").details else { panic!() };
+    let body = with(
+        submitted(),
+        "/attributes",
+        json!({ "email": "eve@example.com", "id": "x", "plan": "gold" }),
+    );
+    let Details::Submitted { attributes, .. } = read_submitted(&body).expect("valid").details
+    else {
+        panic!()
+    };
     assert_eq!(Value::from(attributes.as_map().clone()), json!({ "plan": "gold" }));
 }
 
@@ -189,14 +264,17 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 32, 6, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::hash_map(name.clone(), inner, 0..6).prop_map(|map| map.into_iter().collect()),
+            prop::collection::hash_map(name.clone(), inner, 0..6)
+                .prop_map(|map| map.into_iter().collect()),
         ]
     })
 }
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_or_told_what_is_wrong(body in prop::collection::vec(any::<u8>(), 0..512)) {
+    fn any_bytes_are_read_or_told_what_is_wrong(
+        body in prop::collection::vec(any::<u8>(), 0..512)
+    ) {
         any_bytes_are_read_or_told(&body);
     }
 

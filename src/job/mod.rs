@@ -12,10 +12,13 @@ use uuid::Uuid;
 
 pub use work::{Ending, Job, JobMessage, Report, Signup, Work};
 
-/// Writes an enum whose variants have one fixed text each, with `as_str`, `ALL`, `Display` and `FromStr`; JSON and its
-/// schema use the same texts.
+/// Writes an enum whose variants have one fixed text each, with `as_str`, `ALL`, `Display` and
+/// `FromStr`; JSON and its schema use the same texts.
 macro_rules! text_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+    (
+        $(#[$doc:meta])*
+        $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }
+    ) => {
         $(#[$doc])*
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
@@ -51,7 +54,8 @@ macro_rules! text_enum {
         impl utoipa::PartialSchema for $name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                 let texts = Self::ALL.iter().map(|one| one.as_str());
-                let schema = utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::Type::String);
+                let schema = utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::Type::String);
                 schema.enum_values(Some(texts)).into()
             }
         }
@@ -159,18 +163,18 @@ pub fn job_id(signup_id: Uuid, phase: SyncPhase) -> Uuid {
 
 /// The id of the tracked event of one signup and phase.
 ///
-/// It depends on nothing else, so every attempt, replica and manual retry sends the same id and Customer.io ignores
-/// the repeats. Any 128 bits are a valid ULID (<https://github.com/ulid/spec>); these are a hash, so its time part
-/// means nothing.
+/// It depends on nothing else, so every attempt, replica and manual retry sends the same id and
+/// Customer.io ignores the repeats. Any 128 bits are a valid ULID (<https://github.com/ulid/spec>);
+/// these are a hash, so its time part means nothing.
 pub fn tracked_event_id(signup_id: Uuid, phase: SyncPhase) -> Ulid {
     Ulid(Uuid::new_v5(&NAMESPACE, format!("event:{signup_id}:{phase}").as_bytes()).as_u128())
 }
 
 /// One try of one job: which job, which run of it, which attempt of that run.
 ///
-/// `run` counts how often the job was started afresh, by hand or by a new event; `attempt` counts the retries that
-/// were scheduled in this run. Its text, `job:run:attempt`, is the `message_id` of the job's messages: a repeat has the
-/// id of the first, a new try has a new one.
+/// `run` counts how often the job was started afresh, by hand or by a new event; `attempt` counts
+/// the retries that were scheduled in this run. Its text, `job:run:attempt`, is the `message_id` of
+/// the job's messages: a repeat has the id of the first, a new try has a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket {
     /// The job.

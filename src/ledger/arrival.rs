@@ -118,7 +118,11 @@ pub(super) fn meaning(arrival: &Arrival, standing: &Standing<'_>) -> Meaning {
     });
     let is_claimant = standing.claimed_by == Some(claimant.as_str());
     match &arrival.source {
-        Source::Job(message) | Source::Operator { message, .. } if message.job_id != standing.id => Meaning::Unknown,
+        Source::Job(message) | Source::Operator { message, .. }
+            if message.job_id != standing.id =>
+        {
+            Meaning::Unknown
+        }
         _ if standing.status == Status::Completed && !is_claimant => Meaning::AlreadyCompleted,
         _ if standing.status == Status::Completed => Meaning::Settled,
         Source::Event(event) if standing.earlier_events.contains(&event.id) => Meaning::Superseded,
@@ -132,21 +136,32 @@ pub(super) fn meaning(arrival: &Arrival, standing: &Standing<'_>) -> Meaning {
 
 /// The event that made the job arrives again.
 fn of_same_event(arrival: &Arrival, standing: &Standing<'_>, is_claimant: bool) -> Meaning {
-    // An operator's order brings no message of its own, so the job waits for its event still if nothing comes of it.
+    // An operator's order brings no message of its own, so the job waits for its event still if
+    // nothing comes of it.
     let is_awaited = is_claimant || standing.claimed_by.is_none_or(|by| by.starts_with(OPERATOR));
     match standing.status {
         // Given back, or never claimed.
         Status::Pending if is_awaited && standing.attempt == 0 => Meaning::Take,
-        Status::Processing if is_awaited && standing.attempt == 0 => of_claimed(arrival, standing, is_claimant),
+        Status::Processing if is_awaited && standing.attempt == 0 => {
+            of_claimed(arrival, standing, is_claimant)
+        }
         Status::Pending | Status::Failed if is_claimant => Meaning::Settled,
         _ => Meaning::Superseded,
     }
 }
 
-fn of_job_message(arrival: &Arrival, message: JobMessage, standing: &Standing<'_>, is_claimant: bool) -> Meaning {
-    let is_current = message.attempt == standing.attempt && message.run.is_none_or(|run| run == standing.run);
+fn of_job_message(
+    arrival: &Arrival,
+    message: JobMessage,
+    standing: &Standing<'_>,
+    is_claimant: bool,
+) -> Meaning {
+    let is_current =
+        message.attempt == standing.attempt && message.run.is_none_or(|run| run == standing.run);
     match standing.status {
-        Status::Pending if is_current && standing.due_in > Duration::ZERO => Meaning::NotDue(standing.due_in),
+        Status::Pending if is_current && standing.due_in > Duration::ZERO => {
+            Meaning::NotDue(standing.due_in)
+        }
         Status::Pending if is_current => Meaning::Take,
         Status::Processing if is_current => of_claimed(arrival, standing, is_claimant),
         Status::Pending | Status::Failed if is_claimant => Meaning::Settled,
@@ -154,10 +169,14 @@ fn of_job_message(arrival: &Arrival, message: JobMessage, standing: &Standing<'_
     }
 }
 
-/// The job is claimed for the try that this message asks for. A redelivery of the claiming message means that its
-/// consumer is gone; any other message waits until the claim has outlived its lease.
+/// The job is claimed for the try that this message asks for. A redelivery of the claiming message
+/// means that its consumer is gone; any other message waits until the claim has outlived its lease.
 fn of_claimed(arrival: &Arrival, standing: &Standing<'_>, is_claimant: bool) -> Meaning {
-    if standing.is_stale || (is_claimant && arrival.redelivered) { Meaning::Take } else { Meaning::InFlight }
+    if standing.is_stale || (is_claimant && arrival.redelivered) {
+        Meaning::Take
+    } else {
+        Meaning::InFlight
+    }
 }
 
 #[cfg(test)]
@@ -170,17 +189,27 @@ mod tests {
 
     fn event(id: &str) -> Arrival {
         let body = format!(
-            r#"{{"event_id":"{id}","signup_id":"{SIGNUP}","operator_id":"op","customer":{{"email":"a@example.com"}}}}"#
+            r#"{{"event_id":"{id}","signup_id":"{SIGNUP}","operator_id":"op",
+                "customer":{{"email":"a@example.com"}}}}"#
         );
-        let raw =
-            RawEvent { event_type: EventType::Submitted, content_type: None, message_id: None, body: body.as_bytes() };
+        let raw = RawEvent {
+            event_type: EventType::Submitted,
+            content_type: None,
+            message_id: None,
+            body: body.as_bytes(),
+        };
         let event = parse(raw).expect("a valid event");
         Arrival { source: Source::Event(Box::new(event)), redelivered: false, traceparent: None }
     }
 
     fn message(run: impl Into<Option<i32>>, attempt: i32) -> Arrival {
-        let message =
-            JobMessage { job_id: JOB, signup_id: SIGNUP, phase: SyncPhase::Initial, run: run.into(), attempt };
+        let message = JobMessage {
+            job_id: JOB,
+            signup_id: SIGNUP,
+            phase: SyncPhase::Initial,
+            run: run.into(),
+            attempt,
+        };
         Arrival { source: Source::Job(message), redelivered: false, traceparent: None }
     }
 
@@ -211,7 +240,11 @@ mod tests {
         let done = standing(Status::Completed, 0, E1);
         assert_eq!(meaning(&event("e2"), &done), Meaning::AlreadyCompleted);
         assert_eq!(meaning(&message(0, 1), &done), Meaning::AlreadyCompleted);
-        assert_eq!(meaning(&again(event("e1")), &done), Meaning::Settled, "the crash came before the acknowledgement");
+        assert_eq!(
+            meaning(&again(event("e1")), &done),
+            Meaning::Settled,
+            "the crash came before the acknowledgement"
+        );
     }
 
     #[test]
@@ -234,37 +267,71 @@ mod tests {
     #[test]
     fn the_same_event_changes_nothing_that_is_under_way() {
         for status in [Status::Pending, Status::Processing, Status::Failed] {
-            assert_eq!(meaning(&event("e1"), &standing(status, 2, FIRST_RETRY)), Meaning::Superseded);
+            assert_eq!(
+                meaning(&event("e1"), &standing(status, 2, FIRST_RETRY)),
+                Meaning::Superseded
+            );
         }
         assert_eq!(meaning(&event("e1"), &standing(Status::Processing, 0, E1)), Meaning::InFlight);
     }
 
     #[test]
     fn a_redelivery_takes_over_the_claim_of_the_same_message() {
-        assert_eq!(meaning(&again(event("e1")), &standing(Status::Processing, 0, E1)), Meaning::Take);
-        assert_eq!(meaning(&again(message(0, 1)), &standing(Status::Processing, 1, FIRST_RETRY)), Meaning::Take);
-        assert_eq!(meaning(&again(message(0, 0)), &standing(Status::Processing, 0, E1)), Meaning::InFlight);
+        assert_eq!(
+            meaning(&again(event("e1")), &standing(Status::Processing, 0, E1)),
+            Meaning::Take
+        );
+        assert_eq!(
+            meaning(&again(message(0, 1)), &standing(Status::Processing, 1, FIRST_RETRY)),
+            Meaning::Take
+        );
+        assert_eq!(
+            meaning(&again(message(0, 0)), &standing(Status::Processing, 0, E1)),
+            Meaning::InFlight
+        );
     }
 
     #[test]
     fn a_redelivery_of_a_settled_message_is_told_again_from_the_ledger() {
-        assert_eq!(meaning(&again(event("e1")), &standing(Status::Pending, 1, E1)), Meaning::Settled);
-        assert_eq!(meaning(&again(event("e1")), &standing(Status::Failed, 0, E1)), Meaning::Settled);
-        assert_eq!(meaning(&again(message(0, 1)), &standing(Status::Pending, 2, FIRST_RETRY)), Meaning::Settled);
-        assert_eq!(meaning(&again(message(0, 1)), &standing(Status::Failed, 1, FIRST_RETRY)), Meaning::Settled);
+        assert_eq!(
+            meaning(&again(event("e1")), &standing(Status::Pending, 1, E1)),
+            Meaning::Settled
+        );
+        assert_eq!(
+            meaning(&again(event("e1")), &standing(Status::Failed, 0, E1)),
+            Meaning::Settled
+        );
+        assert_eq!(
+            meaning(&again(message(0, 1)), &standing(Status::Pending, 2, FIRST_RETRY)),
+            Meaning::Settled
+        );
+        assert_eq!(
+            meaning(&again(message(0, 1)), &standing(Status::Failed, 1, FIRST_RETRY)),
+            Meaning::Settled
+        );
     }
 
     #[test]
     fn a_job_that_was_given_back_is_taken_by_its_message() {
         assert_eq!(meaning(&again(event("e1")), &standing(Status::Pending, 0, E1)), Meaning::Take);
-        assert_eq!(meaning(&again(message(0, 1)), &standing(Status::Pending, 1, FIRST_RETRY)), Meaning::Take);
+        assert_eq!(
+            meaning(&again(message(0, 1)), &standing(Status::Pending, 1, FIRST_RETRY)),
+            Meaning::Take
+        );
     }
 
     #[test]
     fn an_event_is_not_given_up_for_an_order_that_may_come_to_nothing() {
         const ORDER: &str = "operator:00000000-0000-0000-0000-000000000009";
-        assert_eq!(meaning(&event("e1"), &standing(Status::Processing, 0, ORDER)), Meaning::InFlight);
-        assert_eq!(meaning(&event("e1"), &standing(Status::Pending, 0, ORDER)), Meaning::Take, "it was given back");
+        assert_eq!(
+            meaning(&event("e1"), &standing(Status::Processing, 0, ORDER)),
+            Meaning::InFlight
+        );
+        assert_eq!(
+            meaning(&event("e1"), &standing(Status::Pending, 0, ORDER)),
+            Meaning::Take,
+            "it was given back"
+        );
         for status in [Status::Processing, Status::Pending] {
             assert_eq!(
                 meaning(&event("e1"), &standing(status, 1, ORDER)),
@@ -280,7 +347,11 @@ mod tests {
         let second_run = Standing { run: 1, ..standing(Status::Pending, 1, E1) };
         assert_eq!(meaning(&message(0, 1), &second_run), Meaning::Superseded);
         assert_eq!(meaning(&message(1, 1), &second_run), Meaning::Take);
-        assert_eq!(meaning(&message(None, 1), &second_run), Meaning::Take, "without a run, the current one is meant");
+        assert_eq!(
+            meaning(&message(None, 1), &second_run),
+            Meaning::Take,
+            "without a run, the current one is meant"
+        );
     }
 
     #[test]

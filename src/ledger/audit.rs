@@ -19,7 +19,11 @@ pub(super) struct Entry {
 }
 
 /// Writes `entries`, all of them by `actor`.
-pub(super) async fn insert(connection: &mut PgConnection, actor: &str, entries: &[Entry]) -> Result<(), Error> {
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    actor: &str,
+    entries: &[Entry],
+) -> Result<(), Error> {
     if entries.is_empty() {
         return Ok(());
     }

@@ -1,8 +1,9 @@
 //! Bulk retries: many failures, worked off in steps by whichever replica comes first.
 //!
-//! A step starts some jobs afresh and counts them, in one transaction. A job that was started is no open failure any
-//! more, and one that fails again fails later than the bulk retry was made: nothing has to be remembered of either, and
-//! two bulk retries of the same failures start each once.
+//! A step starts some jobs afresh and counts them, in one transaction. A job that was started is no
+//! open failure any more, and one that fails again fails later than the bulk retry was made:
+//! nothing has to be remembered of either, and two bulk retries of the same failures start each
+//! once.
 
 use std::time::Duration;
 
@@ -112,16 +113,23 @@ pub enum Cancellation {
 }
 
 impl Ledger {
-    /// Makes a bulk retry of the failures that are open now. Whoever takes the next step works it off.
-    pub async fn create_bulk_retry(&self, selection: &Selection, actor: &str) -> Result<BulkRetry, Error> {
+    /// Makes a bulk retry of the failures that are open now. Whoever takes the next step works it
+    /// off.
+    pub async fn create_bulk_retry(
+        &self,
+        selection: &Selection,
+        actor: &str,
+    ) -> Result<BulkRetry, Error> {
         let eligible = self.preview(selection).await?.eligible;
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning a bulk retry"))?;
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning a bulk retry"))?;
         let row = sqlx::query_as!(
             BulkRow,
             r#"
             INSERT INTO bulk_retries (id, actor, selection, status, eligible)
             VALUES ($1, $2, $3, 'running', $4)
-            RETURNING id, actor, selection AS "selection: _", status, eligible, retried, created_at, updated_at,
+            RETURNING id, actor, selection AS "selection: _", status, eligible, retried,
+            created_at, updated_at,
                 finished_at, cancelled_by
             "#,
             Uuid::now_v7(),
@@ -132,24 +140,29 @@ impl Ledger {
         .fetch_one(&mut *transaction)
         .await
         .map_err(Error::doing("writing a bulk retry"))?;
-        let details = json!({ "bulkRetryId": row.id, "selection": selection, "eligible": eligible });
+        let details =
+            json!({ "bulkRetryId": row.id, "selection": selection, "eligible": eligible });
         let entry = audit::Entry { action: "customerio_bulk_retry", signup_id: None, details };
         audit::insert(&mut transaction, actor, &[entry]).await?;
         transaction.commit().await.map_err(Error::doing("committing a bulk retry"))?;
         row.try_into()
     }
 
-    /// Takes one step of the oldest bulk retry that is running: starts up to `most` jobs, and none before `pace` is
-    /// over. No two replicas take a step at the same time.
+    /// Takes one step of the oldest bulk retry that is running: starts up to `most` jobs, and none
+    /// before `pace` is over. No two replicas take a step at the same time.
     pub async fn bulk_step(&self, most: i64, pace: Duration) -> Result<Step, Error> {
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning a step of a bulk retry"))?;
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning a step of a bulk retry"))?;
         let Some(bulk) = lock_oldest(&mut transaction).await? else { return Ok(Step::Idle) };
-        let jobs = open_failures(&mut transaction, &bulk.selection, Some(bulk.created_at), Some(most)).await?;
+        let jobs =
+            open_failures(&mut transaction, &bulk.selection, Some(bulk.created_at), Some(most))
+                .await?;
         let started = restart(&mut transaction, &jobs, Dismissed::Not, &bulk.actor).await?;
         sqlx::query!(
             r#"
             UPDATE bulk_retries
-            SET retried = retried + $2, next_step_at = now() + make_interval(secs => $3), updated_at = now(),
+            SET retried = retried + $2, next_step_at = now() + make_interval(secs => $3),
+            updated_at = now(),
                 status = CASE WHEN $4 THEN 'completed' ELSE status END,
                 finished_at = CASE WHEN $4 THEN now() END
             WHERE id = $1
@@ -168,7 +181,8 @@ impl Ledger {
 
     /// Stops a bulk retry. What it has started goes on.
     pub async fn cancel_bulk_retry(&self, id: Uuid, actor: &str) -> Result<Cancellation, Error> {
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to cancel a bulk retry"))?;
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning to cancel a bulk retry"))?;
         let cancelled = sqlx::query!(
             r#"
             UPDATE bulk_retries
@@ -184,7 +198,11 @@ impl Ledger {
         .rows_affected();
         if cancelled > 0 {
             let details = json!({ "bulkRetryId": id });
-            let entry = audit::Entry { action: "customerio_bulk_retry_cancelled", signup_id: None, details };
+            let entry = audit::Entry {
+                action: "customerio_bulk_retry_cancelled",
+                signup_id: None,
+                details,
+            };
             audit::insert(&mut transaction, actor, &[entry]).await?;
         }
         transaction.commit().await.map_err(Error::doing("committing a cancelled bulk retry"))?;
@@ -200,7 +218,8 @@ impl Ledger {
         let row = sqlx::query_as!(
             BulkRow,
             r#"
-            SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at, updated_at,
+            SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at,
+            updated_at,
                 finished_at, cancelled_by
             FROM bulk_retries
             WHERE id = $1
@@ -214,11 +233,16 @@ impl Ledger {
     }
 
     /// The bulk retries that went on after `since`, `limit` at most, the latest first.
-    pub async fn bulk_retries(&self, since: DateTime<Utc>, limit: i64) -> Result<Vec<BulkRetry>, Error> {
+    pub async fn bulk_retries(
+        &self,
+        since: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<BulkRetry>, Error> {
         let rows = sqlx::query_as!(
             BulkRow,
             r#"
-            SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at, updated_at,
+            SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at,
+            updated_at,
                 finished_at, cancelled_by
             FROM bulk_retries
             WHERE updated_at > $1
@@ -235,15 +259,18 @@ impl Ledger {
     }
 }
 
-/// The bulk retry whose turn it is, locked for one step; none where another replica takes it, or it is too early.
+/// The bulk retry whose turn it is, locked for one step; none where another replica takes it, or it
+/// is too early.
 async fn lock_oldest(connection: &mut PgConnection) -> Result<Option<BulkRetry>, Error> {
     let row = sqlx::query_as!(
         BulkRow,
         r#"
-        SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at, updated_at,
+        SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at,
+        updated_at,
             finished_at, cancelled_by
         FROM bulk_retries
-        WHERE id = (SELECT id FROM bulk_retries WHERE status = 'running' ORDER BY created_at, id LIMIT 1)
+        WHERE id = (SELECT id FROM bulk_retries WHERE status = 'running' ORDER BY created_at,
+        id LIMIT 1)
             AND status = 'running' AND next_step_at <= now()
         FOR UPDATE SKIP LOCKED
         "#

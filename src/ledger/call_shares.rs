@@ -16,8 +16,9 @@ pub struct CallShare {
 }
 
 impl Ledger {
-    /// Renews the share of `replica`, which uses `current` calls a second now, of `all` calls a second for `lease`.
-    /// Answers what it may use from now on; the shares of all replicas are never more than `all` together.
+    /// Renews the share of `replica`, which uses `current` calls a second now, of `all` calls a
+    /// second for `lease`. Answers what it may use from now on; the shares of all replicas are
+    /// never more than `all` together.
     pub async fn renew_call_share(
         &self,
         replica: Uuid,
@@ -28,7 +29,8 @@ impl Ledger {
         let row = sqlx::query!(
             r#"
             SELECT renew_call_share($1, $2, $3, make_interval(secs => $4)) AS "granted!",
-                COALESCE((SELECT EXTRACT(EPOCH FROM ends_at - clock_timestamp()) FROM call_hold), 0)::float8 AS "held!"
+                COALESCE((SELECT EXTRACT(EPOCH FROM ends_at - clock_timestamp()) FROM call_hold),
+                0)::float8 AS "held!"
             "#,
             replica,
             all,
@@ -38,7 +40,10 @@ impl Ledger {
         .fetch_one(&self.pool)
         .await
         .map_err(Error::doing("renewing the share of the calls"))?;
-        Ok(CallShare { calls_per_second: row.granted, held_for: Duration::from_secs_f64(row.held.max(0.0)) })
+        Ok(CallShare {
+            calls_per_second: row.granted,
+            held_for: Duration::from_secs_f64(row.held.max(0.0)),
+        })
     }
 
     /// Lets no replica call for `wait` from now on, or for longer if that was wanted before.

@@ -134,8 +134,11 @@ impl Ledger {
     /// All of one job; `None` if there is no such job.
     pub async fn job_detail(&self, id: Uuid) -> Result<Option<JobDetail>, Error> {
         let Some(job) = self.job_row(id).await? else { return Ok(None) };
-        let ((signup, flags), attempts, audit) =
-            tokio::try_join!(self.signup(job.signup_id), self.attempts_of(id), self.audit_of(&job))?;
+        let ((signup, flags), attempts, audit) = tokio::try_join!(
+            self.signup(job.signup_id),
+            self.attempts_of(id),
+            self.audit_of(&job)
+        )?;
         Ok(Some(JobDetail { job, signup, flags, attempts, audit }))
     }
 
@@ -213,7 +216,8 @@ impl Ledger {
         let attempts = sqlx::query_as!(
             AttemptRow,
             r#"
-            SELECT run, attempt, started_at, duration_ms, http_status, error_type, error_message, tier
+            SELECT run, attempt, started_at, duration_ms, http_status, error_type, error_message,
+            tier
             FROM sync_attempts
             WHERE job_id = $1
             ORDER BY id DESC
@@ -222,7 +226,8 @@ impl Ledger {
             job,
             MOST
         );
-        let mut attempts = attempts.fetch_all(&self.pool).await.map_err(Error::doing("reading attempts"))?;
+        let mut attempts =
+            attempts.fetch_all(&self.pool).await.map_err(Error::doing("reading attempts"))?;
         attempts.reverse();
         Ok(attempts)
     }
@@ -241,7 +246,8 @@ impl Ledger {
             job.id.to_string(),
             MOST
         );
-        let mut audit = audit.fetch_all(&self.pool).await.map_err(Error::doing("reading the audit trail"))?;
+        let mut audit =
+            audit.fetch_all(&self.pool).await.map_err(Error::doing("reading the audit trail"))?;
         audit.reverse();
         Ok(audit)
     }
@@ -250,9 +256,11 @@ impl Ledger {
     pub async fn reveal(&self, id: Uuid, actor: &str) -> Result<Option<Customer>, Error> {
         let Some(job) = self.job_row(id).await? else { return Ok(None) };
         let (signup, _) = self.signup(job.signup_id).await?;
-        let mut connection = self.pool.acquire().await.map_err(Error::doing("auditing a reveal"))?;
+        let mut connection =
+            self.pool.acquire().await.map_err(Error::doing("auditing a reveal"))?;
         let details = json!({ "jobId": id, "syncPhase": job.phase });
-        let entry = audit::Entry { action: "customerio_reveal", signup_id: Some(job.signup_id), details };
+        let entry =
+            audit::Entry { action: "customerio_reveal", signup_id: Some(job.signup_id), details };
         audit::insert(&mut connection, actor, &[entry]).await?;
         Ok(Some(signup.customer))
     }

@@ -7,9 +7,15 @@ use super::{
 
 impl Ledger {
     /// Dismisses the open failures of `selection` for `reason`, and says how many.
-    pub async fn dismiss(&self, selection: &Selection, reason: &str, actor: &str) -> Result<i64, Error> {
+    pub async fn dismiss(
+        &self,
+        selection: &Selection,
+        reason: &str,
+        actor: &str,
+    ) -> Result<i64, Error> {
         self.sign_failures().await?;
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to dismiss failures"))?;
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning to dismiss failures"))?;
         let jobs = open_failures(&mut transaction, selection, None, None).await?;
         let count = sqlx::query_scalar!(
             r#"

@@ -52,8 +52,8 @@ impl FailedMessage {
 }
 
 impl Ledger {
-    /// Mirrors a batch of the failure queue. A message that was mirrored before changes nothing, unless its failure was
-    /// resolved and it has failed again since.
+    /// Mirrors a batch of the failure queue. A message that was mirrored before changes nothing,
+    /// unless its failure was resolved and it has failed again since.
     pub async fn mirror(&self, messages: &[FailedMessage]) -> Result<(), Error> {
         // The last one wins; one statement can't write the same row twice.
         let messages: Vec<_> = messages
@@ -62,7 +62,8 @@ impl Ledger {
             .collect::<BTreeMap<_, _>>()
             .into_values()
             .collect();
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to mirror failures"))?;
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning to mirror failures"))?;
         let given_up: Vec<_> = messages
             .iter()
             .filter(|one| one.reason == Reason::DeliveryLimit && one.job_id.is_some())
@@ -77,16 +78,21 @@ impl Ledger {
 }
 
 /// Fails the jobs whose message the broker gave up: nothing would ever take them further.
-async fn fail_given_up(connection: &mut PgConnection, messages: &[&FailedMessage]) -> Result<(), Error> {
+async fn fail_given_up(
+    connection: &mut PgConnection,
+    messages: &[&FailedMessage],
+) -> Result<(), Error> {
     sqlx::query!(
         r#"
         WITH failed AS (
             UPDATE signup_customerio_sync_jobs j
             SET status = 'failed', error_type = 'other', error_message = m.error_message,
                 first_failed_at = COALESCE(j.first_failed_at, m.failed_at), failed_at = m.failed_at,
-                failed_reason = 'delivery-limit', error_signature = m.error_signature, next_retry_at = NULL, claim = NULL, claimed_at = NULL,
+                failed_reason = 'delivery-limit', error_signature = m.error_signature,
+                next_retry_at = NULL, claim = NULL, claimed_at = NULL,
                 updated_at = now()
-            FROM UNNEST($1::uuid[], $2::int4[], $3::int4[], $4::text[], $5::text[], $6::timestamptz[], $7::text[])
+            FROM UNNEST($1::uuid[], $2::int4[], $3::int4[], $4::text[], $5::text[],
+            $6::timestamptz[], $7::text[])
                 AS m (job_id, run, attempt, claimant, error_message, failed_at, error_signature)
             WHERE j.id = m.job_id AND j.status IN ('pending', 'processing') AND (
                 (j.run = m.run AND j.attempt_count = m.attempt)
@@ -95,14 +101,17 @@ async fn fail_given_up(connection: &mut PgConnection, messages: &[&FailedMessage
             RETURNING j.id, j.signup_id, j.sync_phase, j.error_message, j.contact_id, j.manual_retry
         ), flagged AS (
             UPDATE signups s
-            SET customerio_sync_failed = true, customerio_sync_error = f.error_message, updated_at = now()
+            SET customerio_sync_failed = true, customerio_sync_error = f.error_message,
+            updated_at = now()
             FROM failed f
             WHERE s.id = f.signup_id
         )
         INSERT INTO audit_logs (action, signup_id, actor, details)
         SELECT 'customerio_sync_failed', signup_id, 'customerio-sync', jsonb_build_object(
-            'jobId', id, 'syncPhase', sync_phase, 'contactId', contact_id, 'manualRetry', manual_retry,
-            'reason', 'delivery-limit', 'exhaustedRetries', false, 'errorType', 'other', 'errorMessage', error_message
+            'jobId', id, 'syncPhase', sync_phase, 'contactId', contact_id, 'manualRetry',
+            manual_retry,
+            'reason', 'delivery-limit', 'exhaustedRetries', false, 'errorType', 'other',
+            'errorMessage', error_message
         )
         FROM failed
         "#,
@@ -120,7 +129,10 @@ async fn fail_given_up(connection: &mut PgConnection, messages: &[&FailedMessage
     Ok(())
 }
 
-async fn insert_failures(connection: &mut PgConnection, messages: &[&FailedMessage]) -> Result<(), Error> {
+async fn insert_failures(
+    connection: &mut PgConnection,
+    messages: &[&FailedMessage],
+) -> Result<(), Error> {
     sqlx::query_file!(
         "src/ledger/insert_failures.sql",
         &column!(messages, one => one.message_id.as_str()) as _,

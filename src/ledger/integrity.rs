@@ -38,7 +38,8 @@ impl Balance {
 
     /// All that is somewhere now; as much as was taken in, unless something was lost or doubled.
     pub fn accounted_for(&self) -> i64 {
-        let jobs = self.completed + self.failed_open + self.dismissed + self.pending + self.processing;
+        let jobs =
+            self.completed + self.failed_open + self.dismissed + self.pending + self.processing;
         jobs + self.unprocessable
     }
 }
@@ -83,18 +84,22 @@ impl Ledger {
         sqlx::query_as!(
             Balance,
             r#"
-            SELECT taken_in.jobs AS "jobs_taken_in!", taken_in.unprocessable AS "unprocessable_taken_in!",
+            SELECT taken_in.jobs AS "jobs_taken_in!",
+            taken_in.unprocessable AS "unprocessable_taken_in!",
                 completed.count AS "completed!", open_jobs.failed_open AS "failed_open!",
                 open_jobs.dismissed AS "dismissed!", open_jobs.pending AS "pending!",
                 open_jobs.processing AS "processing!", unprocessable.count AS "unprocessable!",
                 open_failures.count AS "open_failures!"
             FROM (
-                SELECT COALESCE(sum(jobs), 0)::int8 AS jobs, COALESCE(sum(unprocessable), 0)::int8 AS unprocessable
+                SELECT COALESCE(sum(jobs), 0)::int8 AS jobs, COALESCE(sum(unprocessable),
+                0)::int8 AS unprocessable
                 FROM taken_in
             ) AS taken_in,
-            (SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed') AS completed,
+            (SELECT count(*) FROM signup_customerio_sync_jobs
+            WHERE status = 'completed') AS completed,
             (
-                SELECT count(*) FILTER (WHERE status = 'failed' AND dismissed_at IS NULL) AS failed_open,
+                SELECT count(*) FILTER (WHERE status = 'failed'
+                AND dismissed_at IS NULL) AS failed_open,
                     count(*) FILTER (WHERE dismissed_at IS NOT NULL) AS dismissed,
                     count(*) FILTER (WHERE status = 'pending') AS pending,
                     count(*) FILTER (WHERE status = 'processing') AS processing
@@ -110,8 +115,9 @@ impl Ledger {
         .map_err(Error::doing("counting what was taken in"))
     }
 
-    /// Jobs that are not as they should be, as far as the tables alone tell, with `sample` of each kind. What has been
-    /// so for less than `grace` may be on its way. Overdue are those whose message is among the `suspects`.
+    /// Jobs that are not as they should be, as far as the tables alone tell, with `sample` of each
+    /// kind. What has been so for less than `grace` may be on its way. Overdue are those whose
+    /// message is among the `suspects`.
     pub async fn drifted(
         &self,
         suspects: Option<Suspects>,
@@ -128,16 +134,18 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await
         .map_err(Error::doing("looking for jobs that are not as they should be"))?;
-        let drifted = |drift: String, count, jobs| Ok(Drifted { drift: drift.parse()?, count, jobs });
+        let drifted =
+            |drift: String, count, jobs| Ok(Drifted { drift: drift.parse()?, count, jobs });
         rows.into_iter().map(|row| drifted(row.drift, row.count, row.jobs)).collect()
     }
 
-    /// Jobs that wait in a delay tier: how many, and `sample` of them. Those that were scheduled, or are due, within
-    /// `grace` may be on their way.
+    /// Jobs that wait in a delay tier: how many, and `sample` of them. Those that were scheduled,
+    /// or are due, within `grace` may be on their way.
     pub async fn waiting(&self, grace: Duration, sample: i32) -> Result<(i64, Vec<Uuid>), Error> {
         let row = sqlx::query!(
             r#"
-            SELECT count(*) AS "count!", COALESCE((array_agg(id ORDER BY next_retry_at))[:$2], '{}') AS "jobs!: Vec<Uuid>"
+            SELECT count(*) AS "count!", COALESCE((array_agg(id ORDER BY next_retry_at))[:$2],
+            '{}') AS "jobs!: Vec<Uuid>"
             FROM signup_customerio_sync_jobs
             WHERE status = 'pending' AND updated_at < now() - make_interval(secs => $1)
                 AND next_retry_at > now() + make_interval(secs => $1)

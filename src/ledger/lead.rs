@@ -1,4 +1,5 @@
-//! Work that one replica at a time does: whoever holds the lock leads, and loses it with its connection.
+//! Work that one replica at a time does: whoever holds the lock leads, and loses it with its
+//! connection.
 
 use sqlx::{Connection, PgConnection};
 
@@ -17,8 +18,8 @@ pub enum Duty {
 
 impl Duty {
     /// The key of its advisory lock
-    /// (<https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS>). Any number that nothing else in
-    /// the database uses.
+    /// (<https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS>). Any number
+    /// that nothing else in the database uses.
     const fn key(self) -> i64 {
         match self {
             Self::Recovery => 0x6369_6f73_796e_6301,
@@ -52,11 +53,15 @@ impl Lead {
             self.lock = None;
         }
         if self.lock.is_none() {
-            let mut connection = self.ledger.pool.acquire().await.map_err(Error::doing("taking the lead"))?;
-            let is_ours = sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "is_ours!""#, self.duty.key())
-                .fetch_one(&mut *connection)
-                .await
-                .map_err(Error::doing("taking the lead"))?;
+            let mut connection =
+                self.ledger.pool.acquire().await.map_err(Error::doing("taking the lead"))?;
+            let is_ours = sqlx::query_scalar!(
+                r#"SELECT pg_try_advisory_lock($1) AS "is_ours!""#,
+                self.duty.key()
+            )
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(Error::doing("taking the lead"))?;
             // It leaves the pool, so that nobody else ends it or holds the lock by accident.
             self.lock = is_ours.then(|| connection.detach());
         }

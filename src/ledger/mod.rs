@@ -1,7 +1,8 @@
 //! What is believed about every signup and job: PostgreSQL, one file a verb.
 //!
-//! The ledger answers with named cases and never guesses: `Err` means that it could not find out, or could not write
-//! down. No transaction spans a network call; a job is claimed, called for, and settled under its claim.
+//! The ledger answers with named cases and never guesses: `Err` means that it could not find out,
+//! or could not write down. No transaction spans a network call; a job is claimed, called for, and
+//! settled under its claim.
 
 /// One column of a batch, as an array parameter of a statement.
 macro_rules! column {
@@ -99,11 +100,13 @@ impl Error {
     /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>, classes 22, 23 and 54).
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Statement { source: sqlx::Error::Database(error), .. } => {
-                !error.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
-            }
+            Self::Statement { source: sqlx::Error::Database(error), .. } => !error
+                .code()
+                .is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class))),
             Self::Statement { .. } => true,
-            Self::Migrate(error) => matches!(error, sqlx::migrate::MigrateError::Execute(sqlx::Error::Io(_))),
+            Self::Migrate(error) => {
+                matches!(error, sqlx::migrate::MigrateError::Execute(sqlx::Error::Io(_)))
+            }
             Self::Unreadable(_) => false,
         }
     }
@@ -118,8 +121,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Makes the pool; a connection is opened when one is needed. New jobs get `max_attempts` retries. Fails if the URL
-    /// can't be read.
+    /// Makes the pool; a connection is opened when one is needed. New jobs get `max_attempts`
+    /// retries. Fails if the URL can't be read.
     pub fn new(config: &Config, max_attempts: i32) -> Result<Self, Error> {
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
@@ -138,20 +141,24 @@ impl Ledger {
     pub async fn check_schema(&self) -> Result<Option<String>, Error> {
         let migrator = sqlx::migrate!();
         let wanted = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
-        let exists = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(Error::doing("looking for the schema"))?;
+        let exists = sqlx::query_scalar!(
+            r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(Error::doing("looking for the schema"))?;
         if !exists {
             return Ok(Some("there is no schema yet".to_owned()));
         }
         // The table is the migrator's own; no migration of ours makes it.
-        let found: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-            .fetch_one(&self.pool)
-            .await
-            .map_err(Error::doing("reading the version of the schema"))?;
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+                .fetch_one(&self.pool)
+                .await
+                .map_err(Error::doing("reading the version of the schema"))?;
         let found = found.unwrap_or_default();
-        Ok((found != wanted).then(|| format!("the schema is at version {found}, this program needs {wanted}")))
+        Ok((found != wanted)
+            .then(|| format!("the schema is at version {found}, this program needs {wanted}")))
     }
 
     /// Whether the database answers.

@@ -1,4 +1,5 @@
-//! Takes a batch of messages in: signups, jobs and claims, in one transaction and a fixed number of statements.
+//! Takes a batch of messages in: signups, jobs and claims, in one transaction and a fixed number of
+//! statements.
 
 use std::{
     collections::HashMap,
@@ -59,13 +60,14 @@ pub enum Opened {
 }
 
 impl Ledger {
-    /// Opens a batch, and claims jobs with `claim`. No two of its messages may be about the same signup, so that locks are
-    /// taken in one order. A commit whose answer is lost may have happened: opened again with the same claim, the jobs
-    /// are found claimed by it.
+    /// Opens a batch, and claims jobs with `claim`. No two of its messages may be about the same
+    /// signup, so that locks are taken in one order. A commit whose answer is lost may have
+    /// happened: opened again with the same claim, the jobs are found claimed by it.
     pub async fn open(&self, claim: Uuid, arrivals: &[Arrival]) -> Result<Batch, Error> {
         let held_at = Instant::now();
         let events: Vec<_> = arrivals.iter().filter_map(NewEvent::of).collect();
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to open jobs"))?;
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning to open jobs"))?;
         if !events.is_empty() {
             upsert_signups(&mut transaction, &events).await?;
             insert_jobs(&mut transaction, &events, claim, self.max_attempts).await?;
@@ -94,20 +96,32 @@ impl Ledger {
         tell_restarts(&mut transaction, &claims).await?;
         transaction.commit().await.map_err(Error::doing("committing opened jobs"))?;
 
-        let opened = rows.iter_mut().zip(meanings).map(|(row, meaning)| answer(row.as_mut(), meaning));
+        let opened =
+            rows.iter_mut().zip(meanings).map(|(row, meaning)| answer(row.as_mut(), meaning));
         Ok(Batch { claim, held_at, opened: opened.collect::<Result<_, _>>()? })
     }
 
     /// The jobs that the messages are about, locked, in the order of the messages.
-    async fn lock_jobs(&self, connection: &mut PgConnection, arrivals: &[Arrival]) -> Result<Vec<Option<Row>>, Error> {
+    async fn lock_jobs(
+        &self,
+        connection: &mut PgConnection,
+        arrivals: &[Arrival],
+    ) -> Result<Vec<Option<Row>>, Error> {
         let signups: Vec<_> = arrivals.iter().map(Arrival::signup_id).collect();
-        let phases: Vec<_> = arrivals.iter().map(|arrival| arrival.phase().as_str().to_owned()).collect();
-        let rows =
-            sqlx::query_file_as!(Row, "src/ledger/lock_jobs.sql", &signups, &phases, self.claim_lease.as_secs_f64(),)
-                .fetch_all(connection)
-                .await
-                .map_err(Error::doing("reading jobs"))?;
-        let mut by_signup: HashMap<_, _> = rows.into_iter().map(|row| (row.signup_id, row)).collect();
+        let phases: Vec<_> =
+            arrivals.iter().map(|arrival| arrival.phase().as_str().to_owned()).collect();
+        let rows = sqlx::query_file_as!(
+            Row,
+            "src/ledger/lock_jobs.sql",
+            &signups,
+            &phases,
+            self.claim_lease.as_secs_f64(),
+        )
+        .fetch_all(connection)
+        .await
+        .map_err(Error::doing("reading jobs"))?;
+        let mut by_signup: HashMap<_, _> =
+            rows.into_iter().map(|row| (row.signup_id, row)).collect();
         Ok(signups.iter().map(|id| by_signup.remove(id)).collect())
     }
 }
@@ -128,16 +142,20 @@ impl<'a> NewEvent<'a> {
 
     fn submitted(&self) -> Option<(&'a str, Option<&'a str>, Value)> {
         match &self.event.details {
-            Details::Submitted { operator_id, operator_name, attributes } => {
-                Some((operator_id, operator_name.as_deref(), Value::Object(attributes.as_map().clone())))
-            }
+            Details::Submitted { operator_id, operator_name, attributes } => Some((
+                operator_id,
+                operator_name.as_deref(),
+                Value::Object(attributes.as_map().clone()),
+            )),
             Details::Confirmed { .. } => None,
         }
     }
 
     fn confirmed(&self) -> Option<(Option<&'a str>, &'a BetSlip)> {
         match &self.event.details {
-            Details::Confirmed { extraction_id, bet_slip } => Some((extraction_id.as_deref(), bet_slip)),
+            Details::Confirmed { extraction_id, bet_slip } => {
+                Some((extraction_id.as_deref(), bet_slip))
+            }
             Details::Submitted { .. } => None,
         }
     }
@@ -152,9 +170,13 @@ impl<'a> NewEvent<'a> {
 }
 
 /// Writes what the events say of their signups.
-async fn upsert_signups(connection: &mut PgConnection, events: &[NewEvent<'_>]) -> Result<(), Error> {
+async fn upsert_signups(
+    connection: &mut PgConnection,
+    events: &[NewEvent<'_>],
+) -> Result<(), Error> {
     let mut events: Vec<_> = events.iter().collect();
-    // One order for all transactions, so that two that share signups wait for each other and don't deadlock.
+    // One order for all transactions, so that two that share signups wait for each other and don't
+    // deadlock.
     events.sort_unstable_by_key(|new| new.event.signup_id);
     let customer = |field: fn(&Customer) -> &Option<String>| -> Vec<Option<&str>> {
         events.iter().map(|new| field(&new.event.customer).as_deref()).collect()
@@ -163,7 +185,8 @@ async fn upsert_signups(connection: &mut PgConnection, events: &[NewEvent<'_>]) 
         "src/ledger/upsert_signups.sql",
         &column!(events, new => new.event.signup_id) as _,
         &column!(events, new => new.submitted().map(|(operator_id, ..)| operator_id)) as _,
-        &column!(events, new => new.submitted().and_then(|(_, operator_name, _)| operator_name)) as _,
+        &column!(events, new => new.submitted().and_then(|(_, operator_name, _)| operator_name))
+            as _,
         &customer(|customer| &customer.id) as _,
         &customer(|customer| &customer.email) as _,
         &customer(|customer| &customer.first_name) as _,
@@ -199,9 +222,11 @@ async fn insert_jobs(
                 id, signup_id, sync_phase, status, max_attempts, event_id, occurred_at, traceparent,
                 claim, claimed_at, claimed_by
             )
-            SELECT id, signup_id, sync_phase, 'processing', $9, event_id, COALESCE(occurred_at, now()), traceparent,
+            SELECT id, signup_id, sync_phase, 'processing', $9, event_id, COALESCE(occurred_at,
+            now()), traceparent,
                 $8, now(), claimed_by
-            FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
+            FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[],
+            $6::text[], $7::text[])
                 AS e (id, signup_id, sync_phase, event_id, occurred_at, traceparent, claimed_by)
             ORDER BY signup_id
             ON CONFLICT (signup_id, sync_phase) DO NOTHING
@@ -260,7 +285,11 @@ impl<'a> Claim<'a> {
     }
 }
 
-async fn claim_jobs(connection: &mut PgConnection, claim: Uuid, claims: &[Claim<'_>]) -> Result<(), Error> {
+async fn claim_jobs(
+    connection: &mut PgConnection,
+    claim: Uuid,
+    claims: &[Claim<'_>],
+) -> Result<(), Error> {
     if claims.is_empty() {
         return Ok(());
     }
@@ -268,19 +297,24 @@ async fn claim_jobs(connection: &mut PgConnection, claim: Uuid, claims: &[Claim<
         r#"
         UPDATE signup_customerio_sync_jobs j
         SET status = 'processing', claim = $1, claimed_at = now(), claimed_by = c.claimed_by,
-            run = c.run, attempt_count = c.attempt_count, manual_retry = c.manual_retry, event_id = c.event_id,
-            -- Fifty are far more than any upstream sends for one signup, and keep the row small if one runs wild.
+            run = c.run, attempt_count = c.attempt_count, manual_retry = c.manual_retry,
+            event_id = c.event_id,
+            -- Fifty are far more than any upstream sends for one signup,
+            -- and keep the row small if one runs wild.
             earlier_events = CASE
                 WHEN c.event_id = j.event_id THEN j.earlier_events
                 ELSE (j.event_id || j.earlier_events)[:50]
             END,
-            occurred_at = c.occurred_at, traceparent = c.traceparent, first_failed_at = c.first_failed_at,
+            occurred_at = c.occurred_at, traceparent = c.traceparent,
+            first_failed_at = c.first_failed_at,
             error_type = c.error_type, error_message = c.error_message,
             error_signature = CASE WHEN c.error_message IS NOT NULL THEN j.error_signature END,
-            next_retry_at = NULL, failed_at = NULL, failed_reason = NULL, dismissed_at = NULL, dismissed_reason = NULL,
+            next_retry_at = NULL, failed_at = NULL, failed_reason = NULL, dismissed_at = NULL,
+            dismissed_reason = NULL,
             updated_at = now()
         FROM UNNEST(
-            $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[], $8::timestamptz[], $9::text[],
+            $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[],
+            $8::timestamptz[], $9::text[],
             $10::timestamptz[], $11::text[], $12::text[]
         ) AS c (
             id, claimed_by, run, attempt_count, manual_retry, event_id, occurred_at, traceparent,
@@ -307,16 +341,21 @@ async fn claim_jobs(connection: &mut PgConnection, claim: Uuid, claims: &[Claim<
     Ok(())
 }
 
-/// Writes down that new events have started jobs afresh. The failures of those that had failed are resolved by that.
+/// Writes down that new events have started jobs afresh. The failures of those that had failed are
+/// resolved by that.
 async fn tell_restarts(connection: &mut PgConnection, claims: &[Claim<'_>]) -> Result<(), Error> {
-    let restarts: Vec<_> =
-        claims.iter().filter_map(|claim| Some((claim.row, claim.restarted_from.as_deref()?))).collect();
-    let failed: Vec<_> = restarts.iter().filter(|(_, status)| *status == "failed").map(|(row, _)| row.id).collect();
+    let restarts: Vec<_> = claims
+        .iter()
+        .filter_map(|claim| Some((claim.row, claim.restarted_from.as_deref()?)))
+        .collect();
+    let failed: Vec<_> =
+        restarts.iter().filter(|(_, status)| *status == "failed").map(|(row, _)| row.id).collect();
     restart::resolve_failures(connection, &failed, "superseded").await?;
     let entry = |(row, status): &(&Row, &str)| audit::Entry {
         action: "customerio_sync_restarted",
         signup_id: Some(row.signup_id),
-        details: json!({ "jobId": row.id, "syncPhase": row.sync_phase, "run": row.run, "statusBefore": status }),
+        details: json!({ "jobId": row.id, "syncPhase": row.sync_phase, "run": row.run,
+        "statusBefore": status }),
     };
     audit::insert(connection, audit::SERVICE, &restarts.iter().map(entry).collect::<Vec<_>>()).await
 }
@@ -325,7 +364,9 @@ fn answer(row: Option<&mut Row>, meaning: Meaning) -> Result<Opened, Error> {
     let Some(row) = row else { return Ok(Opened::Unknown) };
     let job = row.job()?;
     Ok(match meaning {
-        Meaning::Take | Meaning::Restart => Opened::Claimed(Box::new(Work { job, signup: row.signup() })),
+        Meaning::Take | Meaning::Restart => {
+            Opened::Claimed(Box::new(Work { job, signup: row.signup() }))
+        }
         Meaning::Settled => Opened::Settled(Box::new(row.report()?)),
         Meaning::AlreadyCompleted => Opened::AlreadyCompleted,
         Meaning::Superseded => Opened::Superseded,

@@ -71,10 +71,12 @@ impl TryFrom<ParkedRow> for ParkedFailure {
 impl Ledger {
     /// How many failures of the mirror are open.
     pub async fn count_open_failures(&self) -> Result<i64, Error> {
-        sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM sync_failures WHERE resolved_at IS NULL"#)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(Error::doing("counting open failures"))
+        sqlx::query_scalar!(
+            r#"SELECT count(*) AS "count!" FROM sync_failures WHERE resolved_at IS NULL"#
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(Error::doing("counting open failures"))
     }
 
     /// The failures of these messages, in no order; a message without one has not been mirrored.
@@ -82,7 +84,8 @@ impl Ledger {
         let rows = sqlx::query_as!(
             ParkedRow,
             r#"
-            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason, error_message, headers, content_type, body,
+            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason, error_message,
+            headers, content_type, body,
                 original_exchange AS exchange, original_routing_key AS routing_key, failed_at
             FROM sync_failures
             WHERE message_id = ANY($1)
@@ -95,7 +98,8 @@ impl Ledger {
         rows.into_iter().map(ParkedFailure::try_from).collect()
     }
 
-    /// The next failures, by their ids after `after`, that are open and were mirrored before `before`.
+    /// The next failures, by their ids after `after`, that are open and were mirrored before
+    /// `before`.
     pub async fn open_failures_after(
         &self,
         after: Uuid,
@@ -105,7 +109,8 @@ impl Ledger {
         let rows = sqlx::query_as!(
             ParkedRow,
             r#"
-            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason, error_message, headers, content_type, body,
+            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason, error_message,
+            headers, content_type, body,
                 original_exchange AS exchange, original_routing_key AS routing_key, failed_at
             FROM sync_failures
             WHERE resolved_at IS NULL AND id > $1 AND mirrored_at < $2

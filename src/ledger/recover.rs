@@ -31,8 +31,9 @@ pub enum Suspects {
 }
 
 impl Suspects {
-    /// Those there are while so many `events` and messages of the jobs queue wait: a message that waits may be the one that
-    /// seems to be lost. There are none while no calls are made (`is_held`): jobs are long due then.
+    /// Those there are while so many `events` and messages of the jobs queue wait: a message that
+    /// waits may be the one that seems to be lost. There are none while no calls are made
+    /// (`is_held`): jobs are long due then.
     pub fn among(events: u32, jobs: u32, is_held: bool) -> Option<Self> {
         if is_held || jobs > 0 {
             return None;
@@ -102,11 +103,14 @@ impl Ledger {
         let message = |id: Uuid, signup_id, phase: String, run, attempt| {
             Ok(JobMessage { job_id: id, signup_id, phase: phase.parse()?, run: Some(run), attempt })
         };
-        rows.into_iter().map(|row| message(row.id, row.signup_id, row.sync_phase, row.run, row.attempt_count)).collect()
+        rows.into_iter()
+            .map(|row| message(row.id, row.signup_id, row.sync_phase, row.run, row.attempt_count))
+            .collect()
     }
 
-    /// Pending jobs whose message is among the `suspects`, that have been due for longer than `overdue` and were not taken
-    /// here for `again`, oldest first, `limit` at most. Each that is answered has to be published.
+    /// Pending jobs whose message is among the `suspects`, that have been due for longer than
+    /// `overdue` and were not taken here for `again`, oldest first, `limit` at most. Each that is
+    /// answered has to be published.
     pub async fn take_overdue(
         &self,
         suspects: Suspects,
@@ -125,13 +129,16 @@ impl Ledger {
                 WHERE status = 'pending'
                     AND COALESCE(next_retry_at, updated_at) < now() - make_interval(secs => $1)
                     AND (resent_at IS NULL OR resent_at < now() - make_interval(secs => $2))
-                    -- A job waits for its event again when that has claimed it and nothing has come of it yet.
-                    AND ($4 OR attempt_count > 0 OR claimed_by IS NULL OR claimed_by NOT LIKE 'event:%')
+                    -- A job waits for its event again when that has claimed it and nothing has
+                    -- come of it yet.
+                    AND ($4 OR attempt_count > 0 OR claimed_by IS NULL
+                        OR claimed_by NOT LIKE 'event:%')
                 ORDER BY created_at
                 LIMIT $3
                 FOR UPDATE SKIP LOCKED
             )
-            RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry, occurred_at,
+            RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry,
+            occurred_at,
                 created_at, first_failed_at, traceparent
             "#,
             overdue.as_secs_f64(),
@@ -145,8 +152,9 @@ impl Ledger {
         rows.into_iter().map(Job::try_from).collect()
     }
 
-    /// Jobs that have been failed for longer than `overdue`, of which the mirror has no open failure, and that were not
-    /// taken here for `again`, `limit` at most. Each that is answered has to be parked.
+    /// Jobs that have been failed for longer than `overdue`, of which the mirror has no open
+    /// failure, and that were not taken here for `again`, `limit` at most. Each that is answered
+    /// has to be parked.
     pub async fn take_unmirrored(
         &self,
         overdue: Duration,
@@ -164,11 +172,13 @@ impl Ledger {
                 WHERE j.status = 'failed' AND j.dismissed_at IS NULL
                     AND j.failed_at < now() - make_interval(secs => $1)
                     AND (j.resent_at IS NULL OR j.resent_at < now() - make_interval(secs => $2))
-                    AND NOT EXISTS (SELECT FROM sync_failures f WHERE f.job_id = j.id AND f.resolved_at IS NULL)
+                    AND NOT EXISTS (SELECT FROM sync_failures f WHERE f.job_id = j.id
+                    AND f.resolved_at IS NULL)
                 LIMIT $3
                 FOR UPDATE SKIP LOCKED
             )
-            RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry, occurred_at,
+            RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry,
+            occurred_at,
                 created_at, first_failed_at, traceparent, error_type AS "error_type!",
                 error_message AS "error_message!", failed_reason, failed_at AS "failed_at!"
             "#,
@@ -182,8 +192,8 @@ impl Ledger {
         rows.into_iter().map(Unmirrored::try_from).collect()
     }
 
-    /// Puts jobs back to pending that have been processing for over five minutes, and says how many. Whoever held one
-    /// can't settle it any more.
+    /// Puts jobs back to pending that have been processing for over five minutes, and says how
+    /// many. Whoever held one can't settle it any more.
     pub async fn cleanup(&self, actor: &str) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"
@@ -191,11 +201,13 @@ impl Ledger {
                 UPDATE signup_customerio_sync_jobs
                 SET status = 'pending', claim = NULL, claimed_at = NULL, updated_at = now()
                 WHERE status = 'processing'
-                    AND COALESCE(claimed_at, last_attempt_at, updated_at) < now() - interval '5 minutes'
+                    AND COALESCE(claimed_at, last_attempt_at,
+                    updated_at) < now() - interval '5 minutes'
                 RETURNING id, signup_id, sync_phase
             ), audited AS (
                 INSERT INTO audit_logs (action, signup_id, actor, details)
-                SELECT 'customerio_cleanup', signup_id, $1, jsonb_build_object('jobId', id, 'syncPhase', sync_phase)
+                SELECT 'customerio_cleanup', signup_id, $1, jsonb_build_object('jobId', id,
+                'syncPhase', sync_phase)
                 FROM reset
             )
             SELECT count(*) AS "count!" FROM reset

@@ -1,4 +1,5 @@
-//! Starts failed jobs afresh: a new run from attempt 0, the failure resolved, the signup's flags brought in line.
+//! Starts failed jobs afresh: a new run from attempt 0, the failure resolved, the signup's flags
+//! brought in line.
 
 use serde_json::json;
 use sqlx::PgConnection;
@@ -8,15 +9,16 @@ use super::{Error, Ledger, audit, row::JobColumns};
 use crate::job::{Job, SyncPhase};
 
 impl Ledger {
-    /// Starts the failed jobs of a signup afresh, those that were dismissed, too. Each of the jobs that are answered has
-    /// to be published. None: no job of it has failed.
+    /// Starts the failed jobs of a signup afresh, those that were dismissed, too. Each of the jobs
+    /// that are answered has to be published. None: no job of it has failed.
     pub async fn retry_signup(
         &self,
         signup_id: Uuid,
         phase: Option<SyncPhase>,
         actor: &str,
     ) -> Result<Vec<Job>, Error> {
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to retry"))?;
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning to retry"))?;
         let jobs = sqlx::query_scalar!(
             r#"
             SELECT id
@@ -57,13 +59,15 @@ pub(super) async fn restart(
         JobColumns,
         r#"
         UPDATE signup_customerio_sync_jobs
-        SET status = 'pending', run = run + 1, attempt_count = 0, manual_retry = true, next_retry_at = NULL,
+        SET status = 'pending', run = run + 1, attempt_count = 0, manual_retry = true,
+        next_retry_at = NULL,
             error_type = NULL, error_message = NULL, error_signature = NULL, first_failed_at = NULL,
             failed_at = NULL, failed_reason = NULL, dismissed_at = NULL, dismissed_reason = NULL,
             -- Whatever message claimed the last run has no part in this one.
             claimed_by = NULL, updated_at = now()
         WHERE id = ANY($1) AND status = 'failed' AND (dismissed_at IS NULL OR $2)
-        RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry, occurred_at, created_at,
+        RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry,
+        occurred_at, created_at,
             first_failed_at, traceparent
         "#,
         jobs,
@@ -78,7 +82,8 @@ pub(super) async fn restart(
     let entry = |job: &Job| audit::Entry {
         action: "customerio_manual_retry",
         signup_id: Some(job.signup_id),
-        details: json!({ "jobId": job.id, "syncPhase": job.phase, "manualRetry": true, "run": job.run }),
+        details: json!({ "jobId": job.id, "syncPhase": job.phase, "manualRetry": true,
+        "run": job.run }),
     };
     audit::insert(connection, actor, &restarted.iter().map(entry).collect::<Vec<_>>()).await?;
     Ok(restarted)
@@ -102,7 +107,8 @@ async fn lock_signups(connection: &mut PgConnection, jobs: &[Uuid]) -> Result<()
     Ok(())
 }
 
-/// Resolves the failures of jobs that were started afresh, and brings the flags of their signups in line.
+/// Resolves the failures of jobs that were started afresh, and brings the flags of their signups in
+/// line.
 pub(super) async fn resolve_failures(
     connection: &mut PgConnection,
     jobs: &[Uuid],
@@ -126,9 +132,11 @@ pub(super) async fn resolve_failures(
     sqlx::query!(
         r#"
         UPDATE signups s
-        SET customerio_sync_failed = failed.message IS NOT NULL, customerio_sync_error = failed.message,
+        SET customerio_sync_failed = failed.message IS NOT NULL,
+        customerio_sync_error = failed.message,
             updated_at = now()
-        FROM (SELECT DISTINCT signup_id FROM signup_customerio_sync_jobs WHERE id = ANY($1)) AS restarted
+        FROM (SELECT DISTINCT signup_id FROM signup_customerio_sync_jobs
+        WHERE id = ANY($1)) AS restarted
         LEFT JOIN LATERAL (
             SELECT error_message AS message
             FROM signup_customerio_sync_jobs other

@@ -12,7 +12,8 @@ use crate::{
     job::{Ending, ErrorType, Failure, Job, Reason, Report, Signup},
 };
 
-/// One row of jobs joined with signups. The times that depend on the present are taken by the database's clock.
+/// One row of jobs joined with signups. The times that depend on the present are taken by the
+/// database's clock.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) id: Uuid,
@@ -129,12 +130,13 @@ impl Row {
     }
 
     pub(super) fn signup(&mut self) -> Signup {
-        let bet_slip = match (self.bet_amount, self.team_bet_on.take(), self.odds.take(), self.confidence) {
-            (Some(bet_amount), Some(team_bet_on), Some(odds), Some(confidence)) => {
-                Some(BetSlip { bet_amount, team_bet_on, odds, confidence })
-            }
-            _ => None,
-        };
+        let bet_slip =
+            match (self.bet_amount, self.team_bet_on.take(), self.odds.take(), self.confidence) {
+                (Some(bet_amount), Some(team_bet_on), Some(odds), Some(confidence)) => {
+                    Some(BetSlip { bet_amount, team_bet_on, odds, confidence })
+                }
+                _ => None,
+            };
         Signup {
             operator_id: self.operator_id.take(),
             operator_name: self.operator_name.take(),
@@ -165,7 +167,11 @@ impl Row {
             Ending::Completed { at: self.completed_at.unwrap_or(self.updated_at) }
         } else if self.status == "failed" {
             let reason = self.failed_reason.as_deref().map_or(Ok(Reason::Exhausted), str::parse)?;
-            Ending::Failed { reason, failure: failure()?, at: self.failed_at.unwrap_or(self.updated_at) }
+            Ending::Failed {
+                reason,
+                failure: failure()?,
+                at: self.failed_at.unwrap_or(self.updated_at),
+            }
         } else {
             Ending::Retrying { failure: failure()?, wait: self.due_in() }
         };

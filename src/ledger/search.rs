@@ -91,10 +91,13 @@ pub struct Group {
 
 /// The columns of a [`FailedJob`] for the ids of a `page`.
 const COLUMNS: &str = "
-    SELECT j.id AS job_id, j.signup_id, j.sync_phase, j.status, j.attempt_count, j.max_attempts, j.error_type,
-        j.error_message, j.error_signature, j.failed_reason, j.last_attempt_at, j.failed_at, j.created_at,
+    SELECT j.id AS job_id, j.signup_id, j.sync_phase, j.status, j.attempt_count, j.max_attempts, \
+    j.error_type,
+        j.error_message, j.error_signature, j.failed_reason, j.last_attempt_at, j.failed_at, \
+    j.created_at,
         j.occurred_at, s.customer_id, s.email, s.first_name, s.last_name, (
-            SELECT a.http_status FROM sync_attempts a WHERE a.job_id = j.id ORDER BY a.id DESC LIMIT 1
+            SELECT a.http_status FROM sync_attempts a WHERE a.job_id = j.id ORDER BY a.id DESC \
+    LIMIT 1
         ) AS http_status
     FROM page
     JOIN signup_customerio_sync_jobs j ON j.id = page.id
@@ -107,7 +110,8 @@ const ORDER: &str = " ORDER BY j.attempt_count DESC, j.last_attempt_at DESC NULL
 const MOST_GROUPS: i64 = 200;
 
 impl Ledger {
-    /// A page of the open failures of `selection`, most attempts and latest attempt first, and how many there are.
+    /// A page of the open failures of `selection`, most attempts and latest attempt first, and how
+    /// many there are.
     pub async fn failures(
         &self,
         selection: &Selection,
@@ -121,11 +125,22 @@ impl Ledger {
         tokio::try_join!(self.page(selection, limit, offset), total)
     }
 
-    async fn page(&self, selection: &Selection, limit: i64, offset: i64) -> Result<Vec<FailedJob>, Error> {
+    async fn page(
+        &self,
+        selection: &Selection,
+        limit: i64,
+        offset: i64,
+    ) -> Result<Vec<FailedJob>, Error> {
         // The page is found in the index alone; then its few rows are read.
         let mut page = QueryBuilder::new("WITH page AS (SELECT j.id");
         selection.push(&mut page, Among::OpenFailures);
-        page.push(ORDER).push(" LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset).push(")").push(COLUMNS);
+        page.push(ORDER)
+            .push(" LIMIT ")
+            .push_bind(limit)
+            .push(" OFFSET ")
+            .push_bind(offset)
+            .push(")")
+            .push(COLUMNS);
         page.push(ORDER);
         let items = page.build_query_as().persistent(false).fetch_all(&self.pool).await;
         items.map_err(Error::doing("listing failures"))
@@ -136,7 +151,8 @@ impl Ledger {
         self.sign_failures().await?;
         let rows = sqlx::query!(
             r#"
-            SELECT g.error_signature AS "signature!", g.error_type AS "error_type!", g.count AS "count!",
+            SELECT g.error_signature AS "signature!", g.error_type AS "error_type!",
+            g.count AS "count!",
                 g.first_seen, g.last_seen, sample.id AS "sample!"
             FROM (
                 SELECT error_signature, error_type, count(*) AS count, min(failed_at) AS first_seen,
@@ -150,7 +166,8 @@ impl Ledger {
             CROSS JOIN LATERAL (
                 SELECT j.id
                 FROM signup_customerio_sync_jobs j
-                WHERE j.status = 'failed' AND j.dismissed_at IS NULL AND j.error_signature = g.error_signature
+                WHERE j.status = 'failed' AND j.dismissed_at IS NULL
+                AND j.error_signature = g.error_signature
                     AND j.error_type = g.error_type
                 ORDER BY j.failed_at DESC
                 LIMIT 1

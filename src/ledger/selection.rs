@@ -34,22 +34,28 @@ pub struct Selection {
     pub job_ids: Option<Vec<Uuid>>,
 }
 
-/// Reads what is searched for: at most 200 characters, none of them U+0000, which PostgreSQL has no text for.
+/// Reads what is searched for: at most 200 characters, none of them U+0000, which PostgreSQL has no
+/// text for.
 pub fn search_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     bounded_text(deserializer, 200)
 }
 
 /// Reads a signature: at most 240 characters, none of them U+0000.
-pub fn signature_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+pub fn signature_text<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
     bounded_text(deserializer, 240)
 }
 
-fn bounded_text<'de, D: Deserializer<'de>>(deserializer: D, most: usize) -> Result<Option<String>, D::Error> {
+fn bounded_text<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    most: usize,
+) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     match &text {
-        Some(found) if found.contains('\0') || found.chars().count() > most => {
-            Err(D::Error::custom(format!("expected at most {most} characters, none of them U+0000")))
-        }
+        Some(found) if found.contains('\0') || found.chars().count() > most => Err(
+            D::Error::custom(format!("expected at most {most} characters, none of them U+0000")),
+        ),
         _ => Ok(text),
     }
 }
@@ -64,14 +70,14 @@ pub(super) enum Among {
 }
 
 /// What is searched: the expression of the index `failed_signups_by_text`.
-const SEARCHED: &str =
-    r"(COALESCE(s.email, '') || E'\n' || COALESCE(s.first_name, '') || ' ' || COALESCE(s.last_name, ''))";
+const SEARCHED: &str = r"(COALESCE(s.email, '') || E'\n' || COALESCE(s.first_name, '') || ' '
+|| COALESCE(s.last_name, ''))";
 
 impl Selection {
     /// Appends `FROM` and `WHERE`, with the jobs as `j`.
     ///
-    /// The text is put together, not fixed with a condition for each absent filter, so that PostgreSQL can plan for the
-    /// filters that are there.
+    /// The text is put together, not fixed with a condition for each absent filter, so that
+    /// PostgreSQL can plan for the filters that are there.
     pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>, among: Among) {
         query.push(" FROM signup_customerio_sync_jobs j WHERE ");
         query.push(match among {
@@ -184,7 +190,8 @@ impl Ledger {
     }
 }
 
-/// The open failures of `selection`, `limit` at most, those that failed by `cutoff` where one is given.
+/// The open failures of `selection`, `limit` at most, those that failed by `cutoff` where one is
+/// given.
 pub(super) async fn open_failures(
     connection: &mut PgConnection,
     selection: &Selection,
@@ -194,7 +201,9 @@ pub(super) async fn open_failures(
     let mut query = QueryBuilder::new("SELECT j.id");
     selection.push(&mut query, Among::OpenFailures);
     if let Some(cutoff) = cutoff {
-        query.push(" AND COALESCE(j.failed_at, j.last_attempt_at, j.created_at) <= ").push_bind(cutoff);
+        query
+            .push(" AND COALESCE(j.failed_at, j.last_attempt_at, j.created_at) <= ")
+            .push_bind(cutoff);
     }
     if let Some(limit) = limit {
         query.push(" LIMIT ").push_bind(limit);

@@ -1,4 +1,5 @@
-//! Writes down how tries ended: job, signup flags, attempt and audit rows, in one transaction, fenced by the claim.
+//! Writes down how tries ended: job, signup flags, attempt and audit rows, in one transaction,
+//! fenced by the claim.
 
 use std::collections::{HashMap, HashSet};
 
@@ -106,13 +107,20 @@ impl Settlement {
 }
 
 impl Ledger {
-    /// Settles jobs that were claimed with `claim`. The answers come in the order of the settlements. A commit whose answer
-    /// is lost may have happened: settled again, the jobs are found written, and nothing is written twice.
-    pub async fn settle(&self, claim: Uuid, settlements: Vec<Settlement>) -> Result<Vec<Settled>, Error> {
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to settle"))?;
+    /// Settles jobs that were claimed with `claim`. The answers come in the order of the
+    /// settlements. A commit whose answer is lost may have happened: settled again, the jobs are
+    /// found written, and nothing is written twice.
+    pub async fn settle(
+        &self,
+        claim: Uuid,
+        settlements: Vec<Settlement>,
+    ) -> Result<Vec<Settled>, Error> {
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning to settle"))?;
         lock_signups(&mut transaction, &settlements).await?;
         let mut written = settle_jobs(&mut transaction, claim, &settlements).await?;
-        let kept: Vec<_> = settlements.iter().filter(|one| written.contains_key(&one.job.id)).collect();
+        let kept: Vec<_> =
+            settlements.iter().filter(|one| written.contains_key(&one.job.id)).collect();
         let is_whole = kept.len() == settlements.len();
         if !kept.is_empty() {
             settle_signups(&mut transaction, &kept).await?;
@@ -124,13 +132,16 @@ impl Ledger {
         }
         transaction.commit().await.map_err(Error::doing("committing settled jobs"))?;
         let answer = |settlement: Settlement| match written.get(&settlement.job.id) {
-            Some(&(first_failed_at, at)) => Settled::Written(Box::new(settlement.report(first_failed_at, at))),
+            Some(&(first_failed_at, at)) => {
+                Settled::Written(Box::new(settlement.report(first_failed_at, at)))
+            }
             None => Settled::ClaimLost,
         };
         Ok(settlements.into_iter().map(answer).collect())
     }
 
-    /// Renews the lease of the claims on `jobs`. Answers which of them are claimed with `claim` still; the others were lost.
+    /// Renews the lease of the claims on `jobs`. Answers which of them are claimed with `claim`
+    /// still; the others were lost.
     pub async fn renew(&self, claim: Uuid, jobs: &[Uuid]) -> Result<HashSet<Uuid>, Error> {
         let held = sqlx::query_scalar!(
             r#"
@@ -173,7 +184,10 @@ impl Ledger {
 }
 
 /// Takes the locks in the order in which `open` takes them: signups first, by id.
-async fn lock_signups(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<(), Error> {
+async fn lock_signups(
+    connection: &mut PgConnection,
+    settlements: &[Settlement],
+) -> Result<(), Error> {
     let ids: Vec<_> = settlements.iter().map(|one| one.job.signup_id).collect();
     sqlx::query!("SELECT id FROM signups WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", &ids)
         .fetch_all(connection)
@@ -208,24 +222,32 @@ async fn settled_before(
 }
 
 /// The jobs whose claim still held.
-async fn settle_jobs(connection: &mut PgConnection, claim: Uuid, settlements: &[Settlement]) -> Result<Written, Error> {
+async fn settle_jobs(
+    connection: &mut PgConnection,
+    claim: Uuid,
+    settlements: &[Settlement],
+) -> Result<Written, Error> {
     let rows = sqlx::query!(
         r#"
         UPDATE signup_customerio_sync_jobs j
         SET status = o.status, attempt_count = o.attempt_count, last_attempt_at = o.started_at,
             next_retry_at = now() + make_interval(secs => o.delay_seconds),
-            error_type = o.error_type, error_message = o.error_message, error_signature = o.error_signature,
+            error_type = o.error_type, error_message = o.error_message,
+            error_signature = o.error_signature,
             contact_id = o.contact_id,
-            first_failed_at = CASE WHEN o.error_type IS NOT NULL THEN COALESCE(j.first_failed_at, now()) END,
+            first_failed_at = CASE WHEN o.error_type IS NOT NULL THEN COALESCE(j.first_failed_at,
+            now()) END,
             failed_at = CASE WHEN o.status = 'failed' THEN now() END,
             failed_reason = o.failed_reason,
             completed_at = CASE WHEN o.status = 'completed' THEN now() END,
             claim = NULL, claimed_at = NULL, settled_by = $1, updated_at = now()
         FROM UNNEST(
-            $2::uuid[], $3::text[], $4::int4[], $5::timestamptz[], $6::float8[], $7::text[], $8::text[], $9::text[],
+            $2::uuid[], $3::text[], $4::int4[], $5::timestamptz[], $6::float8[], $7::text[],
+            $8::text[], $9::text[],
             $10::text[], $11::text[]
         ) AS o (
-            id, status, attempt_count, started_at, delay_seconds, error_type, error_message, contact_id, failed_reason,
+            id, status, attempt_count, started_at, delay_seconds, error_type, error_message,
+            contact_id, failed_reason,
             error_signature
         )
         WHERE j.id = o.id AND j.claim = $1 -- the fence
@@ -250,9 +272,15 @@ async fn settle_jobs(connection: &mut PgConnection, claim: Uuid, settlements: &[
 }
 
 /// Brings the flags of the signups in line with their jobs. A retry changes none.
-async fn settle_signups(connection: &mut PgConnection, settlements: &[&Settlement]) -> Result<(), Error> {
-    let ended: Vec<_> =
-        settlements.iter().filter(|one| !matches!(one.verdict, Verdict::Retry { .. })).copied().collect();
+async fn settle_signups(
+    connection: &mut PgConnection,
+    settlements: &[&Settlement],
+) -> Result<(), Error> {
+    let ended: Vec<_> = settlements
+        .iter()
+        .filter(|one| !matches!(one.verdict, Verdict::Retry { .. }))
+        .copied()
+        .collect();
     if ended.is_empty() {
         return Ok(());
     }
@@ -261,7 +289,8 @@ async fn settle_signups(connection: &mut PgConnection, settlements: &[&Settlemen
         UPDATE signups s
         SET customerio_synced = s.customerio_synced OR e.completed,
             customerio_synced_at = CASE WHEN e.completed THEN now() ELSE s.customerio_synced_at END,
-            customerio_contact_id = CASE WHEN e.completed THEN e.contact_id ELSE s.customerio_contact_id END,
+            customerio_contact_id = CASE WHEN e.completed
+            THEN e.contact_id ELSE s.customerio_contact_id END,
             customerio_sync_failed = failed.message IS NOT NULL,
             customerio_sync_error = failed.message,
             updated_at = now()
@@ -285,7 +314,10 @@ async fn settle_signups(connection: &mut PgConnection, settlements: &[&Settlemen
     Ok(())
 }
 
-async fn insert_attempts(connection: &mut PgConnection, settlements: &[&Settlement]) -> Result<(), Error> {
+async fn insert_attempts(
+    connection: &mut PgConnection,
+    settlements: &[&Settlement],
+) -> Result<(), Error> {
     let tier = |one: &Settlement| match &one.verdict {
         Verdict::Retry { tier, .. } => Some(tier.name.clone()),
         _ => None,
@@ -293,10 +325,12 @@ async fn insert_attempts(connection: &mut PgConnection, settlements: &[&Settleme
     sqlx::query!(
         r#"
         INSERT INTO sync_attempts
-            (job_id, run, attempt, started_at, duration_ms, http_status, error_type, error_message, tier)
+            (job_id, run, attempt, started_at, duration_ms, http_status, error_type, error_message,
+            tier)
         SELECT *
         FROM UNNEST(
-            $1::uuid[], $2::int4[], $3::int4[], $4::timestamptz[], $5::float8[], $6::int4[], $7::text[], $8::text[],
+            $1::uuid[], $2::int4[], $3::int4[], $4::timestamptz[], $5::float8[], $6::int4[],
+            $7::text[], $8::text[],
             $9::text[]
         )
         "#,
@@ -316,7 +350,10 @@ async fn insert_attempts(connection: &mut PgConnection, settlements: &[&Settleme
     Ok(())
 }
 
-async fn insert_audit(connection: &mut PgConnection, settlements: &[&Settlement]) -> Result<(), Error> {
+async fn insert_audit(
+    connection: &mut PgConnection,
+    settlements: &[&Settlement],
+) -> Result<(), Error> {
     let entry = |one: &&Settlement| {
         let (action, details) = one.audit()?;
         Some(audit::Entry { action, signup_id: Some(one.job.signup_id), details })

@@ -43,7 +43,10 @@ impl Stats {
 
     /// Jobs of `status` and `phase`.
     pub fn of(&self, status: Status, phase: SyncPhase) -> i64 {
-        self.jobs.iter().find(|(s, p, _)| (*s, *p) == (status, phase)).map_or(0, |(.., count)| *count)
+        self.jobs
+            .iter()
+            .find(|(s, p, _)| (*s, *p) == (status, phase))
+            .map_or(0, |(.., count)| *count)
     }
 }
 
@@ -94,8 +97,11 @@ impl Ledger {
             "#
         )
         .fetch_one(&self.pool);
-        let (counted, rest) = tokio::try_join!(counted, rest).map_err(Error::doing("counting jobs"))?;
-        let jobs = counted.into_iter().map(|row| Ok((row.status.parse()?, row.sync_phase.parse()?, row.count)));
+        let (counted, rest) =
+            tokio::try_join!(counted, rest).map_err(Error::doing("counting jobs"))?;
+        let jobs = counted
+            .into_iter()
+            .map(|row| Ok((row.status.parse()?, row.sync_phase.parse()?, row.count)));
         Ok(Stats {
             jobs: jobs.collect::<Result<_, Error>>()?,
             open_failures: rest.open_failures,

@@ -40,11 +40,16 @@ pub enum Resolution<'a> {
 
 impl Ledger {
     /// A page of the messages that are open, the latest first, and how many there are.
-    pub async fn unprocessable(&self, limit: i64, offset: i64) -> Result<(Vec<Unprocessable>, i64), Error> {
+    pub async fn unprocessable(
+        &self,
+        limit: i64,
+        offset: i64,
+    ) -> Result<(Vec<Unprocessable>, i64), Error> {
         let items = sqlx::query_as!(
             Unprocessable,
             r#"
-            SELECT id, reason, error_message, headers, content_type, body, original_exchange AS exchange,
+            SELECT id, reason, error_message, headers, content_type, body,
+            original_exchange AS exchange,
                 original_routing_key AS routing_key, failed_at
             FROM sync_failures
             WHERE job_id IS NULL AND resolved_at IS NULL
@@ -56,7 +61,8 @@ impl Ledger {
         )
         .fetch_all(&self.pool);
         let total = sqlx::query_scalar!(
-            r#"SELECT count(*) AS "count!" FROM sync_failures WHERE job_id IS NULL AND resolved_at IS NULL"#
+            r#"SELECT count(*) AS "count!" FROM sync_failures WHERE job_id IS NULL
+            AND resolved_at IS NULL"#
         )
         .fetch_one(&self.pool);
         tokio::try_join!(items, total).map_err(Error::doing("listing unprocessable messages"))
@@ -67,7 +73,8 @@ impl Ledger {
         sqlx::query_as!(
             Unprocessable,
             r#"
-            SELECT id, reason, error_message, headers, content_type, body, original_exchange AS exchange,
+            SELECT id, reason, error_message, headers, content_type, body,
+            original_exchange AS exchange,
                 original_routing_key AS routing_key, failed_at
             FROM sync_failures
             WHERE id = $1 AND job_id IS NULL AND resolved_at IS NULL
@@ -92,7 +99,8 @@ impl Ledger {
                 ("customerio_dismiss", "dismissed", json!({ "failureId": id, "reason": reason }))
             }
         };
-        let mut transaction = self.pool.begin().await.map_err(Error::doing("beginning to resolve a message"))?;
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning to resolve a message"))?;
         let resolved = sqlx::query!(
             r#"
             UPDATE sync_failures
@@ -107,7 +115,12 @@ impl Ledger {
         .map_err(Error::doing("resolving a message"))?
         .rows_affected();
         if resolved > 0 {
-            audit::insert(&mut transaction, actor, &[audit::Entry { action, signup_id: None, details }]).await?;
+            audit::insert(
+                &mut transaction,
+                actor,
+                &[audit::Entry { action, signup_id: None, details }],
+            )
+            .await?;
         }
         transaction.commit().await.map_err(Error::doing("committing a resolved message"))?;
         Ok(resolved > 0)

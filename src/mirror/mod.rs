@@ -1,5 +1,6 @@
-//! Copies the failure queue into PostgreSQL, where failures can be searched and resolved. A message is acknowledged
-//! after its row is committed; a repeat changes nothing. What was resolved there is swept out of the queue ([`sweep`]).
+//! Copies the failure queue into PostgreSQL, where failures can be searched and resolved. A message
+//! is acknowledged after its row is committed; a repeat changes nothing. What was resolved there is
+//! swept out of the queue ([`sweep`]).
 
 mod sweep;
 
@@ -26,7 +27,8 @@ use crate::{
 pub struct Config {
     /// Rows in one transaction at most.
     pub batch_size: NonZeroU16,
-    /// How often the failure queue is compared with the mirror. A difference that stays is swept away.
+    /// How often the failure queue is compared with the mirror. A difference that stays is swept
+    /// away.
     #[serde(with = "humantime_serde")]
     pub compare_interval: Duration,
     /// How often the failure queue is swept although no difference shows.
@@ -37,15 +39,30 @@ pub struct Config {
 pub use sweep::Sweeper;
 
 /// Mirrors until nothing new is to be taken.
-pub async fn run(config: Config, link: Arc<Link>, ledger: Ledger, lifecycle: Lifecycle, metrics: Arc<Metrics>) {
+pub async fn run(
+    config: Config,
+    link: Arc<Link>,
+    ledger: Ledger,
+    lifecycle: Lifecycle,
+    metrics: Arc<Metrics>,
+) {
     let batch_size = config.batch_size.get();
     let (sender, mut deliveries) = mpsc::channel(batch_size.into());
-    tokio::spawn(broker::consume(link, MIRROR_QUEUE, batch_size, lifecycle.clone(), sender, |delivery| delivery));
+    tokio::spawn(broker::consume(
+        link,
+        MIRROR_QUEUE,
+        batch_size,
+        lifecycle.clone(),
+        sender,
+        |delivery| delivery,
+    ));
     let mut batch = Vec::new();
     while deliveries.recv_many(&mut batch, batch_size.into()).await > 0 {
         let (messages, receipts): (Vec<_>, Vec<_>) = batch.drain(..).map(read).unzip();
         // Data that the database refuses can't be: what is written was made by us or made fit.
-        let mirrored = reconnect::until_done("mirroring failures", |_| true, || ledger.mirror(&messages)).await;
+        let mirrored =
+            reconnect::until_done("mirroring failures", |_| true, || ledger.mirror(&messages))
+                .await;
         mirrored.expect("every error is tried again");
         metrics.mirrored.inc_by(messages.len() as u64);
         for receipt in receipts {
@@ -74,10 +91,14 @@ fn read(delivery: Delivery) -> (FailedMessage, Receipt) {
             body: Vec::new(),
             original_exchange: header("x-original-exchange").unwrap_or_default(),
             original_routing_key: header("x-original-routing-key").unwrap_or_default(),
-            failed_at: header("x-failed-at").as_deref().and_then(parse_time).unwrap_or_else(Utc::now),
+            failed_at: header("x-failed-at")
+                .as_deref()
+                .and_then(parse_time)
+                .unwrap_or_else(Utc::now),
         },
     };
-    let message = FailedMessage { headers: delivery.headers.into_json(), body: delivery.body, ..message };
+    let message =
+        FailedMessage { headers: delivery.headers.into_json(), body: delivery.body, ..message };
     (message, delivery.receipt)
 }
 
@@ -109,7 +130,9 @@ impl DeadLetter {
     fn message(self, delivery: &Delivery) -> FailedMessage {
         let ticket = delivery.message_id.as_deref().and_then(Ticket::parse);
         let event = self.event(delivery);
-        let job_id = ticket.map(|ticket| ticket.job_id).or_else(|| event.as_ref().map(|(job_id, _)| *job_id));
+        let job_id = ticket
+            .map(|ticket| ticket.job_id)
+            .or_else(|| event.as_ref().map(|(job_id, _)| *job_id));
         FailedMessage {
             message_id: format!("{}:delivery-limit", identity(delivery)),
             ticket,
@@ -117,7 +140,8 @@ impl DeadLetter {
             given_up_event: event.map(|(_, id)| id),
             reason: Reason::DeliveryLimit,
             error_type: None,
-            error_message: "the broker gave it up: every consumer that took it was cut off".to_owned(),
+            error_message: "the broker gave it up: every consumer that took it was cut off"
+                .to_owned(),
             headers: Value::Null,
             content_type: delivery.content_type.clone(),
             body: Vec::new(),
@@ -129,7 +153,8 @@ impl DeadLetter {
 
     /// The job and the id of an event that can be read.
     fn event(&self, delivery: &Delivery) -> Option<(uuid::Uuid, String)> {
-        let event_type = EventType::ALL.into_iter().find(|one| one.routing_key() == self.routing_key)?;
+        let event_type =
+            EventType::ALL.into_iter().find(|one| one.routing_key() == self.routing_key)?;
         let raw = RawEvent {
             event_type,
             content_type: delivery.content_type.as_deref(),

@@ -1,10 +1,11 @@
 //! Keeps the failure queue in line with the mirror: its messages are the failures that are open.
 //!
-//! AMQP can't take a message out of the middle of a queue. So, when the queue and the mirror differ, every message that
-//! is there is taken once: one that was resolved, or that is there twice, is acknowledged away; one that is open is
-//! published to the tail and confirmed before it is acknowledged; one that the mirror does not know is mirrored. At the
-//! end, open failures that had no message are parked again. Cut short at any point, this loses nothing: at worst a
-//! message is there twice until the next sweep.
+//! AMQP can't take a message out of the middle of a queue. So, when the queue and the mirror
+//! differ, every message that is there is taken once: one that was resolved, or that is there
+//! twice, is acknowledged away; one that is open is published to the tail and confirmed before it
+//! is acknowledged; one that the mirror does not know is mirrored. At the end, open failures that
+//! had no message are parked again. Cut short at any point, this loses nothing: at worst a message
+//! is there twice until the next sweep.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,7 +19,10 @@ use uuid::Uuid;
 
 use super::{Config, read};
 use crate::{
-    broker::{self, Delivery, FAILED_QUEUE, Link, MIRROR_QUEUE, Message, Origin, Parked, Publisher, Receipt},
+    broker::{
+        self, Delivery, FAILED_QUEUE, Link, MIRROR_QUEUE, Message, Origin, Parked, Publisher,
+        Receipt,
+    },
     ledger::{self, Duty, FailedMessage, Ledger, ParkedFailure},
     lifecycle::Lifecycle,
 };
@@ -57,8 +61,8 @@ enum Error {
 }
 
 impl Sweeper {
-    /// Compares now and then, and sweeps where there is a difference, until nothing new is to be taken. One replica at a
-    /// time does it.
+    /// Compares now and then, and sweeps where there is a difference, until nothing new is to be
+    /// taken. One replica at a time does it.
     pub async fn run(self, lifecycle: Lifecycle) {
         let mut lead = self.ledger.stand_by(Duty::FailureQueue);
         let mut last_full = Instant::now();
@@ -82,20 +86,22 @@ impl Sweeper {
                 Ok::<_, Error>(differs)
             };
             differed = looked.await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "comparing the failure queue with the mirror failed, trying again");
+                tracing::warn!(%error, "comparing the failure queue with the mirror failed, \
+                    trying again");
                 false
             });
         }
         lead.end().await;
     }
 
-    /// Whether the queue holds another number of messages than failures are open. While the mirror lags, that is not
-    /// known.
+    /// Whether the queue holds another number of messages than failures are open. While the mirror
+    /// lags, that is not known.
     async fn differs(&self) -> Result<bool, Error> {
         if self.link.depth(MIRROR_QUEUE).await? > 0 {
             return Ok(false);
         }
-        let (parked, open) = (self.link.depth(FAILED_QUEUE).await?, self.ledger.count_open_failures().await?);
+        let (parked, open) =
+            (self.link.depth(FAILED_QUEUE).await?, self.ledger.count_open_failures().await?);
         Ok(i64::from(parked) != open)
     }
 
@@ -103,16 +109,23 @@ impl Sweeper {
         let began = self.ledger.now().await?;
         let depth = self.link.depth(FAILED_QUEUE).await? as usize;
         let (mut swept, mut seen) = (Swept::default(), HashSet::new());
-        // The consumer's own life: it ends with the sweep, and what it holds then goes back to the queue.
+        // The consumer's own life: it ends with the sweep, and what it holds then goes back to the
+        // queue.
         let consuming = Lifecycle::default();
         let batch_size = self.config.batch_size.get();
         let (sender, mut deliveries) = mpsc::channel(batch_size.into());
-        tokio::spawn(broker::consume(self.link.clone(), FAILED_QUEUE, batch_size, consuming.clone(), sender, |one| {
-            one
-        }));
+        tokio::spawn(broker::consume(
+            self.link.clone(),
+            FAILED_QUEUE,
+            batch_size,
+            consuming.clone(),
+            sender,
+            |one| one,
+        ));
         let mut taken = 0;
         while taken < depth && !lifecycle.is_draining() {
-            let batch = next_batch(&mut deliveries, usize::from(batch_size).min(depth - taken)).await;
+            let batch =
+                next_batch(&mut deliveries, usize::from(batch_size).min(depth - taken)).await;
             if batch.is_empty() {
                 break;
             }
@@ -132,11 +145,18 @@ impl Sweeper {
     }
 
     /// Takes each message of a batch where its failure says that it belongs.
-    async fn sort(&self, batch: Vec<Delivery>, seen: &mut HashSet<String>, swept: &mut Swept) -> Result<(), Error> {
-        let (messages, receipts): (Vec<FailedMessage>, Vec<Receipt>) = batch.into_iter().map(read).unzip();
+    async fn sort(
+        &self,
+        batch: Vec<Delivery>,
+        seen: &mut HashSet<String>,
+        swept: &mut Swept,
+    ) -> Result<(), Error> {
+        let (messages, receipts): (Vec<FailedMessage>, Vec<Receipt>) =
+            batch.into_iter().map(read).unzip();
         let ids: Vec<_> = messages.iter().map(|message| message.message_id.clone()).collect();
         let mut failures = self.failures(&ids).await?;
-        let unknown: Vec<_> = messages.into_iter().filter(|one| !failures.contains_key(&one.message_id)).collect();
+        let unknown: Vec<_> =
+            messages.into_iter().filter(|one| !failures.contains_key(&one.message_id)).collect();
         if !unknown.is_empty() {
             self.ledger.mirror(&unknown).await?;
             swept.mirrored += unknown.len();
@@ -161,7 +181,8 @@ impl Sweeper {
         Ok(failures.into_iter().map(|failure| (failure.message_id.clone(), failure)).collect())
     }
 
-    /// Parks the open failures that were mirrored before the sweep began and that the queue did not hold.
+    /// Parks the open failures that were mirrored before the sweep began and that the queue did not
+    /// hold.
     async fn park_missing(
         &self,
         began: chrono::DateTime<chrono::Utc>,
@@ -186,7 +207,10 @@ impl Sweeper {
 async fn next_batch(deliveries: &mut mpsc::Receiver<Delivery>, most: usize) -> Vec<Delivery> {
     let mut batch = Vec::new();
     if tokio::time::timeout(PATIENCE, deliveries.recv_many(&mut batch, most)).await.is_err() {
-        tracing::warn!("the failure queue holds messages that are not delivered; somebody may be looking at them");
+        tracing::warn!(
+            "the failure queue holds messages that are not delivered; somebody may be looking at \
+                them"
+        );
     }
     batch
 }

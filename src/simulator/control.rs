@@ -38,7 +38,9 @@ async fn add_fault(State(sim): Sim, Json(script): Json<Value>) -> Response {
             faults.into_iter().for_each(|fault| sim.faults.add(fault));
             StatusCode::NO_CONTENT.into_response()
         }
-        Err(error) => (StatusCode::BAD_REQUEST, Json(json!({ "error": error.to_string() }))).into_response(),
+        Err(error) => {
+            (StatusCode::BAD_REQUEST, Json(json!({ "error": error.to_string() }))).into_response()
+        }
     }
 }
 

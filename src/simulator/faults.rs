@@ -18,7 +18,8 @@ pub enum Fault {
         /// Milliseconds.
         ms: u64,
     },
-    /// A status instead of an answer, for the next `calls` calls, for a `share` of all calls, or for all.
+    /// A status instead of an answer, for the next `calls` calls, for a `share` of all calls, or
+    /// for all.
     Status {
         /// The status.
         status: u16,
@@ -119,7 +120,8 @@ pub(super) struct Struck {
     pub(super) taken: bool,
 }
 
-/// The faults, in the order in which they were scripted; the first that strikes is the one that a call meets.
+/// The faults, in the order in which they were scripted; the first that strikes is the one that a
+/// call meets.
 #[derive(Debug, Default)]
 pub(super) struct Faults(Mutex<Script>);
 
@@ -146,15 +148,25 @@ impl Faults {
     /// What the next call meets, after which delay.
     pub(super) fn next(&self) -> (Duration, Option<Struck>) {
         let mut script = self.lock();
-        let latency = script.faults.iter().map(|fault| if let Fault::Latency { ms } = fault { *ms } else { 0 }).sum();
+        let latency = script
+            .faults
+            .iter()
+            .map(|fault| if let Fault::Latency { ms } = fault { *ms } else { 0 })
+            .sum();
         (Duration::from_millis(latency), script.effect())
     }
 
     /// Why items of this person are refused.
     pub(super) fn refusal(&self, identifier: &str) -> Option<RefusedPerson> {
         self.lock().faults.iter().find_map(|fault| match fault {
-            Fault::Refuse { identifier: refused, field, message, whole } if refused == identifier => {
-                Some(RefusedPerson { field: field.clone(), message: message.clone(), whole: *whole })
+            Fault::Refuse { identifier: refused, field, message, whole }
+                if refused == identifier =>
+            {
+                Some(RefusedPerson {
+                    field: field.clone(),
+                    message: message.clone(),
+                    whole: *whole,
+                })
             }
             _ => None,
         })
@@ -190,16 +202,26 @@ impl Fault {
             Self::Latency { .. } | Self::Refuse { .. } => None,
             Self::Status { status, calls, share, retry_after, body, taken } => {
                 // Evenly spread, so that a share of 0.1 is every tenth call.
-                let is_in_share =
-                    share.is_none_or(|share| (call as f64 * share).floor() > ((call - 1) as f64 * share).floor());
-                let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let is_in_share = share.is_none_or(|share| {
+                    (call as f64 * share).floor() > ((call - 1) as f64 * share).floor()
+                });
+                let status =
+                    StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 (is_in_share && spend(calls)).then(|| Struck {
-                    effect: Effect::Status { status, retry_after: retry_after.clone(), body: body.clone() },
+                    effect: Effect::Status {
+                        status,
+                        retry_after: retry_after.clone(),
+                        body: body.clone(),
+                    },
                     taken: *taken,
                 })
             }
-            Self::Reset { calls, taken } => spend(calls).then_some(Struck { effect: Effect::Reset, taken: *taken }),
-            Self::Endless { calls, taken } => spend(calls).then_some(Struck { effect: Effect::Endless, taken: *taken }),
+            Self::Reset { calls, taken } => {
+                spend(calls).then_some(Struck { effect: Effect::Reset, taken: *taken })
+            }
+            Self::Endless { calls, taken } => {
+                spend(calls).then_some(Struck { effect: Effect::Endless, taken: *taken })
+            }
             Self::Truncated { calls, taken } => {
                 spend(calls).then_some(Struck { effect: Effect::Truncated, taken: *taken })
             }

@@ -1,7 +1,9 @@
 //! A simulator of Customer.io's Track API, v1 and v2, as the public documentation states it
-//! (<https://docs.customer.io/integrations/api/track/>), with faults that are scripted under `/_sim/`.
+//! (<https://docs.customer.io/integrations/api/track/>), with faults that are scripted under
+//! `/_sim/`.
 //!
-//! It keeps what it received in memory: people with their attributes, tracked events with how often each was repeated.
+//! It keeps what it received in memory: people with their attributes, tracked events with how often
+//! each was repeated.
 
 mod control;
 mod faults;
@@ -102,21 +104,22 @@ async fn connection(stream: TcpStream, router: Router) {
     let Ok(stream) = stream.into_std() else { return };
     let Ok(handle) = stream.try_clone() else { return };
     let Ok(stream) = TcpStream::from_std(stream) else { return };
-    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let answered = router.clone().oneshot(request.map(Body::new));
-        let handle = handle.try_clone();
-        async move {
-            let response = answered.await.unwrap_or_else(|never: Infallible| match never {});
-            if response.extensions().get::<ResetConnection>().is_none() {
-                return Ok(response);
+    let service =
+        hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            let answered = router.clone().oneshot(request.map(Body::new));
+            let handle = handle.try_clone();
+            async move {
+                let response = answered.await.unwrap_or_else(|never: Infallible| match never {});
+                if response.extensions().get::<ResetConnection>().is_none() {
+                    return Ok(response);
+                }
+                if let Ok(handle) = handle {
+                    // With no time to linger, closing sends a reset (RFC 9293, section 3.10.4).
+                    let _ = socket2::SockRef::from(&handle).set_linger(Some(Duration::ZERO));
+                }
+                Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
             }
-            if let Ok(handle) = handle {
-                // With no time to linger, closing sends a reset (RFC 9293, section 3.10.4).
-                let _ = socket2::SockRef::from(&handle).set_linger(Some(Duration::ZERO));
-            }
-            Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
-        }
-    });
+        });
     let http = hyper::server::conn::http1::Builder::new();
     // A client that goes away is none of the simulator's concern.
     let _ = http.serve_connection(TokioIo::new(stream), service).await;
@@ -125,16 +128,18 @@ async fn connection(stream: TcpStream, router: Router) {
 /// Basic auth with any site id and any key, both not empty.
 async fn authenticate(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let credentials = header
-        .and_then(|value| value.strip_prefix("Basic "))
-        .and_then(|encoded| String::from_utf8(base64::engine::general_purpose::STANDARD.decode(encoded).ok()?).ok());
-    let is_valid = credentials
-        .is_some_and(|text| text.split_once(':').is_some_and(|(site, key)| !site.is_empty() && !key.is_empty()));
+    let credentials = header.and_then(|value| value.strip_prefix("Basic ")).and_then(|encoded| {
+        String::from_utf8(base64::engine::general_purpose::STANDARD.decode(encoded).ok()?).ok()
+    });
+    let is_valid = credentials.is_some_and(|text| {
+        text.split_once(':').is_some_and(|(site, key)| !site.is_empty() && !key.is_empty())
+    });
     if is_valid {
         return next.run(request).await;
     }
     let _ = shared;
-    (StatusCode::UNAUTHORIZED, Json(json!({ "meta": { "error": "Unauthorized request" } }))).into_response()
+    (StatusCode::UNAUTHORIZED, Json(json!({ "meta": { "error": "Unauthorized request" } })))
+        .into_response()
 }
 
 /// Lets the scripted faults strike, and notes the call.
@@ -181,7 +186,10 @@ impl IntoResponse for Effect {
                 Body::from_stream(spaces).into_response()
             }
             Self::Truncated => {
-                let pieces = [Ok(Bytes::from_static(b"{\"errors\":[")), Err(std::io::ErrorKind::ConnectionReset)];
+                let pieces = [
+                    Ok(Bytes::from_static(b"{\"errors\":[")),
+                    Err(std::io::ErrorKind::ConnectionReset),
+                ];
                 let pieces = pieces.map(|piece| piece.map_err(std::io::Error::from));
                 Body::from_stream(futures_util::stream::iter(pieces)).into_response()
             }
@@ -202,5 +210,6 @@ fn accepted() -> Response {
 }
 
 fn json_answer(status: StatusCode, body: &Value) -> Response {
-    (status, [("content-type", "application/json; charset=utf-8")], format!("{body}\n")).into_response()
+    (status, [("content-type", "application/json; charset=utf-8")], format!("{body}\n"))
+        .into_response()
 }

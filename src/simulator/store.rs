@@ -86,8 +86,14 @@ impl Store {
         self.lock().calls.push(Call { path, status, at: chrono::Utc::now(), events });
     }
 
-    /// Updates a person. An older update does not overwrite a newer one; null and the empty string remove.
-    pub(super) fn identify(&self, identifier: Identifier, attributes: &Map<String, Value>, timestamp: Option<i64>) {
+    /// Updates a person. An older update does not overwrite a newer one; null and the empty string
+    /// remove.
+    pub(super) fn identify(
+        &self,
+        identifier: Identifier,
+        attributes: &Map<String, Value>,
+        timestamp: Option<i64>,
+    ) {
         let timestamp = timestamp.unwrap_or_else(|| chrono::Utc::now().timestamp());
         let mut inner = self.lock();
         let email = attributes.get("email").and_then(Value::as_str).map(str::to_lowercase);
@@ -159,7 +165,8 @@ impl Store {
         let inner = self.lock();
         let mut by_status = BTreeMap::new();
         for call in &inner.calls {
-            let status = call.status.map_or_else(|| "reset".to_owned(), |status| status.to_string());
+            let status =
+                call.status.map_or_else(|| "reset".to_owned(), |status| status.to_string());
             *by_status.entry(status).or_insert(0_u64) += 1;
         }
         json!({
@@ -182,8 +189,8 @@ impl Inner {
         }
     }
 
-    /// Gives the address to the person; true if it belongs to another. Customer.io answers 200 then, and shows an
-    /// attribute update failure in its own pages only.
+    /// Gives the address to the person; true if it belongs to another. Customer.io answers 200
+    /// then, and shows an attribute update failure in its own pages only.
     fn claim_email(&mut self, person: &Identifier, email: Option<&str>) -> bool {
         let email = match (person, email) {
             (Identifier::Email(email), _) => email.clone(),

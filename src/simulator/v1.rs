@@ -18,7 +18,8 @@ use super::{
 type Sim = State<Arc<Shared>>;
 
 pub(super) async fn region() -> Response {
-    let body = json!({ "url": "track.customer.io", "data_center": "us", "region": "us", "environment_id": 1 });
+    let body = json!({ "url": "track.customer.io", "data_center": "us", "region": "us",
+    "environment_id": 1 });
     json_answer(StatusCode::OK, &body)
 }
 
@@ -74,7 +75,9 @@ pub(super) async fn track(State(sim): Sim, Path(id): Path<String>, body: Bytes) 
     if let Some(refused) = sim.faults.refusal(&id) {
         return refuse(refused.message);
     }
-    let Some(name) = event.get("name").and_then(Value::as_str).map(str::trim).filter(|name| !name.is_empty()) else {
+    let Some(name) =
+        event.get("name").and_then(Value::as_str).map(str::trim).filter(|name| !name.is_empty())
+    else {
         return refuse("event name is required");
     };
     let name = name.to_owned();

@@ -29,7 +29,8 @@ fn refusal(reason: &'static str, field: impl Into<String>, message: impl Into<St
 
 impl Refusal {
     fn json(&self, batch_index: Option<usize>) -> Value {
-        let mut error = json!({ "reason": self.reason, "field": self.field, "message": self.message });
+        let mut error =
+            json!({ "reason": self.reason, "field": self.field, "message": self.message });
         if let Some(index) = batch_index {
             error["batch_index"] = index.into();
         }
@@ -62,23 +63,30 @@ struct Operation {
     attributes: Map<String, Value>,
 }
 
-/// Refuses single items with a 207; the others are accepted. What is no batch of operations at all is a 400.
+/// Refuses single items with a 207; the others are accepted. What is no batch of operations at all
+/// is a 400.
 pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Response {
     if body.len() > MAX_BATCH_BYTES {
-        return refusal("invalid", "batch", format!("request is {} bytes, at most {MAX_BATCH_BYTES}", body.len()))
-            .whole();
+        return refusal(
+            "invalid",
+            "batch",
+            format!("request is {} bytes, at most {MAX_BATCH_BYTES}", body.len()),
+        )
+        .whole();
     }
     let batch: Batch<'_> = match serde_json::from_slice(&body) {
         Ok(batch) => batch,
         Err(error) => return refusal("parse_error", "batch", error.to_string()).whole(),
     };
-    let operations: Result<Vec<Operation>, _> = batch.batch.iter().map(|raw| serde_json::from_str(raw.get())).collect();
+    let operations: Result<Vec<Operation>, _> =
+        batch.batch.iter().map(|raw| serde_json::from_str(raw.get())).collect();
     let operations = match operations {
         Ok(operations) => operations,
         Err(error) => return refusal("parse_error", "batch", error.to_string()).whole(),
     };
     let events = operations.iter().filter_map(|operation| operation.id.clone()).collect();
-    let mut response = match operations.iter().find_map(|operation| refused_whole(&sim, operation)) {
+    let mut response = match operations.iter().find_map(|operation| refused_whole(&sim, operation))
+    {
         Some(refused) => refused.whole(),
         None => apply_each(&sim, operations, &batch),
     };
@@ -93,7 +101,11 @@ fn apply_each(sim: &Shared, operations: Vec<Operation>, batch: &Batch<'_>) -> Re
             errors.push(refused.json(Some(index)));
         }
     }
-    if errors.is_empty() { accepted() } else { json_answer(StatusCode::MULTI_STATUS, &json!({ "errors": errors })) }
+    if errors.is_empty() {
+        accepted()
+    } else {
+        json_answer(StatusCode::MULTI_STATUS, &json!({ "errors": errors }))
+    }
 }
 
 /// The ids of the events in a batch that is answered with a fault; none if it can't be read.
@@ -102,7 +114,8 @@ pub(super) fn event_ids(body: &[u8]) -> EventIds {
     struct Batch {
         batch: Vec<Operation>,
     }
-    let operations = serde_json::from_slice::<Batch>(body).map(|batch| batch.batch).unwrap_or_default();
+    let operations =
+        serde_json::from_slice::<Batch>(body).map(|batch| batch.batch).unwrap_or_default();
     EventIds(operations.into_iter().filter_map(|operation| operation.id).collect())
 }
 
@@ -122,7 +135,11 @@ pub(super) async fn entity(State(sim): State<Arc<Shared>>, body: Bytes) -> Respo
 
 fn apply(sim: &Shared, operation: Operation, bytes: usize) -> Result<(), Refusal> {
     if bytes > MAX_OPERATION_BYTES {
-        return Err(refusal("invalid", "", format!("operation is {bytes} bytes, at most {MAX_OPERATION_BYTES}")));
+        return Err(refusal(
+            "invalid",
+            "",
+            format!("operation is {bytes} bytes, at most {MAX_OPERATION_BYTES}"),
+        ));
     }
     if operation.kind != "person" {
         return Err(refusal("invalid", "type", "the simulator knows people only"));
@@ -149,7 +166,11 @@ fn apply(sim: &Shared, operation: Operation, bytes: usize) -> Result<(), Refusal
 fn identify_by(identifiers: &Map<String, Value>) -> Result<(Identifier, String), Refusal> {
     let mut named = identifiers.iter();
     let (Some((kind, value)), None) = (named.next(), named.next()) else {
-        return Err(refusal("invalid", "identifiers", "exactly one of id, email, phone and cio_id is required"));
+        return Err(refusal(
+            "invalid",
+            "identifiers",
+            "exactly one of id, email, phone and cio_id is required",
+        ));
     };
     if !["id", "email", "phone", "cio_id"].contains(&kind.as_str()) {
         return Err(refusal("invalid", "identifiers", format!("unknown identifier {kind}")));
@@ -176,7 +197,11 @@ pub(super) fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Re
         }
         let size = value.as_str().map_or_else(|| value.to_string().len(), str::len);
         if size > 1000 {
-            return Err(refusal("invalid", field, "property value cannot be longer than 1000 bytes"));
+            return Err(refusal(
+                "invalid",
+                field,
+                "property value cannot be longer than 1000 bytes",
+            ));
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! One batch from its deliveries to their acknowledgement.
 //!
-//! The order is the guarantee: commit the claim, call, commit how it ended, publish what follows and wait for the
-//! confirms, and only then acknowledge. A crash between any two of these leads to a redelivery that the ledger knows how
-//! to answer.
+//! The order is the guarantee: commit the claim, call, commit how it ended, publish what follows
+//! and wait for the confirms, and only then acknowledge. A crash between any two of these leads to
+//! a redelivery that the ledger knows how to answer.
 
 use std::time::Duration;
 
@@ -53,7 +53,8 @@ pub(super) struct Claimed {
 pub(super) struct Called {
     /// How those ended that were tried and whose claim held.
     pub(super) endings: Vec<Ending>,
-    /// The messages of those whose turn is not yet: the gate shut first, and their claims were given back.
+    /// The messages of those whose turn is not yet: the gate shut first, and their claims were
+    /// given back.
     not_yet: Vec<(Arrival, Envelope)>,
 }
 
@@ -91,18 +92,22 @@ impl Flow {
                 Err(why) => rejected.push((envelope, why)),
             }
         }
-        let park = join_all(rejected.into_iter().map(|(envelope, why)| self.park_unprocessable(envelope, why)));
+        let park = join_all(
+            rejected.into_iter().map(|(envelope, why)| self.park_unprocessable(envelope, why)),
+        );
         tokio::join!(park, self.open_all(arrived));
     }
 
-    /// Works the messages off in as many portions as Customer.io's gate lets through: all at once, unless it is shut.
+    /// Works the messages off in as many portions as Customer.io's gate lets through: all at once,
+    /// unless it is shut.
     async fn open_all(&self, mut arrived: Vec<(Arrival, Envelope)>) {
         let delivered_at = arrived.iter().filter_map(|(_, envelope)| envelope.delivered_at()).min();
         let held_until = delivered_at.unwrap_or_else(Instant::now) + self.sync.config.hold;
         while !arrived.is_empty() {
             let pass = tokio::select! {
                 biased;
-                () = self.lifecycle.draining() => return give_back(arrived.into_iter().map(|(_, envelope)| envelope)).await,
+                () = self.lifecycle.draining() => return give_back(arrived.into_iter().map(|(_,
+                envelope)| envelope)).await,
                 pass = self.sync.customerio.pass() => pass,
                 () = tokio::time::sleep_until(held_until) => return self.put_off(arrived).await,
             };
@@ -113,8 +118,8 @@ impl Flow {
         }
     }
 
-    /// Claims the jobs and takes each message where its job leads it. Answers the messages whose turn is not yet: the
-    /// gate shut meanwhile.
+    /// Claims the jobs and takes each message where its job leads it. Answers the messages whose
+    /// turn is not yet: the gate shut meanwhile.
     fn open<'a>(
         &'a self,
         arrived: Vec<(Arrival, Envelope)>,
@@ -125,23 +130,31 @@ impl Flow {
             match self.claim(&arrivals, pass).await {
                 Ok(Some((claim, opened))) => {
                     let opened = opened.into_iter().zip(envelopes).zip(arrivals);
-                    let opened = opened.map(|((opened, envelope), arrival)| (opened, envelope, arrival));
+                    let opened =
+                        opened.map(|((opened, envelope), arrival)| (opened, envelope, arrival));
                     self.follow(&claim, opened, pass).await
                 }
                 Ok(None) => arrivals.into_iter().zip(envelopes).collect(),
-                // The database refuses something that was read as valid: find the one that it refuses.
+                // The database refuses something that was read as valid: find the one that it
+                // refuses.
                 Err(_) if arrivals.len() > 1 => {
                     let rest = envelopes.split_off(envelopes.len() / 2);
                     let mut arrivals = arrivals;
                     let rest_arrivals = arrivals.split_off(envelopes.len());
-                    let mut not_yet = self.open(arrivals.into_iter().zip(envelopes).collect(), pass).await;
-                    not_yet.extend(self.open(rest_arrivals.into_iter().zip(rest).collect(), pass).await);
+                    let mut not_yet =
+                        self.open(arrivals.into_iter().zip(envelopes).collect(), pass).await;
+                    not_yet.extend(
+                        self.open(rest_arrivals.into_iter().zip(rest).collect(), pass).await,
+                    );
                     not_yet
                 }
                 Err(error) => {
                     for envelope in envelopes {
-                        self.park_unprocessable(envelope, Rejected::new("$", format!("it can't be stored: {error}")))
-                            .await;
+                        self.park_unprocessable(
+                            envelope,
+                            Rejected::new("$", format!("it can't be stored: {error}")),
+                        )
+                        .await;
                     }
                     Vec::new()
                 }
@@ -149,7 +162,8 @@ impl Flow {
         })
     }
 
-    /// Claims, unless the gate has shut meanwhile: then claims that would lead to calls are given back. `None`: not yet.
+    /// Claims, unless the gate has shut meanwhile: then claims that would lead to calls are given
+    /// back. `None`: not yet.
     pub(super) async fn claim(
         &self,
         arrivals: &[Arrival],
@@ -164,9 +178,15 @@ impl Flow {
         Ok(None)
     }
 
-    async fn open_in_ledger(&self, arrivals: &[Arrival]) -> Result<(Claim, Vec<Opened>), ledger::Error> {
-        let (ledger, is_transient, id) = (&self.sync.ledger, ledger::Error::is_transient, Uuid::new_v4());
-        let batch = reconnect::until_done("opening jobs", is_transient, || ledger.open(id, arrivals)).await?;
+    async fn open_in_ledger(
+        &self,
+        arrivals: &[Arrival],
+    ) -> Result<(Claim, Vec<Opened>), ledger::Error> {
+        let (ledger, is_transient, id) =
+            (&self.sync.ledger, ledger::Error::is_transient, Uuid::new_v4());
+        let batch =
+            reconnect::until_done("opening jobs", is_transient, || ledger.open(id, arrivals))
+                .await?;
         Ok((Claim { ledger: ledger.clone(), id, held_at: batch.held_at }, batch.opened))
     }
 
@@ -180,7 +200,8 @@ impl Flow {
             }
             // What the database refuses is found out when calls are made again.
             Err(error) => {
-                tracing::warn!(%error, "messages are held no longer and can't be put off; they are given back");
+                tracing::warn!(%error, "messages are held no longer and can't be put off; they \
+                    are given back");
                 return give_back(envelopes.into_iter()).await;
             }
         };
@@ -208,7 +229,9 @@ impl Flow {
                 other => others.push((other, envelope)),
             }
         }
-        let others = join_all(others.into_iter().map(|(opened, envelope)| self.without_call(opened, envelope)));
+        let others = join_all(
+            others.into_iter().map(|(opened, envelope)| self.without_call(opened, envelope)),
+        );
         let (_, called) = tokio::join!(others, self.call(claim, claimed, pass));
         called.not_yet
     }
@@ -245,12 +268,19 @@ impl Flow {
     }
 
     /// Calls, decides, settles, tells, acknowledges.
-    pub(super) async fn call(&self, claim: &Claim, claimed: Vec<Claimed>, pass: &Pass<'_>) -> Called {
+    pub(super) async fn call(
+        &self,
+        claim: &Claim,
+        claimed: Vec<Claimed>,
+        pass: &Pass<'_>,
+    ) -> Called {
         if claimed.is_empty() {
             return Called::default();
         }
-        let (works, rest): (Vec<_>, Vec<_>) =
-            claimed.into_iter().map(|one| (one.work, (one.arrival, one.envelope, one.span))).unzip();
+        let (works, rest): (Vec<_>, Vec<_>) = claimed
+            .into_iter()
+            .map(|one| (one.work, (one.arrival, one.envelope, one.span)))
+            .unzip();
         let pushed = self.sync.customerio.push(&works, pass, claim).await;
         let (mut settlements, mut called) = (Vec::new(), Vec::new());
         let (mut lost, mut not_yet) = (Vec::new(), Vec::new());
@@ -274,26 +304,41 @@ impl Flow {
         Called { endings, not_yet }
     }
 
-    async fn settle(&self, claim: &Claim, settlements: Vec<Settlement>, called: Vec<(Envelope, Span)>) -> Vec<Ending> {
+    async fn settle(
+        &self,
+        claim: &Claim,
+        settlements: Vec<Settlement>,
+        called: Vec<(Envelope, Span)>,
+    ) -> Vec<Ending> {
         if settlements.is_empty() {
             return Vec::new();
         }
         let ledger = &self.sync.ledger;
-        let settled = reconnect::until_done("settling jobs", |_| true, || ledger.settle(claim.id, settlements.clone()));
+        let settled = reconnect::until_done(
+            "settling jobs",
+            |_| true,
+            || ledger.settle(claim.id, settlements.clone()),
+        );
         let settled = settled.await.expect("every error is tried again");
         let settled = settled.into_iter().zip(settlements).zip(called);
-        let concluded = join_all(
-            settled.map(|((settled, settlement), (envelope, span))| self.conclude(settled, settlement, envelope, span)),
-        );
+        let concluded = join_all(settled.map(|((settled, settlement), (envelope, span))| {
+            self.conclude(settled, settlement, envelope, span)
+        }));
         concluded.await.into_iter().flatten().collect()
     }
 
     fn decide(&self, work: &Work, contact_id: Option<String>, mut attempt: Attempt) -> Settlement {
-        if let Outcome::Retryable { failure, .. } | Outcome::Refused(failure) = &mut attempt.outcome {
+        if let Outcome::Retryable { failure, .. } | Outcome::Refused(failure) = &mut attempt.outcome
+        {
             failure.message = capped(&failure.message);
         }
         let job = work.job.clone();
-        let verdict = retry::decide(attempt.outcome.clone(), job.attempt, job.max_attempts, &self.sync.ladder);
+        let verdict = retry::decide(
+            attempt.outcome.clone(),
+            job.attempt,
+            job.max_attempts,
+            &self.sync.ladder,
+        );
         Settlement { job, contact_id, attempt, verdict }
     }
 
@@ -308,7 +353,8 @@ impl Flow {
             Settled::Written(mut report) => {
                 self.count(&settlement);
                 log(&settlement, report.ending_name());
-                report.job.traceparent = trace::traceparent(&span, report.job.traceparent.as_deref());
+                report.job.traceparent =
+                    trace::traceparent(&span, report.job.traceparent.as_deref());
                 self.tell(&report, &envelope).await;
                 Some(report.ending)
             }
@@ -328,7 +374,10 @@ impl Flow {
             Ending::Retrying { failure, wait } => {
                 let tier = self.sync.ladder.waiting_for(*wait);
                 self.sync.metrics.retries.with_label_values(&[&tier.name]).inc();
-                self.sync.publisher.publish(&Message::retry(&report.job, tier, Some(failure))).await;
+                self.sync
+                    .publisher
+                    .publish(&Message::retry(&report.job, tier, Some(failure)))
+                    .await;
             }
             Ending::Failed { reason, failure, at } => {
                 self.count_failure(*reason, failure);
@@ -349,8 +398,15 @@ impl Flow {
 
     async fn park_unprocessable(&self, envelope: Envelope, why: Rejected) {
         // The path alone: what was found there may be somebody's name.
-        tracing::warn!(path = why.path, "a message can't be understood, parking it in the failure queue");
-        self.sync.metrics.failures.with_label_values(&[Reason::Unprocessable.as_str(), "other"]).inc();
+        tracing::warn!(
+            path = why.path,
+            "a message can't be understood, parking it in the failure queue"
+        );
+        self.sync
+            .metrics
+            .failures
+            .with_label_values(&[Reason::Unprocessable.as_str(), "other"])
+            .inc();
         self.sync.publisher.publish(&envelope.unprocessable(&why)).await;
         acknowledge(envelope).await;
     }
@@ -371,14 +427,21 @@ impl Flow {
     }
 
     fn count_failure(&self, reason: Reason, failure: &Failure) {
-        self.sync.metrics.failures.with_label_values(&[reason.as_str(), failure.error_type.as_str()]).inc();
+        self.sync
+            .metrics
+            .failures
+            .with_label_values(&[reason.as_str(), failure.error_type.as_str()])
+            .inc();
     }
 }
 
 async fn acknowledge(envelope: Envelope) {
     let Some(receipt) = envelope.receipt else { return };
     if receipt.ack().await == Acknowledged::ChannelGone {
-        tracing::debug!("the channel of a delivery is gone; it will be delivered again and answered from the ledger");
+        tracing::debug!(
+            "the channel of a delivery is gone; it will be delivered again and answered from the \
+                ledger"
+        );
     }
 }
 
@@ -412,7 +475,9 @@ fn log(settlement: &Settlement, ending: &'static str) {
     let Settlement { job, attempt, .. } = settlement;
     let error_type = match &attempt.outcome {
         Outcome::Accepted => None,
-        Outcome::Retryable { failure, .. } | Outcome::Refused(failure) => Some(failure.error_type.as_str()),
+        Outcome::Retryable { failure, .. } | Outcome::Refused(failure) => {
+            Some(failure.error_type.as_str())
+        }
     };
     tracing::info!(
         job_id = %job.id,

@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use crate::{customerio::Holder, ledger::Ledger, reconnect};
 
-/// A claim that was seen to hold so long ago is looked at again before a call. Between claim and call a job may have to
-/// wait for its share of the calls; meanwhile its message may have been delivered elsewhere, or a new event may have
-/// started it afresh, and it may have ended.
+/// A claim that was seen to hold so long ago is looked at again before a call. Between claim and
+/// call a job may have to wait for its share of the calls; meanwhile its message may have been
+/// delivered elsewhere, or a new event may have started it afresh, and it may have ended.
 const SEEN_LATELY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -25,7 +25,8 @@ pub(super) struct Claim {
 impl Claim {
     /// Gives back what nothing was done with: no attempt is spent.
     pub(super) async fn give_back(&self) {
-        let given_back = reconnect::until_done("giving claims back", |_| true, || self.ledger.release(self.id));
+        let given_back =
+            reconnect::until_done("giving claims back", |_| true, || self.ledger.release(self.id));
         given_back.await.expect("every error is tried again");
     }
 }
@@ -39,7 +40,11 @@ impl Holder for Claim {
             while held_at.elapsed() > SEEN_LATELY && !held.is_empty() {
                 let jobs: Vec<_> = held.into_iter().collect();
                 held_at = Instant::now();
-                let renewed = reconnect::until_done("renewing claims", |_| true, || self.ledger.renew(self.id, &jobs));
+                let renewed = reconnect::until_done(
+                    "renewing claims",
+                    |_| true,
+                    || self.ledger.renew(self.id, &jobs),
+                );
                 held = renewed.await.expect("every error is tried again");
             }
             held

@@ -46,8 +46,9 @@ impl Intake {
         Self { deliveries, deferred: VecDeque::new(), batch_size, metrics }
     }
 
-    /// The next batch: at least one message, and no two about the same signup, so that each can be answered for itself
-    /// and transactions take their locks in one order. `None` when nothing new is to be taken.
+    /// The next batch: at least one message, and no two about the same signup, so that each can be
+    /// answered for itself and transactions take their locks in one order. `None` when nothing new
+    /// is to be taken.
     pub(super) async fn next_batch(&mut self, lifecycle: &Lifecycle) -> Option<Vec<Item>> {
         if lifecycle.is_draining() {
             return None;

@@ -3,7 +3,10 @@
 use tokio::time::Instant;
 
 use crate::{
-    broker::{Delivery, JOBS_EXCHANGE, JobBody, Message, Origin, Original, REPLAY_HEADER, Receipt, WorkQueue},
+    broker::{
+        Delivery, JOBS_EXCHANGE, JobBody, Message, Origin, Original, REPLAY_HEADER, Receipt,
+        WorkQueue,
+    },
     event::{self, EventType, RawEvent, Rejected, body_id},
     job::{JobMessage, Ticket},
     ledger::{Arrival, Source},
@@ -16,8 +19,8 @@ pub(super) struct Item {
     pub(super) read: Result<Arrival, Rejected>,
 }
 
-/// What is needed of a delivery to park it and to acknowledge it. An operator's order has one that names the jobs
-/// queue and acknowledges nothing.
+/// What is needed of a delivery to park it and to acknowledge it. An operator's order has one that
+/// names the jobs queue and acknowledges nothing.
 #[derive(Debug)]
 pub(super) struct Envelope {
     exchange: String,
@@ -39,11 +42,24 @@ impl Item {
             WorkQueue::Jobs => read_job(&delivery).map(Source::Job),
         };
         let traceparent = delivery.headers.text("traceparent").map(str::to_owned);
-        let read = source.map(|source| Arrival { source, redelivered: delivery.redelivered, traceparent });
+        let read =
+            source.map(|source| Arrival { source, redelivered: delivery.redelivered, traceparent });
         let replay_of = delivery.headers.text(REPLAY_HEADER).map(str::to_owned);
-        let Delivery { exchange, routing_key, message_id, content_type, body, receipt, .. } = delivery;
+        let Delivery { exchange, routing_key, message_id, content_type, body, receipt, .. } =
+            delivery;
         let receipt = Some(receipt);
-        Self { envelope: Envelope { exchange, routing_key, message_id, content_type, body, replay_of, receipt }, read }
+        Self {
+            envelope: Envelope {
+                exchange,
+                routing_key,
+                message_id,
+                content_type,
+                body,
+                replay_of,
+                receipt,
+            },
+            read,
+        }
     }
 }
 
@@ -77,8 +93,10 @@ impl Envelope {
 
     /// The message that parks this one as it came.
     pub(super) fn unprocessable(&self, why: &Rejected) -> Message {
-        // What was published to another place is another message, and a replay that fails again a failure of its own.
-        let [message_id, replay_of] = [&self.message_id, &self.replay_of].map(|id| id.as_deref().unwrap_or_default());
+        // What was published to another place is another message, and a replay that fails again a
+        // failure of its own.
+        let [message_id, replay_of] =
+            [&self.message_id, &self.replay_of].map(|id| id.as_deref().unwrap_or_default());
         let names = [self.exchange.as_str(), &self.routing_key, message_id, replay_of, ""];
         let mut identity = names.join("\0").into_bytes();
         identity.extend_from_slice(&self.body);
@@ -97,12 +115,19 @@ impl Envelope {
     }
 }
 
-fn read_event(event_type: EventType, queue: WorkQueue, delivery: &Delivery) -> Result<event::Event, Rejected> {
+fn read_event(
+    event_type: EventType,
+    queue: WorkQueue,
+    delivery: &Delivery,
+) -> Result<event::Event, Rejected> {
     // A person who publishes straight to the queue does so with the queue's name.
     let expected = [event_type.routing_key(), queue.name()];
     if !expected.contains(&delivery.routing_key.as_str()) {
         let found = &delivery.routing_key;
-        return Err(Rejected::new("routing key", format!("unknown event {found:?}, expected {:?}", expected[0])));
+        return Err(Rejected::new(
+            "routing key",
+            format!("unknown event {found:?}, expected {:?}", expected[0]),
+        ));
     }
     event::parse(RawEvent {
         event_type,
@@ -115,7 +140,11 @@ fn read_event(event_type: EventType, queue: WorkQueue, delivery: &Delivery) -> R
 fn read_job(delivery: &Delivery) -> Result<JobMessage, Rejected> {
     let body: JobBody = serde_json::from_slice(&delivery.body)
         .map_err(|error| Rejected::new("$", format!("not a message for a job: {error}")))?;
-    let ticket = delivery.message_id.as_deref().and_then(Ticket::parse).filter(|ticket| ticket.job_id == body.job_id);
+    let ticket = delivery
+        .message_id
+        .as_deref()
+        .and_then(Ticket::parse)
+        .filter(|ticket| ticket.job_id == body.job_id);
     Ok(JobMessage {
         job_id: body.job_id,
         signup_id: body.signup_id,

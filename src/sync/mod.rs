@@ -1,8 +1,8 @@
 //! The main flow: messages become calls, calls become end states or retries.
 //!
-//! Deliveries are gathered into batches ([`intake`]); each batch is opened, pushed, decided, settled, told and
-//! acknowledged ([`batch`]), several side by side. A permit is taken before a batch is gathered and held until it is
-//! done.
+//! Deliveries are gathered into batches ([`intake`]); each batch is opened, pushed, decided,
+//! settled, told and acknowledged ([`batch`]), several side by side. A permit is taken before a
+//! batch is gathered and held until it is done.
 
 mod batch;
 mod claim;
@@ -72,8 +72,15 @@ pub struct Sync {
 impl Sync {
     /// Puts the flow together.
     pub fn into_flow(self, lifecycle: Lifecycle) -> MainFlow {
-        let (config, prefetch, metrics) = (self.config.clone(), self.prefetch, self.metrics.clone());
-        MainFlow { flow: Arc::new(Flow::new(self, lifecycle.clone())), config, prefetch, metrics, lifecycle }
+        let (config, prefetch, metrics) =
+            (self.config.clone(), self.prefetch, self.metrics.clone());
+        MainFlow {
+            flow: Arc::new(Flow::new(self, lifecycle.clone())),
+            config,
+            prefetch,
+            metrics,
+            lifecycle,
+        }
     }
 }
 
@@ -83,14 +90,17 @@ impl MainFlow {
         Processor::new(self.flow.clone())
     }
 
-    /// Takes messages from all work queues until nothing new is to be taken, then finishes what is in hand.
+    /// Takes messages from all work queues until nothing new is to be taken, then finishes what is
+    /// in hand.
     pub async fn run(self, link: Arc<Link>) {
         let Self { flow, config, prefetch, metrics, lifecycle } = self;
         let permits = Arc::new(Semaphore::new(config.batches_in_flight.get()));
-        let mut intake = Intake::start(&link, prefetch, config.batch_size.get(), &lifecycle, metrics);
+        let mut intake =
+            Intake::start(&link, prefetch, config.batch_size.get(), &lifecycle, metrics);
         let mut batches = JoinSet::new();
         loop {
-            let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let permit =
+                permits.clone().acquire_owned().await.expect("the semaphore is never closed");
             let Some(items) = intake.next_batch(&lifecycle).await else { break };
             let flow = flow.clone();
             batches.spawn(async move {
@@ -110,7 +120,8 @@ impl MainFlow {
     }
 }
 
-/// The deliveries of a batch that panicked stay unacknowledged and come again when the connection ends.
+/// The deliveries of a batch that panicked stay unacknowledged and come again when the connection
+/// ends.
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "a batch ended unexpectedly; its messages will be delivered again");

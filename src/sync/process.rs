@@ -30,7 +30,10 @@ pub struct Processed {
 #[derive(Debug, thiserror::Error)]
 pub enum NotProcessed {
     /// No calls are made now.
-    #[error("no calls to Customer.io are made now, see the gate in stats; the jobs run by themselves when they are")]
+    #[error(
+        "no calls to Customer.io are made now, see the gate in stats; the jobs run by themselves \
+            when they are"
+    )]
     GateIsShut,
     /// The service is stopping.
     #[error("the service is stopping; the jobs stay as they are")]
@@ -64,8 +67,8 @@ impl Processor {
         self.0.customerio().probe_in()
     }
 
-    /// Runs up to `limit` jobs that are ready, and waits for them. One that a delivery holds is left to it. The work goes
-    /// on when the caller stops waiting.
+    /// Runs up to `limit` jobs that are ready, and waits for them. One that a delivery holds is
+    /// left to it. The work goes on when the caller stops waiting.
     pub async fn run(&self, limit: i64) -> Result<Processed, NotProcessed> {
         if self.0.is_draining() {
             return Err(NotProcessed::Stopping);
@@ -117,10 +120,13 @@ impl Flow {
             }
         };
         // What is not ours is in other hands already.
-        let claimed = opened.into_iter().zip(arrivals).filter_map(|(opened, arrival)| match opened {
-            Opened::Claimed(work) => Some(Claimed::new(*work, arrival, Envelope::of_operator())),
-            _ => None,
-        });
+        let claimed =
+            opened.into_iter().zip(arrivals).filter_map(|(opened, arrival)| match opened {
+                Opened::Claimed(work) => {
+                    Some(Claimed::new(*work, arrival, Envelope::of_operator()))
+                }
+                _ => None,
+            });
         self.call(&claim, claimed.collect(), &pass).await.endings
     }
 }

@@ -1,4 +1,5 @@
-//! What has to hold when the faults have stopped, read from outside: the tables, the queues, and what the simulator got.
+//! What has to hold when the faults have stopped, read from outside: the tables, the queues, and
+//! what the simulator got.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,7 +19,8 @@ use crate::{
     support::{Taken, wait_for},
 };
 
-/// A call may arrive so much later than it was made: its own time-out, and how long proxy and simulator hold it.
+/// A call may arrive so much later than it was made: its own time-out, and how long proxy and
+/// simulator hold it.
 const LATE: TimeDelta = TimeDelta::seconds(5);
 /// No round takes longer to come to rest.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -82,8 +84,8 @@ struct Facts {
     calls: Vec<Call>,
 }
 
-/// Waits until nothing is under way any more. Says what is, if that takes too long, and which jobs went on by the recovery
-/// alone, unless a purge may have taken their message (`is_purged`).
+/// Waits until nothing is under way any more. Says what is, if that takes too long, and which jobs
+/// went on by the recovery alone, unless a purge may have taken their message (`is_purged`).
 pub(crate) async fn wait_for_rest(stage: &Stage, is_purged: bool) -> Vec<String> {
     let (began, mut found) = (Instant::now(), Vec::new());
     loop {
@@ -93,23 +95,29 @@ pub(crate) async fn wait_for_rest(stage: &Stage, is_purged: bool) -> Vec<String>
         }
         if began.elapsed() > PATIENCE {
             found.push(format!(
-                "after {PATIENCE:?}, {open} jobs are open, and these queues are not as they should be: {queues:?}"
+                "after {PATIENCE:?}, {open} jobs are open, and these queues are not as they \
+                    should be: {queues:?}"
             ));
             return found;
         }
-        // Who holds a job holds its message, too. Where there is none, the job waits for the recovery.
+        // Who holds a job holds its message, too. Where there is none, the job waits for the
+        // recovery.
         let left = if queues.is_empty() { let_claims_age(stage).await } else { Vec::new() };
         if !is_purged {
-            found.extend(left.iter().map(|job| format!("nobody has a message for the job {job}, which is claimed")));
+            found
+                .extend(left.iter().map(|job| {
+                    format!("nobody has a message for the job {job}, which is claimed")
+                }));
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 
-/// Moves the claims of more than twenty seconds into the past, so that the five minutes after which the recovery takes
-/// them away need not be waited for; whose claims they are.
+/// Moves the claims of more than twenty seconds into the past, so that the five minutes after which
+/// the recovery takes them away need not be waited for; whose claims they are.
 async fn let_claims_age(stage: &Stage) -> Vec<Uuid> {
-    let age = "UPDATE signup_customerio_sync_jobs SET claimed_at = claimed_at - interval '5 minutes'
+    let age =
+        "UPDATE signup_customerio_sync_jobs SET claimed_at = claimed_at - interval '5 minutes'
         WHERE status = 'processing' AND claimed_at < now() - interval '20 seconds'
             AND claimed_at > now() - interval '5 minutes'
         RETURNING id";
@@ -119,21 +127,27 @@ async fn let_claims_age(stage: &Stage) -> Vec<Uuid> {
 async fn open_jobs(stage: &Stage) -> i64 {
     stage
         .world
-        .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status IN ('pending', 'processing')")
+        .count(
+            "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status IN ('pending', \
+            'processing')",
+        )
         .await
 }
 
-/// Queues that hold something, ready or not; the failure queue if it holds more or less than the open failures.
+/// Queues that hold something, ready or not; the failure queue if it holds more or less than the
+/// open failures.
 async fn full_queues(stage: &Stage) -> BTreeMap<String, i64> {
-    let open = stage.world.count("SELECT count(*) FROM sync_failures WHERE resolved_at IS NULL").await;
+    let open =
+        stage.world.count("SELECT count(*) FROM sync_failures WHERE resolved_at IS NULL").await;
     let queues = stage.world.management("queues").await;
     let mut full = BTreeMap::new();
     for queue in queues.as_array().expect("a list") {
         let name = queue["name"].as_str().expect("a name");
         let wanted = if name == FAILED { open } else { 0 };
         let ready = i64::from(stage.world.depth(name).await);
-        // The management API lags behind, but sees what is not acknowledged. A node that was split off may tell it nothing
-        // for minutes; what is left in the queues is counted once more when the replicas have ended.
+        // The management API lags behind, but sees what is not acknowledged. A node that was split
+        // off may tell it nothing for minutes; what is left in the queues is counted once more when
+        // the replicas have ended.
         let all = queue["messages"].as_i64().unwrap_or(ready);
         if name != OUTCOMES && (ready != wanted || all != wanted) {
             full.insert(name.to_owned(), ready.max(all));
@@ -162,14 +176,17 @@ impl Facts {
     async fn gather(stage: &Stage) -> Self {
         let pool = &stage.world.pool;
         let jobs =
-            "SELECT id, signup_id, sync_phase, status, max_attempts, run, dismissed_at IS NOT NULL AS is_dismissed
+            "SELECT id, signup_id, sync_phase, status, max_attempts, run, dismissed_at IS NOT \
+                NULL AS is_dismissed
             FROM signup_customerio_sync_jobs";
         let attempts = "SELECT job_id, run, attempt, started_at, duration_ms, error_type, tier
             FROM sync_attempts ORDER BY job_id, run, attempt, id";
         let audit = "SELECT action, (details ->> 'jobId')::uuid AS job_id, created_at
             FROM audit_logs WHERE details ? 'jobId' ORDER BY id";
-        let failures = "SELECT message_id, job_id, body, resolved_at IS NULL AS is_open FROM sync_failures";
-        let attempts = sqlx::query_as::<_, Attempt>(attempts).fetch_all(pool).await.expect("the attempts");
+        let failures =
+            "SELECT message_id, job_id, body, resolved_at IS NULL AS is_open FROM sync_failures";
+        let attempts =
+            sqlx::query_as::<_, Attempt>(attempts).fetch_all(pool).await.expect("the attempts");
         let audit = sqlx::query_as::<_, Audit>(audit).fetch_all(pool).await.expect("the audit log");
         let call = |call: &Value| Call {
             at: call["at"].as_str().and_then(|at| at.parse().ok()).expect("a time"),
@@ -198,23 +215,37 @@ impl Facts {
 
     /// No queue holds anything, but for those that are checked message by message.
     fn check_queues(&self, found: &mut Vec<String>) {
-        let left =
-            self.depths.iter().filter(|(name, depth)| **depth > 0 && ![FAILED, OUTCOMES].contains(&name.as_str()));
+        let left = self
+            .depths
+            .iter()
+            .filter(|(name, depth)| **depth > 0 && ![FAILED, OUTCOMES].contains(&name.as_str()));
         found.extend(left.map(|(name, depth)| format!("{depth} messages are left in {name}")));
     }
 
     /// Every confirmed publish is in exactly one end state.
     fn check_end_states(&self, load: &Load, found: &mut Vec<String>) {
-        let published: BTreeSet<_> = load.jobs.iter().map(|(signup, phase)| (*signup, (*phase).to_owned())).collect();
-        let made: BTreeSet<_> = self.jobs.iter().map(|job| (job.signup_id, job.sync_phase.clone())).collect();
-        found.extend(published.difference(&made).map(|one| format!("lost: no job was made for {one:?}")));
+        let published: BTreeSet<_> =
+            load.jobs.iter().map(|(signup, phase)| (*signup, (*phase).to_owned())).collect();
+        let made: BTreeSet<_> =
+            self.jobs.iter().map(|job| (job.signup_id, job.sync_phase.clone())).collect();
+        found.extend(
+            published.difference(&made).map(|one| format!("lost: no job was made for {one:?}")),
+        );
         found.extend(made.difference(&published).map(|one| format!("nobody published {one:?}")));
-        let open = self.jobs.iter().filter(|job| !["completed", "failed"].contains(&job.status.as_str()));
+        let open =
+            self.jobs.iter().filter(|job| !["completed", "failed"].contains(&job.status.as_str()));
         found.extend(open.map(|job| format!("not ended: {job:?}")));
         for body in &load.malformed {
-            let rows = self.failures.iter().filter(|failure| failure.job_id.is_none() && failure.body == *body).count();
+            let rows = self
+                .failures
+                .iter()
+                .filter(|failure| failure.job_id.is_none() && failure.body == *body)
+                .count();
             if rows != 1 {
-                found.push(format!("{rows} rows in the mirror for {:?}", String::from_utf8_lossy(body)));
+                found.push(format!(
+                    "{rows} rows in the mirror for {:?}",
+                    String::from_utf8_lossy(body)
+                ));
             }
         }
         let unprocessable = self.failures.iter().filter(|failure| failure.job_id.is_none()).count();
@@ -235,19 +266,32 @@ impl Facts {
             tracked.entry((signup, text("name"))).or_default().push(text("id"));
         }
         for job in &self.jobs {
-            let name = if job.sync_phase == "initial" { "signup_submitted" } else { "signup_extraction_confirmed" };
-            let ids = tracked.remove(&(job.signup_id.to_string(), name.to_owned())).unwrap_or_default();
+            let name = if job.sync_phase == "initial" {
+                "signup_submitted"
+            } else {
+                "signup_extraction_confirmed"
+            };
+            let ids =
+                tracked.remove(&(job.signup_id.to_string(), name.to_owned())).unwrap_or_default();
             if job.status == "completed" && ids.len() != 1 {
                 found.push(format!("{} events were tracked for the completed {job:?}", ids.len()));
             }
             if ids.len() > 1 || ids.iter().any(|id| *id != job.event_id()) {
-                found.push(format!("tracked with the ids {ids:?} in place of {}: {job:?}", job.event_id()));
+                found.push(format!(
+                    "tracked with the ids {ids:?} in place of {}: {job:?}",
+                    job.event_id()
+                ));
             }
         }
-        found.extend(tracked.keys().map(|key| format!("an event was tracked of which nobody has a job: {key:?}")));
+        found.extend(
+            tracked
+                .keys()
+                .map(|key| format!("an event was tracked of which nobody has a job: {key:?}")),
+        );
     }
 
-    /// The id is the same on every call; none is made after an end state; there are no more than there may be.
+    /// The id is the same on every call; none is made after an end state; there are no more than
+    /// there may be.
     fn check_calls(&self, interruptions: usize, found: &mut Vec<String>) {
         let mut calls: HashMap<&str, Vec<DateTime<Utc>>> = HashMap::new();
         for call in &self.calls {
@@ -259,7 +303,11 @@ impl Facts {
             let calls = calls.remove(job.event_id().as_str()).unwrap_or_default();
             let most = self.attempts(job).len() + interruptions;
             if calls.len() > most {
-                found.push(format!("{} calls for {} attempts: {job:?}", calls.len(), self.attempts(job).len()));
+                found.push(format!(
+                    "{} calls for {} attempts: {job:?}",
+                    calls.len(),
+                    self.attempts(job).len()
+                ));
             }
             let mut ended = None;
             let mut entries = self.audit(job).iter().peekable();
@@ -276,40 +324,63 @@ impl Facts {
                 }
             }
         }
-        found.extend(calls.keys().map(|id| format!("a call with an event id that no job has: {id}")));
+        found.extend(
+            calls.keys().map(|id| format!("a call with an event id that no job has: {id}")),
+        );
     }
 
-    /// A job is started afresh by operators, and once by each event that is new to it; a repeat starts nothing.
+    /// A job is started afresh by operators, and once by each event that is new to it; a repeat
+    /// starts nothing.
     fn check_runs(&self, load: &Load, found: &mut Vec<String>) {
         for job in &self.jobs {
-            let count = |action: &str| self.audit(job).iter().filter(|entry| entry.action == action).count();
-            let (by_events, by_hand) = (count("customerio_sync_restarted"), count("customerio_manual_retry"));
-            let most = usize::from(job.sync_phase == "initial" && load.restarted.contains(&job.signup_id));
+            let count = |action: &str| {
+                self.audit(job).iter().filter(|entry| entry.action == action).count()
+            };
+            let (by_events, by_hand) =
+                (count("customerio_sync_restarted"), count("customerio_manual_retry"));
+            let most =
+                usize::from(job.sync_phase == "initial" && load.restarted.contains(&job.signup_id));
             if by_events > most {
-                found.push(format!("{by_events} restarts by events, of {most} that are new to it: {job:?}"));
+                found.push(format!(
+                    "{by_events} restarts by events, of {most} that are new to it: {job:?}"
+                ));
             }
             if usize::try_from(job.run) != Ok(by_events + by_hand) {
-                found.push(format!("{by_events} and {by_hand} restarts are in the audit log: {job:?}"));
+                found.push(format!(
+                    "{by_events} and {by_hand} restarts are in the audit log: {job:?}"
+                ));
             }
         }
     }
 
-    /// Attempts of a run are counted from 0 without a gap, no more than may be, none earlier than its tier.
+    /// Attempts of a run are counted from 0 without a gap, no more than may be, none earlier than
+    /// its tier.
     fn check_attempts(&self, found: &mut Vec<String>) {
         for job in &self.jobs {
             let attempts = self.attempts(job);
             for (index, attempt) in attempts.iter().enumerate() {
-                let before = index.checked_sub(1).map(|before| &attempts[before]).filter(|one| one.run == attempt.run);
+                let before = index
+                    .checked_sub(1)
+                    .map(|before| &attempts[before])
+                    .filter(|one| one.run == attempt.run);
                 let number = before.map_or(0, |before| before.attempt + 1);
                 if attempt.attempt != number || number > job.max_attempts {
-                    found.push(format!("attempt {} where {number} was to come: {job:?} {attempts:?}", attempt.attempt));
+                    found.push(format!(
+                        "attempt {} where {number} was to come: {job:?} {attempts:?}",
+                        attempt.attempt
+                    ));
                 }
                 let Some(before) = before else { continue };
-                let Some(tier) = before.tier.as_deref().and_then(|tier| humantime::parse_duration(tier).ok()) else {
-                    found.push(format!("an attempt after one that was the last: {job:?} {attempts:?}"));
+                let Some(tier) =
+                    before.tier.as_deref().and_then(|tier| humantime::parse_duration(tier).ok())
+                else {
+                    found.push(format!(
+                        "an attempt after one that was the last: {job:?} {attempts:?}"
+                    ));
                     continue;
                 };
-                let ended = before.started_at + TimeDelta::microseconds((before.duration_ms * 1000.0) as i64);
+                let ended = before.started_at
+                    + TimeDelta::microseconds((before.duration_ms * 1000.0) as i64);
                 if attempt.started_at < ended + tier {
                     found.push(format!(
                         "tried again {} after, on the tier {tier:?}: {job:?}",
@@ -323,7 +394,8 @@ impl Facts {
                 _ => last.is_none_or(|last| last.error_type.is_some() && last.tier.is_none()),
             };
             if !is_right {
-                found.push(format!("the last attempt does not tell how it ended: {job:?} {last:?}"));
+                found
+                    .push(format!("the last attempt does not tell how it ended: {job:?} {last:?}"));
             }
         }
     }
@@ -331,15 +403,23 @@ impl Facts {
     /// Each end state has its entry, and no other.
     fn check_audit(&self, found: &mut Vec<String>) {
         for job in &self.jobs {
-            let count = |action: &str| self.audit(job).iter().filter(|entry| entry.action == action).count();
+            let count = |action: &str| {
+                self.audit(job).iter().filter(|entry| entry.action == action).count()
+            };
             let synced = usize::from(job.status == "completed");
             if count("customerio_synced") != synced {
                 found.push(format!("{} entries of success: {job:?}", count("customerio_synced")));
             }
-            let failed = self.attempts(job).iter().filter(|one| one.error_type.is_some() && one.tier.is_none()).count();
+            let failed = self
+                .attempts(job)
+                .iter()
+                .filter(|one| one.error_type.is_some() && one.tier.is_none())
+                .count();
             if count("customerio_sync_failed") != failed {
                 let told = count("customerio_sync_failed");
-                found.push(format!("{told} entries of failure, {failed} attempts that were the last: {job:?}"));
+                found.push(format!(
+                    "{told} entries of failure, {failed} attempts that were the last: {job:?}"
+                ));
             }
         }
     }
@@ -365,7 +445,8 @@ impl Facts {
         if parked.len() != self.parked.len() || parked != ids {
             let (only_parked, only_mirror) = (parked.difference(&ids), ids.difference(&parked));
             found.push(format!(
-                "failure queue and mirror differ: {:?} parked only, {:?} mirrored only, {} parked twice",
+                "failure queue and mirror differ: {:?} parked only, {:?} mirrored only, {} parked \
+                    twice",
                 only_parked.collect::<Vec<_>>(),
                 only_mirror.collect::<Vec<_>>(),
                 self.parked.len() - parked.len(),
@@ -387,7 +468,11 @@ impl Facts {
             }
         }
         for job in &self.jobs {
-            let kind = if job.status == "completed" { "customerio_synced" } else { "customerio_sync_failed" };
+            let kind = if job.status == "completed" {
+                "customerio_synced"
+            } else {
+                "customerio_sync_failed"
+            };
             if !told.iter().any(|(id, told)| *id == job.id.to_string() && told.ends_with(kind)) {
                 found.push(format!("nobody was told: {job:?}"));
             }
@@ -428,8 +513,10 @@ async fn depths(stage: &Stage) -> BTreeMap<String, u32> {
 async fn take_all(stage: &Stage, queue: &str) -> Vec<Taken> {
     let channel = stage.world.channel().await;
     let mut taken = Vec::new();
-    while let Some(message) =
-        channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("the queue is there")
+    while let Some(message) = channel
+        .basic_get(queue.into(), BasicGetOptions::default())
+        .await
+        .expect("the queue is there")
     {
         message.delivery.acker.ack(BasicAckOptions::default()).await.expect("acknowledged");
         taken.push(Taken::new(message.delivery));

@@ -1,8 +1,8 @@
 //! RabbitMQ: one node, or several whose connections to each other go through proxies.
 //!
 //! Erlang's nodes ask epmd, the port mapper, where another node listens
-//! (<https://www.erlang.org/doc/apps/erts/erl_dist_protocol.html>). Here each node has an epmd of its own, and what it
-//! is told there about the others is where a proxy listens.
+//! (<https://www.erlang.org/doc/apps/erts/erl_dist_protocol.html>). Here each node has an epmd of
+//! its own, and what it is told there about the others is where a proxy listens.
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
@@ -20,15 +20,18 @@ use crate::{
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-/// A node that sees no majority of the others stops serving until it does, so that its clients go to those that do
-/// (<https://www.rabbitmq.com/docs/partitions>). It notices within the tick time, in seconds.
+/// A node that sees no majority of the others stops serving until it does, so that its clients go
+/// to those that do (<https://www.rabbitmq.com/docs/partitions>). It notices within the tick time,
+/// in seconds.
 const SETTINGS: &str = "cluster_partition_handling = pause_minority\nnet_ticktime = 5\n";
-/// An expired message whose way back to the jobs was cut is sent again after this time, in milliseconds, and not after
-/// the three minutes that RabbitMQ takes otherwise.
-const ADVANCED_SETTINGS: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n";
+/// An expired message whose way back to the jobs was cut is sent again after this time, in
+/// milliseconds, and not after the three minutes that RabbitMQ takes otherwise.
+const ADVANCED_SETTINGS: &str =
+    "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n";
 
 pub(crate) struct Cluster {
-    /// A node stays registered as long as the connection to epmd lasts. They end first: epmd outlives no test then.
+    /// A node stays registered as long as the connection to epmd lasts. They end first: epmd
+    /// outlives no test then.
     _registrations: Vec<TcpStream>,
     nodes: Vec<OwnServer>,
     /// From the first node to the second.
@@ -39,7 +42,8 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start(size: usize) -> Self {
-        let nodes: Vec<_> = NAMES[..size].iter().map(|_| OwnServer::not_started("rabbitmq")).collect();
+        let nodes: Vec<_> =
+            NAMES[..size].iter().map(|_| OwnServer::not_started("rabbitmq")).collect();
         if size > 1 {
             for (node, name) in nodes.iter().zip(NAMES) {
                 prepare(&node.path(), name);
@@ -55,18 +59,27 @@ impl Cluster {
         let (mut wires, mut registrations) = (Vec::new(), Vec::new());
         for from in 0..size {
             for to in (0..size).filter(|to| *to != from) {
-                let proxy = Proxy::start(vec![format!("127.0.0.1:{}", port(&nodes[to], "dist-port"))]).await;
-                registrations.push(register(port(&nodes[from], "epmd-port"), NAMES[to], proxy.addr().port()).await);
+                let proxy =
+                    Proxy::start(vec![format!("127.0.0.1:{}", port(&nodes[to], "dist-port"))])
+                        .await;
+                registrations.push(
+                    register(port(&nodes[from], "epmd-port"), NAMES[to], proxy.addr().port()).await,
+                );
                 wires.push((from, to, proxy));
             }
         }
         for node in &nodes[1..] {
-            let join: [&[&str]; 3] = [&["stop_app"], &["join_cluster", "a@localhost"], &["start_app"]];
+            let join: [&[&str]; 3] =
+                [&["stop_app"], &["join_cluster", "a@localhost"], &["start_app"]];
             block_in_place(|| join.map(|arguments| node.run("ctl", arguments)));
         }
-        let all = |url: fn(&OwnServer) -> String| nodes.iter().map(|node| authority(&url(node)).to_owned()).collect();
-        let (amqp, management) =
-            (Proxy::start(all(OwnServer::url)).await, Proxy::start(all(OwnServer::management_url)).await);
+        let all = |url: fn(&OwnServer) -> String| {
+            nodes.iter().map(|node| authority(&url(node)).to_owned()).collect()
+        };
+        let (amqp, management) = (
+            Proxy::start(all(OwnServer::url)).await,
+            Proxy::start(all(OwnServer::management_url)).await,
+        );
         Self { _registrations: registrations, nodes, wires, amqp, management }
     }
 
@@ -111,17 +124,25 @@ impl Cluster {
         block_in_place(|| self.nodes.iter().for_each(|node| drop(node.run("ctl", arguments))));
     }
 
-    /// Lets nothing through between a node and all others until they have given it up, and for a while longer. Then what
-    /// was held back is lost.
+    /// Lets nothing through between a node and all others until they have given it up, and for a
+    /// while longer. Then what was held back is lost.
     pub(crate) async fn isolate(&self, node: usize, longer: Duration) {
-        let wires =
-            || self.wires.iter().filter(|(from, to, _)| [*from, *to].contains(&node)).map(|(_, _, proxy)| proxy);
+        let wires = || {
+            self.wires
+                .iter()
+                .filter(|(from, to, _)| [*from, *to].contains(&node))
+                .map(|(_, _, proxy)| proxy)
+        };
         wires().for_each(|proxy| proxy.set(Mode::Stall));
         let other = self.nodes[(node + 1) % self.size()].management_url();
         wait_for("the others to give the node up", || async {
             let nodes = ask(&format!("{other}/api/nodes")).await?;
             let name = format!("{}@localhost", NAMES[node]);
-            nodes.as_array()?.iter().any(|node| node["name"] == name && node["running"] == false).then_some(())
+            nodes
+                .as_array()?
+                .iter()
+                .any(|node| node["name"] == name && node["running"] == false)
+                .then_some(())
         })
         .await;
         tokio::time::sleep(longer).await;
@@ -150,14 +171,17 @@ impl Cluster {
     }
 }
 
-/// Asks the management API, over a connection of its own: one that is kept may lead to a node that has died.
+/// Asks the management API, over a connection of its own: one that is kept may lead to a node that
+/// has died.
 async fn ask(url: &str) -> Option<Value> {
     let answer = http_client().get(url).send().await.ok()?.text().await.ok()?;
     serde_json::from_str(&answer).ok()
 }
 
 fn prepare(folder: &Path, name: &str) {
-    let write = |file: &str, content: &str| std::fs::write(folder.join(file), content).expect("the folder is ours");
+    let write = |file: &str, content: &str| {
+        std::fs::write(folder.join(file), content).expect("the folder is ours")
+    };
     std::fs::create_dir_all(folder.join("conf.d")).expect("the folder is ours");
     write("name", name);
     write("conf.d/cluster.conf", SETTINGS);
@@ -173,7 +197,8 @@ fn port(node: &OwnServer, file: &str) -> u16 {
     text.trim().parse().expect("a port")
 }
 
-/// Tells the epmd on `epmd` that the node `name` listens on `port`: ALIVE2_REQ, and ALIVE2_RESP or ALIVE2_X_RESP.
+/// Tells the epmd on `epmd` that the node `name` listens on `port`: ALIVE2_REQ, and ALIVE2_RESP or
+/// ALIVE2_X_RESP.
 async fn register(epmd: u16, name: &str, port: u16) -> TcpStream {
     const NORMAL_NODE: u8 = 77;
     const VERSIONS: [u8; 4] = [0, 6, 0, 5];

@@ -44,7 +44,8 @@ pub(crate) enum Fault {
     KillRabbitMq {
         node: usize,
     },
-    /// A node of RabbitMQ and the others lose sight of each other, until they give it up and a while longer.
+    /// A node of RabbitMQ and the others lose sight of each other, until they give it up and a
+    /// while longer.
     Isolate {
         node: usize,
         longer: Duration,
@@ -61,7 +62,8 @@ pub(crate) enum Fault {
     CrashPostgreSql,
     /// An administrator ends every session of the database.
     EndSessions,
-    /// Somebody's transaction locks the jobs for a while, until every connection of the pools waits.
+    /// Somebody's transaction locks the jobs for a while, until every connection of the pools
+    /// waits.
     LockJobs {
         time: Duration,
     },
@@ -81,16 +83,20 @@ fn some_time(rng: &mut fastrand::Rng) -> Duration {
 }
 
 impl Fault {
-    /// The next fault. Customer.io's are the most frequent, restarts of servers the rarest, since they take longest.
+    /// The next fault. Customer.io's are the most frequent, restarts of servers the rarest, since
+    /// they take longest.
     pub(crate) fn draw(replicas: usize, rng: &mut fastrand::Rng) -> Self {
         let replica = rng.usize(..replicas);
-        let wire = *rng.choice(&[Wire::RabbitMq, Wire::PostgreSql, Wire::CustomerIo]).expect("not empty");
+        let wire =
+            *rng.choice(&[Wire::RabbitMq, Wire::PostgreSql, Wire::CustomerIo]).expect("not empty");
         match rng.u8(..100) {
             0..10 => Self::Kill { replica, away: some_time(rng) },
             10..16 => Self::Terminate { replica, away: some_time(rng) },
             16..26 => Self::Cut { replica, wire },
             26..42 => {
-                let mode = *rng.choice(&[Mode::Refuse, Mode::Stall, Mode::Mute, Mode::Slow]).expect("not empty");
+                let mode = *rng
+                    .choice(&[Mode::Refuse, Mode::Stall, Mode::Mute, Mode::Slow])
+                    .expect("not empty");
                 Self::Misbehave { replica, wire, mode, time: some_time(rng) }
             }
             42..45 => Self::StopRabbitMq,
@@ -106,8 +112,8 @@ impl Fault {
         }
     }
 
-    /// How many calls of a job may be made because of it that are no attempts: one that was cut off before it was
-    /// settled, or those of a call that is refused whole and split.
+    /// How many calls of a job may be made because of it that are no attempts: one that was cut off
+    /// before it was settled, or those of a call that is refused whole and split.
     pub(crate) fn calls_too_many(&self) -> usize {
         match self {
             Self::Operator { .. } | Self::Purge { .. } => 0,
@@ -152,7 +158,10 @@ impl Fault {
             }
             Self::Purge { queue } => {
                 let channel = stage.world.channel().await;
-                channel.queue_purge(queue.clone().into(), QueuePurgeOptions::default()).await.expect("purged");
+                channel
+                    .queue_purge(queue.clone().into(), QueuePurgeOptions::default())
+                    .await
+                    .expect("purged");
             }
             Self::RestartPostgreSql => stage.postgres.restart(),
             Self::CrashPostgreSql => {
@@ -164,13 +173,15 @@ impl Fault {
             Self::CustomerIo(fault) => stage.world.fault(fault.clone()).await,
             Self::Operator { replica, method, path, body } => {
                 // It may be away, or have nothing to do.
-                let _ = stage.replicas[*replica].ask(&stage.world, method, path, body.as_ref()).await;
+                let _ =
+                    stage.replicas[*replica].ask(&stage.world, method, path, body.as_ref()).await;
             }
         }
     }
 }
 
-/// A queue of which nothing is lost that the ledger does not know: events that were never taken in can't be brought back.
+/// A queue of which nothing is lost that the ledger does not know: events that were never taken in
+/// can't be brought back.
 fn queue(rng: &mut fastrand::Rng) -> String {
     let tiers = SHORT_LADDER.split(',').map(|tier| format!("customerio-sync.retry.{tier}"));
     let others = ["customerio-sync.jobs", FAILED, "customerio-sync.failed.mirror"];
@@ -196,11 +207,15 @@ fn customerio(rng: &mut fastrand::Rng) -> Value {
 }
 
 fn operator(replica: usize, rng: &mut fastrand::Rng) -> Fault {
-    let all =
-        json!({ "errorType": *rng.choice(&["network", "server_error", "rate_limit", "other"]).expect("not empty") });
+    let all = json!({ "errorType": *rng.choice(&["network", "server_error", "rate_limit",
+    "other"]).expect("not empty") });
     let (method, path, body) = match rng.u8(..6) {
         0..3 => ("POST", "/sync-failures/retry", Some(all)),
-        3 => ("POST", "/sync-failures/dismiss", Some(json!({ "errorType": "rate_limit", "reason": "chaos" }))),
+        3 => (
+            "POST",
+            "/sync-failures/dismiss",
+            Some(json!({ "errorType": "rate_limit", "reason": "chaos" })),
+        ),
         4 => ("POST", "/process?limit=20", None),
         _ => ("POST", "/cleanup", None),
     };

@@ -1,5 +1,5 @@
-//! What upstream services publish in a round: events in order and out of it, once and several times, and some that
-//! nobody can understand. Each is published until it is confirmed.
+//! What upstream services publish in a round: events in order and out of it, once and several
+//! times, and some that nobody can understand. Each is published until it is confirmed.
 
 use std::time::Duration;
 
@@ -73,8 +73,16 @@ impl Load {
         if rng.f32() < 0.05 {
             let body = match rng.u8(..3) {
                 0 => format!("not json {number}").into_bytes(),
-                1 => json!({ "signup_id": signup, "operator_id": 7, "number": number }).to_string().into_bytes(),
-                _ => vec![0xff, 0xfe, u8::try_from(number % 251).expect("it fits"), rng.u8(..), rng.u8(..)],
+                1 => json!({ "signup_id": signup, "operator_id": 7, "number": number })
+                    .to_string()
+                    .into_bytes(),
+                _ => vec![
+                    0xff,
+                    0xfe,
+                    u8::try_from(number % 251).expect("it fits"),
+                    rng.u8(..),
+                    rng.u8(..),
+                ],
             };
             self.malformed.push(body.clone());
             self.add(if rng.bool() { SUBMITTED } else { CONFIRMED }, body);
@@ -82,14 +90,19 @@ impl Load {
     }
 
     fn add(&mut self, routing_key: &'static str, body: Vec<u8>) {
-        self.publications.push(Publication { routing_key, body, message_id: Uuid::new_v4().to_string() });
+        self.publications.push(Publication {
+            routing_key,
+            body,
+            message_id: Uuid::new_v4().to_string(),
+        });
     }
 
     pub(crate) fn len(&self) -> usize {
         self.publications.len()
     }
 
-    /// Publishes all of it, spread over about `time`, each message until the broker has confirmed it.
+    /// Publishes all of it, spread over about `time`, each message until the broker has confirmed
+    /// it.
     pub(crate) async fn publish(&self, amqp_url: &str, time: Duration) {
         let pause = time / u32::try_from(self.publications.len()).expect("not so many");
         let mut channel = None;
@@ -104,7 +117,11 @@ impl Load {
 }
 
 /// One attempt, and whether it was confirmed.
-async fn publish(current: &mut Option<(Connection, Channel)>, amqp_url: &str, publication: &Publication) -> bool {
+async fn publish(
+    current: &mut Option<(Connection, Channel)>,
+    amqp_url: &str,
+    publication: &Publication,
+) -> bool {
     let attempt = async {
         if current.is_none() {
             let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
@@ -119,7 +136,19 @@ async fn publish(current: &mut Option<(Connection, Channel)>, amqp_url: &str, pu
             .with_message_id(publication.message_id.clone().into());
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let routing_key = publication.routing_key.into();
-        channel.basic_publish("signup.events".into(), routing_key, options, &publication.body, properties).await?.await
+        channel
+            .basic_publish(
+                "signup.events".into(),
+                routing_key,
+                options,
+                &publication.body,
+                properties,
+            )
+            .await?
+            .await
     };
-    matches!(tokio::time::timeout(Duration::from_secs(3), attempt).await, Ok(Ok(Confirmation::Ack(None))))
+    matches!(
+        tokio::time::timeout(Duration::from_secs(3), attempt).await,
+        Ok(Ok(Confirmation::Ack(None)))
+    )
 }

@@ -1,8 +1,8 @@
-//! Chaos: several replicas of the real program work on real servers while everything goes wrong that can, and when the
-//! faults have stopped, nothing is lost and nothing doubled.
+//! Chaos: several replicas of the real program work on real servers while everything goes wrong
+//! that can, and when the faults have stopped, nothing is lost and nothing doubled.
 //!
-//! The seed decides which faults strike in which order; how they meet the work is up to the machine. `./dev chaos` runs
-//! rounds with new seeds, or with one that is given.
+//! The seed decides which faults strike in which order; how they meet the work is up to the
+//! machine. `./dev chaos` runs rounds with new seeds, or with one that is given.
 
 mod check;
 mod cluster;
@@ -63,7 +63,9 @@ async fn a_cluster_that_loses_every_leader_and_is_split_loses_nothing_and_double
 async fn as_many_rounds_as_are_asked_for() {
     let number = |variable: &str, default| {
         let text = std::env::var(variable).ok().filter(|text| !text.is_empty());
-        text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}: expected a number")))
+        text.map_or(default, |text| {
+            text.parse().unwrap_or_else(|_| panic!("{variable}: expected a number"))
+        })
     };
     let seed = number("CHAOS_SEED", fastrand::u64(..1 << 32));
     let seeds: Vec<_> = (0..number("CHAOS_ROUNDS", 1)).map(|round| seed + round).collect();
@@ -78,7 +80,11 @@ async fn rounds(seeds: &[u64]) {
         let began = Instant::now();
         let (found, told, kept) = round(seed, servers, FAULTS, strike).await;
         servers = kept;
-        println!("seed {seed}: {told}, {:.0} s, {} violations", began.elapsed().as_secs_f64(), found.len());
+        println!(
+            "seed {seed}: {told}, {:.0} s, {} violations",
+            began.elapsed().as_secs_f64(),
+            found.len()
+        );
         for violation in found.iter().take(20) {
             println!("    {violation}");
         }
@@ -86,11 +92,14 @@ async fn rounds(seeds: &[u64]) {
             broken.push(seed);
         }
     }
-    assert!(broken.is_empty(), "these seeds broke something: {broken:?}; run one again with ./dev chaos --seed SEED");
+    assert!(
+        broken.is_empty(),
+        "these seeds broke something: {broken:?}; run one again with ./dev chaos --seed SEED"
+    );
 }
 
-/// Lets `strike` do its worst while messages come for `time`; what does not hold then, a line about the round, and the
-/// servers for the next.
+/// Lets `strike` do its worst while messages come for `time`; what does not hold then, a line about
+/// the round, and the servers for the next.
 async fn round(
     seed: u64,
     (rabbitmq, postgres): (Cluster, OwnServer),
@@ -104,7 +113,8 @@ async fn round(
     collect_outcomes(&stage.world).await;
     stage.let_rabbitmq_write_down_its_queues();
     for person in &load.refused {
-        let refusal = serde_json::json!({ "kind": "refuse", "identifier": person, "field": "attributes.plan" });
+        let refusal = serde_json::json!({ "kind": "refuse", "identifier": person,
+        "field": "attributes.plan" });
         stage.world.fault(refusal).await;
     }
     stage.world.fault(serde_json::json!({ "kind": "latency", "ms": CALL_MS })).await;
@@ -112,7 +122,9 @@ async fn round(
     let publishing = load.publish(&amqp_url, time);
     let (faults, ()) = tokio::join!(strike(&mut stage, &mut rng), publishing);
     let mut found: Vec<_> = stage.calm().await.err().into_iter().collect();
-    found.extend(check::wait_for_rest(&stage, faults.iter().any(Fault::takes_messages_of_jobs)).await);
+    found.extend(
+        check::wait_for_rest(&stage, faults.iter().any(Fault::takes_messages_of_jobs)).await,
+    );
     for replica in &mut stage.replicas {
         replica.terminate().await;
     }
@@ -124,7 +136,11 @@ async fn round(
         stage.keep_logs(&folder);
         let plan: Vec<_> = faults.iter().map(|fault| format!("{fault:?}")).collect();
         std::fs::write(folder.join("faults"), plan.join("\n")).expect("written");
-        println!("the database is {}, the logs are in {}", stage.world.database_url, folder.display());
+        println!(
+            "the database is {}, the logs are in {}",
+            stage.world.database_url,
+            folder.display()
+        );
     }
     (found, told, stage.into_servers())
 }
@@ -166,9 +182,17 @@ async fn collect_outcomes(world: &World) {
     let channel = world.channel().await;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    channel.queue_declare(OUTCOMES.into(), QueueDeclareOptions::durable(), arguments).await.expect("declared");
+    channel
+        .queue_declare(OUTCOMES.into(), QueueDeclareOptions::durable(), arguments)
+        .await
+        .expect("declared");
     let options = QueueBindOptions::default();
-    let bound =
-        channel.queue_bind(OUTCOMES.into(), "signup.updates".into(), "#".into(), options, FieldTable::default());
+    let bound = channel.queue_bind(
+        OUTCOMES.into(),
+        "signup.updates".into(),
+        "#".into(),
+        options,
+        FieldTable::default(),
+    );
     bound.await.expect("bound");
 }

@@ -45,11 +45,13 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one in front of `targets`, each `host:port`. The first that takes a connection gets it.
+    /// Starts one in front of `targets`, each `host:port`. The first that takes a connection gets
+    /// it.
     pub(crate) async fn start(targets: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("its address");
-        let control = Arc::new(Control { mode: watch::Sender::new(Mode::Pass), cuts: watch::Sender::new(0) });
+        let control =
+            Arc::new(Control { mode: watch::Sender::new(Mode::Pass), cuts: watch::Sender::new(0) });
         let mut tasks = JoinSet::new();
         let shared = control.clone();
         tasks.spawn(async move {
@@ -92,7 +94,8 @@ async fn carry(client: TcpStream, targets: Vec<String>, control: Arc<Control>) {
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         let said = copy(from_client, to_server, control.mode.subscribe(), &[Mode::Stall]);
-        let answered = copy(from_server, to_client, control.mode.subscribe(), &[Mode::Stall, Mode::Mute]);
+        let answered =
+            copy(from_server, to_client, control.mode.subscribe(), &[Mode::Stall, Mode::Mute]);
         // When one side ends, the other does: both protocols' clients take that for the end.
         tokio::select! {
             () = said => {}
@@ -114,7 +117,12 @@ async fn connect(targets: &[String]) -> Option<TcpStream> {
     None
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>, held: &[Mode]) {
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+    held: &[Mode],
+) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         if mode.wait_for(|mode| !held.contains(mode)).await.is_err() {

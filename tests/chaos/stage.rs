@@ -1,4 +1,5 @@
-//! Where a round plays: servers of its own, replicas of the real program, and a proxy on each of their connections.
+//! Where a round plays: servers of its own, replicas of the real program, and a proxy on each of
+//! their connections.
 
 use std::{
     path::Path,
@@ -91,7 +92,8 @@ impl Stage {
         (self.rabbitmq, self.postgres)
     }
 
-    /// Takes every fault away, and waits until all replicas are ready; says why one is not, if that takes too long.
+    /// Takes every fault away, and waits until all replicas are ready; says why one is not, if that
+    /// takes too long.
     pub(crate) async fn calm(&mut self) -> Result<(), String> {
         self.world.clear_faults().await;
         for replica in &mut self.replicas {
@@ -118,8 +120,9 @@ impl Stage {
         Ok(())
     }
 
-    /// RabbitMQ (seen in 3.10) writes the names of new quorum queues down within half a second. When it is killed before,
-    /// such a queue comes back without a leader, and takes and gives nothing until somebody deletes it.
+    /// RabbitMQ (seen in 3.10) writes the names of new quorum queues down within half a second.
+    /// When it is killed before, such a queue comes back without a leader, and takes and gives
+    /// nothing until somebody deletes it.
     pub(crate) fn let_rabbitmq_write_down_its_queues(&self) {
         self.rabbitmq.control(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]);
     }
@@ -127,12 +130,14 @@ impl Stage {
     pub(crate) async fn end_sessions(&self) {
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid()";
-        let mut connection = PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers");
+        let mut connection =
+            PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers");
         sqlx::query(sql).execute(&mut connection).await.expect("ended");
     }
 
     pub(crate) async fn lock_jobs(&self, time: Duration) {
-        let mut connection = PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers");
+        let mut connection =
+            PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers");
         let mut transaction = connection.begin().await.expect("begun");
         let lock = "LOCK TABLE signup_customerio_sync_jobs IN ACCESS EXCLUSIVE MODE";
         // A migration of a replica that starts may be in the way.
@@ -145,7 +150,8 @@ impl Stage {
     pub(crate) fn keep_logs(&self, folder: &Path) {
         std::fs::create_dir_all(folder).expect("the folder is ours");
         for (number, replica) in self.replicas.iter().enumerate() {
-            let log = replica.logs.clone() + &replica.process.as_ref().map_or_else(String::new, Process::log);
+            let log = replica.logs.clone()
+                + &replica.process.as_ref().map_or_else(String::new, Process::log);
             std::fs::write(folder.join(format!("replica-{number}.log")), log).expect("written");
         }
     }
@@ -170,7 +176,8 @@ impl Replica {
     }
 
     pub(crate) fn start(&mut self, world: &World) {
-        let through = |url: &str, proxy: &Proxy| url.replace(authority(url), &proxy.addr().to_string());
+        let through =
+            |url: &str, proxy: &Proxy| url.replace(authority(url), &proxy.addr().to_string());
         let settings = [
             ("AMQP_URL", through(&world.amqp_url, &self.rabbitmq)),
             ("DATABASE_URL", through(&world.database_url, &self.postgres)),
@@ -196,15 +203,28 @@ impl Replica {
     pub(crate) async fn terminate(&mut self) {
         if let Some(process) = &mut self.process {
             let status = process.terminate().await;
-            assert!(status.success(), "a replica that was asked to stop ended with {status}:\n{}", process.log());
+            assert!(
+                status.success(),
+                "a replica that was asked to stop ended with {status}:\n{}",
+                process.log()
+            );
         }
         self.ended();
     }
 
     /// A request to its admin API, if it answers.
-    pub(crate) async fn ask(&self, world: &World, method: &str, path: &str, body: Option<&Value>) -> Option<Value> {
+    pub(crate) async fn ask(
+        &self,
+        world: &World,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Option<Value> {
         let url = format!("http://{}/api/v1/signups/customerio{path}", self.http_addr);
-        let mut request = world.http().request(method.parse().expect("a method"), url).timeout(Duration::from_secs(3));
+        let mut request = world
+            .http()
+            .request(method.parse().expect("a method"), url)
+            .timeout(Duration::from_secs(3));
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_string());
         }

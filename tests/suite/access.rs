@@ -13,7 +13,13 @@ const STATS: &str = "/api/v1/signups/customerio/stats";
 const CLEANUP: &str = "/api/v1/signups/customerio/cleanup";
 const WS: &str = "/api/v1/signups/customerio/ws";
 
-async fn send(world: &World, app: &App, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
+async fn send(
+    world: &World,
+    app: &App,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Response {
     let mut request = world.http().request(method, format!("http://{}{path}", app.http_addr()));
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -23,7 +29,10 @@ async fn send(world: &World, app: &App, method: Method, path: &str, headers: &[(
 
 /// A client that keeps where it is sent to.
 fn browser() -> reqwest::Client {
-    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().expect("a client")
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .expect("a client")
 }
 
 #[tokio::test]
@@ -60,16 +69,27 @@ async fn a_viewer_may_read_and_an_operator_may_act() {
 
 #[tokio::test]
 async fn the_audit_log_names_the_token_and_the_log_never_shows_it() {
-    let world =
-        World::new().await.with("ADMIN_TOKENS", TOKENS).with("RUST_LOG", "debug").with("HTTP_ADDR", "127.0.0.1:0");
+    let world = World::new()
+        .await
+        .with("ADMIN_TOKENS", TOKENS)
+        .with("RUST_LOG", "debug")
+        .with("HTTP_ADDR", "127.0.0.1:0");
     let mut process = world.spawn();
     let line = process.wait_for_line("serving").await;
     let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
     let signup = world.failed_signup().await;
-    let url =
-        format!("http://{}/api/v1/signups/customerio/{signup}/retry", line["http_addr"].as_str().expect("an address"));
+    let url = format!(
+        "http://{}/api/v1/signups/customerio/{signup}/retry",
+        line["http_addr"].as_str().expect("an address")
+    );
     for token in ["wrong-token", "s3cret-of-ann"] {
-        world.http().post(&url).header("authorization", format!("Bearer {token}")).send().await.expect("an answer");
+        world
+            .http()
+            .post(&url)
+            .header("authorization", format!("Bearer {token}"))
+            .send()
+            .await
+            .expect("an answer");
     }
     assert_eq!(world.audit("customerio_manual_retry").await[0]["actor"], "ann");
     world.wait_for_job(signup, "initial", "completed").await;
@@ -86,15 +106,24 @@ async fn a_browser_gets_a_session_that_other_sites_cannot_use() {
     let origin = format!("http://{address}");
     let url = |path: &str| format!("http://{address}{path}");
     let page = browser().get(url("/")).send().await.expect("an answer");
-    assert!(page.text().await.expect("a page").contains("name=\"token\""), "the form asks for a token");
+    assert!(
+        page.text().await.expect("a page").contains("name=\"token\""),
+        "the form asks for a token"
+    );
 
     let log_in = |token: &'static str, origin: String| {
         let form = browser().post(url("/session")).header("origin", origin);
-        form.header("content-type", "application/x-www-form-urlencoded").body(format!("token={token}")).send()
+        form.header("content-type", "application/x-www-form-urlencoded")
+            .body(format!("token={token}"))
+            .send()
     };
     assert_eq!(log_in("wrong", origin.clone()).await.expect("an answer").status().as_u16(), 403);
     assert_eq!(
-        log_in("s3cret-of-ann", "https://evil.example".to_owned()).await.expect("an answer").status().as_u16(),
+        log_in("s3cret-of-ann", "https://evil.example".to_owned())
+            .await
+            .expect("an answer")
+            .status()
+            .as_u16(),
         403
     );
     let answer = log_in("s3cret-of-ann", origin.clone()).await.expect("an answer");
@@ -104,7 +133,9 @@ async fn a_browser_gets_a_session_that_other_sites_cannot_use() {
     );
     let cookie = answer.headers()["set-cookie"].to_str().expect("text").to_owned();
     assert!(
-        cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict") && !cookie.contains("s3cret"),
+        cookie.contains("HttpOnly")
+            && cookie.contains("SameSite=Strict")
+            && !cookie.contains("s3cret"),
         "{cookie}"
     );
     let session = cookie.split(';').next().expect("a pair").to_owned();
@@ -117,9 +148,13 @@ async fn a_browser_gets_a_session_that_other_sites_cannot_use() {
         };
         request.send()
     };
-    let who = with(Method::GET, "/session", None).await.expect("an answer").text().await.expect("JSON");
+    let who =
+        with(Method::GET, "/session", None).await.expect("an answer").text().await.expect("JSON");
     assert!(who.contains(r#""name":"ann","role":"operator""#), "{who}");
-    assert_eq!(with(Method::POST, CLEANUP, Some(&origin)).await.expect("an answer").status().as_u16(), 200);
+    assert_eq!(
+        with(Method::POST, CLEANUP, Some(&origin)).await.expect("an answer").status().as_u16(),
+        200
+    );
     for origin in ["https://evil.example", "null"] {
         let answer = with(Method::POST, CLEANUP, Some(origin)).await.expect("an answer");
         assert_eq!(answer.status().as_u16(), 403, "{origin}");
@@ -135,10 +170,11 @@ async fn a_browser_gets_a_session_that_other_sites_cannot_use() {
 async fn without_tokens_only_loopback_is_answered_and_only_by_its_name() {
     let world = World::new().await;
     let app = world.start().await;
-    let status = |headers: Vec<(&'static str, &'static str)>, method: Method, path: &'static str| {
-        let (world, app) = (&world, &app);
-        async move { send(world, app, method, path, &headers).await.status().as_u16() }
-    };
+    let status =
+        |headers: Vec<(&'static str, &'static str)>, method: Method, path: &'static str| {
+            let (world, app) = (&world, &app);
+            async move { send(world, app, method, path, &headers).await.status().as_u16() }
+        };
     assert_eq!(status(vec![], Method::GET, STATS).await, 200);
     assert_eq!(status(vec![("host", "localhost:80")], Method::GET, STATS).await, 200);
     assert_eq!(
@@ -190,9 +226,17 @@ async fn every_answer_tells_browsers_to_be_careful() {
     for path in ["/", "/assets/app.js", STATS, "/nothing", "/docs/", "/healthz"] {
         let answer = send(&world, &app, Method::GET, path, &[]).await;
         let header = |name: &str| {
-            answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+            answer
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+                .to_owned()
         };
-        assert!(header("content-security-policy").starts_with("default-src 'none'; script-src 'self';"), "{path}");
+        assert!(
+            header("content-security-policy").starts_with("default-src 'none'; script-src 'self';"),
+            "{path}"
+        );
         assert_eq!(header("x-content-type-options"), "nosniff", "{path}");
         assert_eq!(header("referrer-policy"), "same-origin", "{path}");
         assert_eq!(header("x-frame-options"), "DENY", "{path}");

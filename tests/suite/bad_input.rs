@@ -38,7 +38,11 @@ async fn a_message_that_cannot_be_understood_is_parked_and_the_queue_moves_on() 
         ("signup.submitted", reserved.to_string().into(), "reserved by Customer.io"),
         ("signup.submitted", nul.to_string().into(), "U+0000"),
         ("signup.submitted", large.into_bytes(), "expected at most 262144"),
-        ("signup.submitted", format!("{{\"attributes\":{}", "[".repeat(100_000)).into_bytes(), "flat map"),
+        (
+            "signup.submitted",
+            format!("{{\"attributes\":{}", "[".repeat(100_000)).into_bytes(),
+            "flat map",
+        ),
         ("signup.extraction_confirmed", huge.into_bytes(), "out of range"),
     ];
     for (routing_key, body, _) in &cases {
@@ -46,10 +50,16 @@ async fn a_message_that_cannot_be_understood_is_parked_and_the_queue_moves_on() 
     }
     world.wait_for_failures(cases.len()).await;
     for (routing_key, body, error) in &cases {
-        assert!(stored_body(&world, error).await == *body, "the bytes of {routing_key} {error} are kept");
+        assert!(
+            stored_body(&world, error).await == *body,
+            "the bytes of {routing_key} {error} are kept"
+        );
     }
     for failure in world.failures().await {
-        assert_eq!((&failure["reason"], &failure["job_id"]), (&json!("unprocessable"), &Value::Null));
+        assert_eq!(
+            (&failure["reason"], &failure["job_id"]),
+            (&json!("unprocessable"), &Value::Null)
+        );
         assert_eq!(failure["original_exchange"], "signup.events");
     }
     let parked = world.next("customerio-sync.failed").await;
@@ -88,12 +98,17 @@ async fn an_event_of_an_unknown_kind_is_parked() {
 async fn a_message_for_a_job_that_does_not_exist_is_parked() {
     let world = World::new().await;
     let app = world.start().await;
-    let body = json!({ "job_id": Uuid::new_v4(), "signup_id": Uuid::new_v4(), "sync_phase": "initial", "attempt": 1 });
+    let body = json!({ "job_id": Uuid::new_v4(), "signup_id": Uuid::new_v4(),
+    "sync_phase": "initial", "attempt": 1 });
     for body in [body.to_string().as_str(), "{}", r#"{"job_id":1}"#] {
-        world.publish("customerio-sync.jobs", "", body.as_bytes(), BasicProperties::default()).await;
+        world
+            .publish("customerio-sync.jobs", "", body.as_bytes(), BasicProperties::default())
+            .await;
     }
     let failures = world.wait_for_failures(3).await;
-    assert!(failures.iter().any(|failure| failure["error_message"].to_string().contains("no such job")));
+    assert!(
+        failures.iter().any(|failure| failure["error_message"].to_string().contains("no such job"))
+    );
     app.stop().await;
 }
 
@@ -101,7 +116,9 @@ async fn a_message_for_a_job_that_does_not_exist_is_parked() {
 async fn the_same_bad_message_again_is_the_same_failure_until_it_is_resolved() {
     let world = World::new().await;
     let app = world.start().await;
-    let publish = || world.publish("signup.events", "signup.submitted", b"not json", BasicProperties::default());
+    let publish = || {
+        world.publish("signup.events", "signup.submitted", b"not json", BasicProperties::default())
+    };
     publish().await;
     world.wait_for_failures(1).await;
     publish().await;
@@ -113,12 +130,26 @@ async fn the_same_bad_message_again_is_the_same_failure_until_it_is_resolved() {
     .await;
     assert_eq!(world.failures().await.len(), 1);
 
-    world.publish("signup.events", "signup.extraction_confirmed", b"not json", BasicProperties::default()).await;
+    world
+        .publish(
+            "signup.events",
+            "signup.extraction_confirmed",
+            b"not json",
+            BasicProperties::default(),
+        )
+        .await;
     let failures = world.wait_for_failures(2).await;
-    let keys: Vec<_> = failures.iter().map(|failure| failure["original_routing_key"].clone()).collect();
-    assert_eq!(keys, ["signup.submitted", "signup.extraction_confirmed"], "another place, another message");
+    let keys: Vec<_> =
+        failures.iter().map(|failure| failure["original_routing_key"].clone()).collect();
+    assert_eq!(
+        keys,
+        ["signup.submitted", "signup.extraction_confirmed"],
+        "another place, another message"
+    );
 
-    world.rows("UPDATE sync_failures SET resolved_at = now(), resolution = 'dismissed' RETURNING id").await;
+    world
+        .rows("UPDATE sync_failures SET resolved_at = now(), resolution = 'dismissed' RETURNING id")
+        .await;
     publish().await;
     crate::support::wait_for("the failure to be open again", || async {
         (world.failures().await[0]["resolved_at"] == Value::Null).then_some(())
@@ -130,7 +161,10 @@ async fn the_same_bad_message_again_is_the_same_failure_until_it_is_resolved() {
 
 #[tokio::test]
 async fn a_message_that_the_broker_gave_up_is_mirrored_and_fails_its_job() {
-    let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2").with("RETRY_DELAYS", "1h");
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2")
+        .with("RETRY_DELAYS", "1h");
     let app = world.start().await;
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
     let signup = Uuid::new_v4();
@@ -147,8 +181,12 @@ async fn a_message_that_the_broker_gave_up_is_mirrored_and_fails_its_job() {
     for queue in ["customerio-sync.jobs", "customerio-sync.signup-submitted"] {
         for _ in 0..3 {
             crate::support::wait_for("a delivery", || async {
-                let message = channel.basic_get(queue.into(), Default::default()).await.expect("the queue is there")?;
-                let options = lapin::options::BasicNackOptions { requeue: true, ..Default::default() };
+                let message = channel
+                    .basic_get(queue.into(), Default::default())
+                    .await
+                    .expect("the queue is there")?;
+                let options =
+                    lapin::options::BasicNackOptions { requeue: true, ..Default::default() };
                 message.delivery.acker.nack(options).await.expect("returned");
                 Some(())
             })
@@ -160,7 +198,10 @@ async fn a_message_that_the_broker_gave_up_is_mirrored_and_fails_its_job() {
     assert!(failures.iter().all(|failure| failure["reason"] == "delivery-limit"), "{failures:?}");
     let of_job: Vec<_> = failures.iter().filter(|failure| failure["job_id"] == job["id"]).collect();
     assert_eq!((of_job.len(), &of_job[0]["resolved_at"]), (1, &Value::Null));
-    let event = failures.iter().find(|failure| failure["job_id"] == Value::Null).expect("the event has no job yet");
+    let event = failures
+        .iter()
+        .find(|failure| failure["job_id"] == Value::Null)
+        .expect("the event has no job yet");
     assert_eq!(event["original_routing_key"], "signup.submitted");
     let job = world.wait_for_job(signup, "initial", "failed").await;
     assert_eq!(job["failed_reason"], "delivery-limit");

@@ -30,7 +30,8 @@ async fn wait_for_completed(world: &World, count: i64) {
 
 async fn wait_for_replicas(world: &World, count: i64) {
     wait_for(&format!("{count} replicas with a share"), || async {
-        let sql = "SELECT count(*) FROM call_shares WHERE calls_per_second > 0 AND expires_at > now()";
+        let sql =
+            "SELECT count(*) FROM call_shares WHERE calls_per_second > 0 AND expires_at > now()";
         (world.count(sql).await == count).then_some(())
     })
     .await;
@@ -43,8 +44,14 @@ async fn replicas_that_come_and_go_stay_under_one_limit_together() {
     let channel = world.channel().await;
     for _ in 0..JOBS {
         let body = submitted(Uuid::new_v4()).to_string();
-        publish_on(&channel, "signup.events", "signup.submitted", body.as_bytes(), lapin::BasicProperties::default())
-            .await;
+        publish_on(
+            &channel,
+            "signup.events",
+            "signup.submitted",
+            body.as_bytes(),
+            lapin::BasicProperties::default(),
+        )
+        .await;
     }
     wait_for_completed(&world, 20).await;
     let second = world.start().await;
@@ -55,12 +62,17 @@ async fn replicas_that_come_and_go_stay_under_one_limit_together() {
     third.kill();
     first.stop().await;
     wait_for_replicas(&world, 1).await;
-    wait_for("the one that is left to have all", || async { (world.count(share).await == 40).then_some(()) }).await;
+    wait_for("the one that is left to have all", || async {
+        (world.count(share).await == 40).then_some(())
+    })
+    .await;
     wait_for_completed(&world, JOBS).await;
 
     let calls = world.call_times().await;
     let window = TimeDelta::seconds(3);
-    let most = calls.iter().map(|start| calls.iter().filter(|at| (*start..*start + window).contains(at)).count());
+    let most = calls
+        .iter()
+        .map(|start| calls.iter().filter(|at| (*start..*start + window).contains(at)).count());
     let most = most.max().expect("calls were made");
     // A call that was on its way for a while may arrive with the next ones.
     assert!(most <= 3 * LIMIT + LIMIT / 4, "{most} calls in three seconds");
@@ -106,7 +118,8 @@ async fn a_job_that_ended_while_its_call_waited_is_not_called_for() {
     let mut shares = world.pool.begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE call_shares").execute(&mut *shares).await.expect("locked");
     let last = "SELECT max(expires_at) FROM call_shares";
-    let last: DateTime<Utc> = sqlx::query_scalar(last).fetch_one(&mut *shares).await.expect("a share");
+    let last: DateTime<Utc> =
+        sqlx::query_scalar(last).fetch_one(&mut *shares).await.expect("a share");
     wait_for("the share to end", || async { (Utc::now() > last).then_some(()) }).await;
 
     let [ended, held] = [Uuid::new_v4(), Uuid::new_v4()];
@@ -114,10 +127,12 @@ async fn a_job_that_ended_while_its_call_waited_is_not_called_for() {
     world.submit(&submitted(held)).await;
     let waiting = "SELECT count(*) FROM signup_customerio_sync_jobs
                    WHERE status = 'processing' AND claimed_at < now() - interval '1 second'";
-    wait_for("both jobs to wait", || async { (world.count(waiting).await == 2).then_some(()) }).await;
+    wait_for("both jobs to wait", || async { (world.count(waiting).await == 2).then_some(()) })
+        .await;
     // Another event of the signup starts its job afresh, and it ends.
     let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
-    let other = ledger.open(Uuid::new_v4(), &[arrival(&submitted(ended), false)]).await.expect("opened");
+    let other =
+        ledger.open(Uuid::new_v4(), &[arrival(&submitted(ended), false)]).await.expect("opened");
     assert!(matches!(other.opened[0], Opened::Claimed(_)), "{:?}", other.opened[0]);
     ledger.settle(other.claim, vec![completion(&other.opened[0])]).await.expect("settled");
 

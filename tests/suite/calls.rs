@@ -15,8 +15,12 @@ use uuid::Uuid;
 async fn first_try(world: &World) -> (String, String, i64) {
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
-    let tried = |job: &serde_json::Value| job["error_type"] != serde_json::Value::Null && job["status"] != "processing";
-    let job = wait_for("the first try", || async { world.job(signup, "initial").await.filter(tried) }).await;
+    let tried = |job: &serde_json::Value| {
+        job["error_type"] != serde_json::Value::Null && job["status"] != "processing"
+    };
+    let job =
+        wait_for("the first try", || async { world.job(signup, "initial").await.filter(tried) })
+            .await;
     let text = |field: &str| job[field].as_str().expect("a text").to_owned();
     (text("status"), text("error_type"), job["attempt_count"].as_i64().expect("a number"))
 }
@@ -39,9 +43,16 @@ async fn every_status_is_tried_again_or_parked_as_its_kind_says() {
         (302, "failed", "other"),
     ];
     for (status, ends, error_type) in cases {
-        world.fault(json!({ "kind": "status", "status": status, "calls": 1, "body": "<html>no</html>" })).await;
+        world
+            .fault(json!({ "kind": "status", "status": status, "calls": 1,
+        "body": "<html>no</html>" }))
+            .await;
         let attempts = i64::from(ends == "pending");
-        assert_eq!(first_try(&world).await, (ends.to_owned(), error_type.to_owned(), attempts), "{status}");
+        assert_eq!(
+            first_try(&world).await,
+            (ends.to_owned(), error_type.to_owned(), attempts),
+            "{status}"
+        );
         // Refused credentials shut the gate; a call that goes through opens it.
         let signup = Uuid::new_v4();
         world.submit(&submitted(signup)).await;
@@ -52,14 +63,20 @@ async fn every_status_is_tried_again_or_parked_as_its_kind_says() {
 
 #[tokio::test]
 async fn a_connection_that_is_refused_is_a_network_error() {
-    let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its address");
+    let unused = std::net::TcpListener::bind("127.0.0.1:0")
+        .expect("a free port")
+        .local_addr()
+        .expect("its address");
     let url = format!("http://{unused}");
     let world = World::new().await.with("RETRY_DELAYS", "1h").with("CUSTOMERIO_TRACK_URL", &url);
     let app = world.start().await;
     assert_eq!(first_try(&world).await, ("pending".to_owned(), "network".to_owned(), 1));
     let row = &world.rows("SELECT error_message FROM sync_attempts").await[0];
     let message: String = sqlx::Row::get(row, "error_message");
-    assert!(message.starts_with("no connection to Customer.io") && message.contains("refused"), "{message}");
+    assert!(
+        message.starts_with("no connection to Customer.io") && message.contains("refused"),
+        "{message}"
+    );
     app.stop().await;
 }
 
@@ -74,7 +91,10 @@ async fn a_name_that_does_not_resolve_is_a_network_error() {
 
 #[tokio::test]
 async fn an_answer_that_takes_too_long_is_a_network_error() {
-    let world = World::new().await.with("RETRY_DELAYS", "1h").with("CUSTOMERIO_SYNC__CUSTOMERIO__TIMEOUT", "200ms");
+    let world = World::new()
+        .await
+        .with("RETRY_DELAYS", "1h")
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__TIMEOUT", "200ms");
     let app = world.start().await;
     world.fault(json!({ "kind": "endless", "calls": 1 })).await;
     assert_eq!(first_try(&world).await.1, "network");
@@ -100,7 +120,8 @@ async fn a_connection_that_is_reset_is_tried_again_and_the_event_is_tracked_once
 async fn ready_jobs(world: &World, signups: &[Uuid]) -> Vec<Work> {
     let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
-    let arrivals: Vec<_> = signups.iter().map(|signup| arrival(&submitted(*signup), false)).collect();
+    let arrivals: Vec<_> =
+        signups.iter().map(|signup| arrival(&submitted(*signup), false)).collect();
     let opened = ledger.open(Uuid::new_v4(), &arrivals).await.expect("opened").opened;
     let work = |opened| match opened {
         Opened::Claimed(work) => *work,
@@ -111,7 +132,8 @@ async fn ready_jobs(world: &World, signups: &[Uuid]) -> Vec<Work> {
 
 fn client(world: &World) -> CustomerIo {
     let config = world.config();
-    let client = CustomerIo::new(&config.customerio, config.gate, Arc::default()).expect("the settings are valid");
+    let client = CustomerIo::new(&config.customerio, config.gate, Arc::default())
+        .expect("the settings are valid");
     client.budget().grant(900.0, tokio::time::Instant::now() + Duration::from_secs(3600));
     client
 }
@@ -139,14 +161,25 @@ async fn a_call_that_is_refused_whole_is_split_until_the_culprit_stands_alone() 
     let world = World::new().await;
     let signups: Vec<_> = (0..16).map(|_| Uuid::new_v4()).collect();
     let jobs = ready_jobs(&world, &signups).await;
-    world.fault(json!({ "kind": "refuse", "identifier": contact(signups[11]), "whole": true })).await;
+    world
+        .fault(json!({ "kind": "refuse", "identifier": contact(signups[11]), "whole": true }))
+        .await;
     let client = client(&world);
     for (index, outcome) in outcomes(&client, &jobs).await.into_iter().enumerate() {
         assert_eq!(matches!(outcome, Outcome::Refused(_)), index == 11, "job {index}: {outcome:?}");
     }
-    let statuses: Vec<_> = world.calls().await.iter().map(|call| call["status"].as_u64().expect("a status")).collect();
-    assert_eq!(statuses.iter().filter(|status| **status == 400).count(), 5, "16, 8, 4, 2 and 1 jobs: {statuses:?}");
-    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 4, "8, 4, 2 and 1 jobs: {statuses:?}");
+    let statuses: Vec<_> =
+        world.calls().await.iter().map(|call| call["status"].as_u64().expect("a status")).collect();
+    assert_eq!(
+        statuses.iter().filter(|status| **status == 400).count(),
+        5,
+        "16, 8, 4, 2 and 1 jobs: {statuses:?}"
+    );
+    assert_eq!(
+        statuses.iter().filter(|status| **status == 200).count(),
+        4,
+        "8, 4, 2 and 1 jobs: {statuses:?}"
+    );
 }
 
 #[tokio::test]
@@ -185,7 +218,8 @@ async fn large_jobs_are_split_into_calls_of_the_allowed_size() {
     let signups: Vec<_> = (0..40).map(|_| Uuid::new_v4()).collect();
     for signup in &signups {
         let mut event = submitted(*signup);
-        // About 27 kB a job: 40 of them fit into no single call, and the simulator refuses a larger one.
+        // About 27 kB a job: 40 of them fit into no single call, and the simulator refuses a larger
+        // one.
         event["attributes"] = (0..28).map(|n| (format!("a{n}"), json!("x".repeat(950)))).collect();
         world.submit(&event).await;
     }
@@ -235,7 +269,9 @@ async fn an_answer_with_bytes_that_no_text_column_takes_is_told_all_the_same() {
     let world = World::new().await;
     let app = world.start().await;
     let signup = Uuid::new_v4();
-    world.fault(json!({ "kind": "status", "status": 422, "calls": 1, "body": "no\u{0}good" })).await;
+    world
+        .fault(json!({ "kind": "status", "status": 422, "calls": 1, "body": "no\u{0}good" }))
+        .await;
     world.submit(&submitted(signup)).await;
     let job = world.wait_for_job(signup, "initial", "failed").await;
     assert_eq!(job["error_message"], "Customer.io answered 422: no\u{fffd}good");

@@ -5,7 +5,8 @@ use serde_json::json;
 use std::{path::PathBuf, process::Command};
 
 fn clients() -> PathBuf {
-    let folder = std::env::var("CLIENTS_DIR").expect("CLIENTS_DIR is not set; run the tests with `./dev test`");
+    let folder = std::env::var("CLIENTS_DIR")
+        .expect("CLIENTS_DIR is not set; run the tests with `./dev test`");
     PathBuf::from(folder)
 }
 
@@ -20,12 +21,19 @@ async fn check_received(world: &World) {
     let person = world.sim("people/c-1").await;
     assert_eq!(person["attributes"], json!({ "email": "ann@example.com", "plan": "gold" }));
     let events = world.events().await;
-    assert_eq!((&events[0]["name"], &events[0]["person"]), (&json!("signup_submitted"), &json!("c-1")));
+    assert_eq!(
+        (&events[0]["name"], &events[0]["person"]),
+        (&json!("signup_submitted"), &json!("c-1"))
+    );
     assert_eq!(events[0]["attributes"], json!({ "operator_id": "op-1" }));
     let batched = world.sim("people/c-2").await;
     assert_eq!(batched["attributes"]["plan"], "silver");
     assert_eq!(events[1]["id"], "01JMC0000000000000000000ZZ");
-    assert_eq!((events.len(), &events[1]["repeats"]), (2, &json!(1)), "the event that came twice is tracked once");
+    assert_eq!(
+        (events.len(), &events[1]["repeats"]),
+        (2, &json!(1)),
+        "the event that came twice is tracked once"
+    );
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use std::{
 use uuid::Uuid;
 
 fn run(settings: &[(&str, &str)], arguments: &[&str]) -> Output {
-    let settings: Vec<_> = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let settings: Vec<_> =
+        settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     program(&settings).args(arguments).output().expect("it runs")
 }
 
@@ -87,12 +88,18 @@ async fn publish_sends_samples_and_lines_that_the_service_takes() {
     assert!(stderr(&output).contains("20 events published"), "{}", stderr(&output));
 
     let signup = Uuid::new_v4();
-    let enveloped = json!({ "specversion": "1.0", "id": "ce", "source": "/x", "type": "signup.extraction_confirmed",
+    let enveloped = json!({ "specversion": "1.0", "id": "ce", "source": "/x",
+    "type": "signup.extraction_confirmed",
         "data": crate::support::confirmed(signup) });
     let lines = format!("{}\n\n{enveloped}\n", crate::support::submitted(signup));
-    let settings: Vec<_> = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let mut child =
-        program(&settings).arg("publish").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let settings: Vec<_> =
+        settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let mut child = program(&settings)
+        .arg("publish")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
     child.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("written");
     let output = child.wait_with_output().expect("it ends");
     assert!(stderr(&output).contains("2 events published"), "{}", stderr(&output));
@@ -121,11 +128,16 @@ async fn an_operator_sees_and_mends_failures_from_a_terminal() {
     let world = World::new().await.with("ADMIN_TOKENS", "ann:operator:s3cret,vera:viewer:looks");
     let app = world.start().await;
     let signup = world.failed_signup().await;
-    let id = world.job(signup, "initial").await.expect("the job")["id"].as_str().expect("an id").to_owned();
+    let id = world.job(signup, "initial").await.expect("the job")["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     let url = format!("http://{}", app.http_addr());
     let with = |token: &'static str, arguments: &[&str]| {
-        let output = run(&[("CUSTOMERIO_SYNC_URL", &url), ("CUSTOMERIO_SYNC_TOKEN", token)], arguments);
-        let (out, told) = (String::from_utf8(output.stdout.clone()).expect("text"), stderr(&output));
+        let output =
+            run(&[("CUSTOMERIO_SYNC_URL", &url), ("CUSTOMERIO_SYNC_TOKEN", token)], arguments);
+        let (out, told) =
+            (String::from_utf8(output.stdout.clone()).expect("text"), stderr(&output));
         (output.status.code(), out, told)
     };
     let ann = |arguments: &[&str]| {
@@ -134,35 +146,57 @@ async fn an_operator_sees_and_mends_failures_from_a_terminal() {
         out
     };
     let list = ann(&["failures", "list", "--phase", "initial"]);
-    assert!(list.contains(&id) && list.contains("1 of 1") && !list.contains("@example.com"), "{list}");
+    assert!(
+        list.contains(&id) && list.contains("1 of 1") && !list.contains("@example.com"),
+        "{list}"
+    );
     assert!(ann(&["failures", "list", "--search", "nobody"]).contains("0 of 0"));
     let groups = ann(&["failures", "groups"]);
     assert!(groups.contains("data") && groups.contains("Customer.io answered 422"), "{groups}");
-    let groups: serde_json::Value = serde_json::from_str(&ann(&["failures", "groups", "--json"])).expect("JSON");
+    let groups: serde_json::Value =
+        serde_json::from_str(&ann(&["failures", "groups", "--json"])).expect("JSON");
     assert_eq!(groups["items"][0]["count"], 1);
     let job = ann(&["jobs", "show", &id]);
     assert!(job.contains("0 of 5") && job.contains("customerio_sync_failed"), "{job}");
     let stats = ann(&["stats"]);
-    assert!(stats.lines().any(|line| line.starts_with(" jobs failed") && line.trim_end().ends_with('1')), "{stats}");
+    assert!(
+        stats
+            .lines()
+            .any(|line| line.starts_with(" jobs failed") && line.trim_end().ends_with('1')),
+        "{stats}"
+    );
     assert!(ann(&["failures", "retry", "--job", &id, "--dry-run"]).contains("eligible"));
-    assert!(ann(&["failures", "dismiss", "--all", "--reason", "x", "--dry-run"]).contains("eligible"));
+    assert!(
+        ann(&["failures", "dismiss", "--all", "--reason", "x", "--dry-run"]).contains("eligible")
+    );
 
     assert_eq!(with("looks", &["failures", "retry", "--job", &id]).0, Some(1));
-    assert!(with("looks", &["failures", "retry", "--job", &id]).2.contains("needs the role operator"));
+    assert!(
+        with("looks", &["failures", "retry", "--job", &id]).2.contains("needs the role operator")
+    );
     assert!(with("wrong", &["stats"]).2.contains("401 Unauthorized: the token is not known"));
-    assert!(with("s3cret", &["stats", "--url", "http://127.0.0.1:1"]).2.contains("no answer: "), "nobody is there");
+    assert!(
+        with("s3cret", &["stats", "--url", "http://127.0.0.1:1"]).2.contains("no answer: "),
+        "nobody is there"
+    );
 
     assert!(ann(&["failures", "retry", "--signup", &signup.to_string()]).contains("start again"));
     world.wait_for_job(signup, "initial", "completed").await;
     world.failed_signup().await;
     assert!(ann(&["failures", "retry", "--error-type", "other"]).contains("running"));
     wait_for("the bulk retry", || async {
-        (world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'").await == 2)
+        (world
+            .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'")
+            .await
+            == 2)
             .then_some(())
     })
     .await;
     world.failed_signup().await;
-    assert_eq!(ann(&["failures", "dismiss", "--all", "--reason", "a test account"]).trim(), "1 dismissed");
+    assert_eq!(
+        ann(&["failures", "dismiss", "--all", "--reason", "a test account"]).trim(),
+        "1 dismissed"
+    );
     app.stop().await;
 }
 
@@ -188,7 +222,8 @@ async fn doctor_tells_what_does_not_hold_and_how_to_mend_it() {
     assert_eq!(code, Some(1));
     for line in [
         "ok    configuration",
-        "FAIL  database: there is no schema yet; mend: run `customerio-sync migrate` of this version",
+        "FAIL  database: there is no schema yet; mend: run `customerio-sync migrate` of this \
+            version",
         "FAIL  broker: the queue customerio-sync.retry.2s does not exist",
         "ok    Customer.io",
     ] {
@@ -205,18 +240,28 @@ async fn doctor_tells_what_does_not_hold_and_how_to_mend_it() {
     assert!(run(&settings, &["topology"]).status.success());
     assert_eq!(
         doctor(&[]),
-        (Some(0), "ok    configuration\nok    database\nok    broker\nok    Customer.io\n".to_owned())
+        (
+            Some(0),
+            "ok    configuration\nok    database\nok    broker\nok    Customer.io\n".to_owned()
+        )
     );
 
     let (_, told) = doctor(&[("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "7")]);
-    let differences = told.lines().filter(|line| line.contains("x-delivery-limit") && line.contains("received '7'"));
+    let differences = told
+        .lines()
+        .filter(|line| line.contains("x-delivery-limit") && line.contains("received '7'"));
     assert_eq!(differences.count(), 3, "each work queue has its line: {told}");
-    let unused =
-        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").to_string();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr()
+        .expect("its address")
+        .to_string();
     let (away, nowhere) = (format!("postgres://x@{unused}/x"), format!("amqp://x@{unused}/x"));
-    let (code, told) = doctor(&[("DATABASE_URL", &away), ("AMQP_URL", &nowhere), ("CUSTOMERIO_REGION", "eu")]);
+    let (code, told) =
+        doctor(&[("DATABASE_URL", &away), ("AMQP_URL", &nowhere), ("CUSTOMERIO_REGION", "eu")]);
     assert_eq!(code, Some(1));
-    for part in ["mend: start PostgreSQL", "mend: start RabbitMQ", "mend: set CUSTOMERIO_REGION=us"] {
+    for part in ["mend: start PostgreSQL", "mend: start RabbitMQ", "mend: set CUSTOMERIO_REGION=us"]
+    {
         assert!(told.contains(part), "{part} in {told}");
     }
     let (_, told) = doctor(&[("CUSTOMERIO_API_KEY", "")]);

@@ -1,4 +1,5 @@
-//! The published descriptions, `/openapi.json` and `/asyncapi.json`, against what the service really does.
+//! The published descriptions, `/openapi.json` and `/asyncapi.json`, against what the service
+//! really does.
 
 use crate::support::{World, confirmed, submitted, wait_for};
 use customerio_sync::event::{EventType, RawEvent, parse};
@@ -11,7 +12,8 @@ use uuid::Uuid;
 
 /// A validator of a named schema of a description.
 fn validator(description: &Value, name: &str) -> Validator {
-    let schema = json!({ "$ref": format!("#/components/schemas/{name}"), "components": description["components"] });
+    let schema = json!({ "$ref": format!("#/components/schemas/{name}"),
+    "components": description["components"] });
     jsonschema::validator_for(&schema).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
@@ -35,7 +37,8 @@ async fn the_schemas_of_the_events_accept_and_refuse_what_the_service_accepts_an
     let change = |event: &Value, pointer: &str, value: Value| {
         let mut event = event.clone();
         let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
-        let parent = event.pointer_mut(parent).expect("a parent").as_object_mut().expect("an object");
+        let parent =
+            event.pointer_mut(parent).expect("a parent").as_object_mut().expect("an object");
         if value == json!("absent") {
             parent.remove(key);
         } else {
@@ -43,7 +46,8 @@ async fn the_schemas_of_the_events_accept_and_refuse_what_the_service_accepts_an
         }
         event
     };
-    let initial = |pointer, value| (EventType::Submitted, change(&submitted(signup), pointer, value));
+    let initial =
+        |pointer, value| (EventType::Submitted, change(&submitted(signup), pointer, value));
     let enriched = |pointer, value| (EventType::Confirmed, change(&sent, pointer, value));
     let cases = [
         (initial("/event_id", json!("e-1")), true),
@@ -75,12 +79,27 @@ async fn the_schemas_of_the_events_accept_and_refuse_what_the_service_accepts_an
         (enriched("/bet_slip/team_bet_on", json!("")), false),
     ];
     for ((event_type, event), is_good) in cases {
-        let name = if event_type == EventType::Submitted { "SignupSubmitted" } else { "ExtractionConfirmed" };
-        let schema = json!({ "$ref": format!("#/components/schemas/{name}"), "components": description["components"] });
-        let validator = jsonschema::options().should_validate_formats(true).build(&schema).expect("a schema");
+        let name = if event_type == EventType::Submitted {
+            "SignupSubmitted"
+        } else {
+            "ExtractionConfirmed"
+        };
+        let schema = json!({ "$ref": format!("#/components/schemas/{name}"),
+        "components": description["components"] });
+        let validator =
+            jsonschema::options().should_validate_formats(true).build(&schema).expect("a schema");
         let body = event.to_string();
-        let read = parse(RawEvent { event_type, content_type: None, message_id: None, body: body.as_bytes() });
-        assert_eq!((read.is_ok(), validator.is_valid(&event)), (is_good, is_good), "{event} {read:?}");
+        let read = parse(RawEvent {
+            event_type,
+            content_type: None,
+            message_id: None,
+            body: body.as_bytes(),
+        });
+        assert_eq!(
+            (read.is_ok(), validator.is_valid(&event)),
+            (is_good, is_good),
+            "{event} {read:?}"
+        );
     }
     app.stop().await;
 }
@@ -100,7 +119,9 @@ async fn real_messages_and_frames_are_as_they_are_described() {
     check(&outcome, &outcomes.next().await.json());
     let failed = world.failed_signup().await;
     check(&outcome, &outcomes.next().await.json());
-    world.publish("signup.events", "signup.submitted", b"not json", BasicProperties::default()).await;
+    world
+        .publish("signup.events", "signup.submitted", b"not json", BasicProperties::default())
+        .await;
     world.wait_for_failures(2).await;
 
     let messages = &description["components"]["messages"];
@@ -121,7 +142,10 @@ async fn real_messages_and_frames_are_as_they_are_described() {
                 )
             })
             .collect();
-        check(&jsonschema::validator_for(&messages[name]["headers"]).expect("a schema"), &headers.into());
+        check(
+            &jsonschema::validator_for(&messages[name]["headers"]).expect("a schema"),
+            &headers.into(),
+        );
         if let Some(schema) = schema {
             check(&validator(&description, schema), &parked.json());
         }
@@ -167,7 +191,10 @@ async fn every_reference_of_the_descriptions_leads_somewhere() {
         references(&description, &mut found);
         assert!(found.len() > 10, "{path}");
         for target in found {
-            assert!(description.pointer(target.trim_start_matches('#')).is_some(), "{path}: {target}");
+            assert!(
+                description.pointer(target.trim_start_matches('#')).is_some(),
+                "{path}: {target}"
+            );
         }
     }
     let openapi = description(&world, &app, "/openapi.json").await;
@@ -176,7 +203,8 @@ async fn every_reference_of_the_descriptions_leads_somewhere() {
         .expect("paths")
         .values()
         .flat_map(|path| path.as_object().expect("operations").values());
-    let mut names: Vec<_> = operations.map(|operation| operation["operationId"].as_str().expect("a name")).collect();
+    let mut names: Vec<_> =
+        operations.map(|operation| operation["operationId"].as_str().expect("a name")).collect();
     let count = names.len();
     names.sort_unstable();
     names.dedup();
@@ -184,13 +212,16 @@ async fn every_reference_of_the_descriptions_leads_somewhere() {
     app.stop().await;
 }
 
-/// Schemathesis makes requests of all shapes from the description and checks that each answer is one that it describes.
+/// Schemathesis makes requests of all shapes from the description and checks that each answer is
+/// one that it describes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schemathesis_finds_no_failure() {
     let world = World::new().await.with("ADMIN_TOKENS", "tester:operator:a-token");
     let app = world.start().await;
     let signup = world.failed_signup().await;
-    world.publish("signup.events", "signup.submitted", b"not json", BasicProperties::default()).await;
+    world
+        .publish("signup.events", "signup.submitted", b"not json", BasicProperties::default())
+        .await;
     world.wait_for_failures(2).await;
     let unprocessable = wait_for("the message", || async {
         world.failures().await.into_iter().find(|failure| failure["job_id"].is_null())
@@ -200,22 +231,41 @@ async fn schemathesis_finds_no_failure() {
     let mut config = tempfile::Builder::new().suffix(".toml").tempfile().expect("a file");
     write!(
         config,
-        "[parameters]\n\"path.jobId\" = {}\n\"path.signupId\" = \"{signup}\"\n\"path.failureId\" = {}\n",
+        "[parameters]\n\"path.jobId\" = {}\n\"path.signupId\" = \"{signup}\"\n\"path.failureId\" \
+            = {}\n",
         job["id"], unprocessable["id"]
     )
     .expect("written");
 
-    let clients =
-        PathBuf::from(std::env::var("CLIENTS_DIR").expect("CLIENTS_DIR is not set; run the tests with `./dev test`"));
+    let clients = PathBuf::from(
+        std::env::var("CLIENTS_DIR")
+            .expect("CLIENTS_DIR is not set; run the tests with `./dev test`"),
+    );
     let mut schemathesis = Command::new(clients.join("python/bin/st"));
     schemathesis.arg("--config-file").arg(config.path());
-    schemathesis.args(["run", "--continue-on-failure", "--max-examples", "25", "--exclude-path-regex", "/ws$"]);
-    schemathesis.args(["--phases", "examples,coverage,fuzzing", "-H", "Authorization: Bearer a-token"]);
+    schemathesis.args([
+        "run",
+        "--continue-on-failure",
+        "--max-examples",
+        "25",
+        "--exclude-path-regex",
+        "/ws$",
+    ]);
+    schemathesis.args([
+        "--phases",
+        "examples,coverage,fuzzing",
+        "-H",
+        "Authorization: Bearer a-token",
+    ]);
     // The same requests each time; SCHEMATHESIS_SEED makes others.
-    schemathesis.args(["--seed", &std::env::var("SCHEMATHESIS_SEED").unwrap_or_else(|_| "1".to_owned())]);
+    schemathesis
+        .args(["--seed", &std::env::var("SCHEMATHESIS_SEED").unwrap_or_else(|_| "1".to_owned())]);
     schemathesis.arg(format!("http://{}/openapi.json", app.http_addr()));
     schemathesis.current_dir(config.path().parent().expect("a folder"));
-    let output = tokio::task::spawn_blocking(move || schemathesis.output()).await.expect("it runs").expect("it runs");
+    let output = tokio::task::spawn_blocking(move || schemathesis.output())
+        .await
+        .expect("it runs")
+        .expect("it runs");
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
     assert!(told.contains("18 selected"), "{told}");

@@ -35,7 +35,10 @@ async fn check_that_nothing_is_lost_and_nothing_doubled(world: &World) {
     world.wait_until_all_queues_are_empty().await;
     assert_eq!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs").await, EVENTS);
     assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
-    assert_eq!(world.count("SELECT count(*) FROM audit_logs WHERE action = 'customerio_synced'").await, EVENTS);
+    assert_eq!(
+        world.count("SELECT count(*) FROM audit_logs WHERE action = 'customerio_synced'").await,
+        EVENTS
+    );
     let summary = world.sim("summary").await;
     assert_eq!(summary["events"], EVENTS, "{summary}");
     assert_eq!(summary["people"], EVENTS / 2, "{summary}");
@@ -56,7 +59,8 @@ async fn a_service_that_is_killed_loses_nothing_and_doubles_nothing() {
     assert!(service.terminate().await.success());
 }
 
-/// A service starts, and the signup's event, which is in its queue again, ends in Customer.io once and is told.
+/// A service starts, and the signup's event, which is in its queue again, ends in Customer.io once
+/// and is told.
 async fn check_that_the_next_ends_it(world: &World, signup: Uuid) {
     let mut outcomes = world.listen("signup.updates", "#").await;
     let mut service = serving(world).await;
@@ -74,7 +78,10 @@ async fn a_kill_before_the_job_is_committed_leaves_the_event() {
     let world = World::new().await;
     let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
     let mut transaction = world.pool.begin().await.expect("begun");
-    transaction.execute("LOCK TABLE signup_customerio_sync_jobs IN ACCESS EXCLUSIVE MODE").await.expect("locked");
+    transaction
+        .execute("LOCK TABLE signup_customerio_sync_jobs IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("locked");
     world.submit(&submitted(signup)).await;
     world.wait_for_depth(SUBMITTED, 0).await;
     service.kill();
@@ -102,7 +109,8 @@ async fn a_kill_in_a_call_leaves_the_event_and_the_call_repeats_with_its_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_before_the_outcome_is_confirmed_leaves_the_event_and_the_ledger_tells_how_it_ended() {
+async fn a_kill_before_the_outcome_is_confirmed_leaves_the_event_and_the_ledger_tells_how_it_ended()
+{
     let rabbitmq = OwnServer::start("rabbitmq");
     let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
     let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
@@ -155,17 +163,34 @@ async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
     let app = world.start().await;
     let signup = world.failed_signup().await;
     world.wait_for_failures(1).await;
-    world.publish("signup.events", "signup.submitted", b"not json", lapin::BasicProperties::default()).await;
+    world
+        .publish(
+            "signup.events",
+            "signup.submitted",
+            b"not json",
+            lapin::BasicProperties::default(),
+        )
+        .await;
     world.wait_for_failures(2).await;
-    let message = world.read(&app, "/unprocessable").await["items"][0]["id"].as_str().expect("an id").to_owned();
+    let message = world.read(&app, "/unprocessable").await["items"][0]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
 
     rabbitmq.stop();
     let answer = world.act(&app, &format!("/{signup}/retry"), None).await;
     assert_eq!(answer["count"], 1);
-    assert!(answer["notice"].as_str().expect("a notice").contains("as soon as the broker is back"), "{answer}");
+    assert!(
+        answer["notice"].as_str().expect("a notice").contains("as soon as the broker is back"),
+        "{answer}"
+    );
     assert_eq!(world.job(signup, "initial").await.expect("the job")["status"], "pending");
-    let (status, problem) = world.api(&app, "POST", &format!("/unprocessable/{message}/replay"), None).await;
-    assert!(status == 503 && problem["detail"].to_string().contains("stays in the list"), "{problem}");
+    let (status, problem) =
+        world.api(&app, "POST", &format!("/unprocessable/{message}/replay"), None).await;
+    assert!(
+        status == 503 && problem["detail"].to_string().contains("stays in the list"),
+        "{problem}"
+    );
     assert_eq!(world.read(&app, "/unprocessable").await["total"], 1);
 
     rabbitmq.start_again();

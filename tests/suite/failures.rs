@@ -8,19 +8,29 @@ use uuid::Uuid;
 
 /// Failed jobs of three people, put straight into the tables.
 const SEED: &str = "
-    INSERT INTO signups (id, operator_id, customer_id, email, first_name, last_name, customerio_sync_failed, customerio_sync_error)
+    INSERT INTO signups (id, operator_id, customer_id, email, first_name, last_name, \
+    customerio_sync_failed, customerio_sync_error)
     VALUES
-        ('00000000-0000-4000-8000-000000000001', 'op', 'c-1', 'ann@example.com', 'Ann', 'Lee', true, 'x'),
-        ('00000000-0000-4000-8000-000000000002', 'op', 'c-2', 'bob@test.org', 'Bob', 'O_Neill', true, 'x'),
-        ('00000000-0000-4000-8000-000000000003', 'op', 'c-3', 'CAROL@example.com', 'Carol', '100%', true, 'x');
+        ('00000000-0000-4000-8000-000000000001', 'op', 'c-1', 'ann@example.com', 'Ann', 'Lee', \
+    true, 'x'),
+        ('00000000-0000-4000-8000-000000000002', 'op', 'c-2', 'bob@test.org', 'Bob', 'O_Neill', \
+    true, 'x'),
+        ('00000000-0000-4000-8000-000000000003', 'op', 'c-3', 'CAROL@example.com', 'Carol', \
+    '100%', true, 'x');
     INSERT INTO signup_customerio_sync_jobs
-        (id, signup_id, sync_phase, status, attempt_count, last_attempt_at, error_type, error_message)
+        (id, signup_id, sync_phase, status, attempt_count, last_attempt_at, error_type, \
+    error_message)
     VALUES
-        ('00000000-0000-4000-9000-000000000001', '00000000-0000-4000-8000-000000000001', 'initial', 'failed', 5, '2025-01-01', 'server_error', 'Customer.io answered 503: trace 4711'),
-        ('00000000-0000-4000-9000-000000000002', '00000000-0000-4000-8000-000000000001', 'enriched', 'failed', 5, '2025-01-02', 'server_error', 'Customer.io answered 503: trace 4712'),
-        ('00000000-0000-4000-9000-000000000003', '00000000-0000-4000-8000-000000000002', 'initial', 'failed', 0, '2025-01-03', 'other', 'Customer.io answered 403'),
-        ('00000000-0000-4000-9000-000000000004', '00000000-0000-4000-8000-000000000003', 'initial', 'failed', 3, NULL, 'network', 'reset by 10.0.0.7'),
-        ('00000000-0000-4000-9000-000000000005', '00000000-0000-4000-8000-000000000003', 'enriched', 'completed', 0, '2025-01-03', NULL, NULL);
+        ('00000000-0000-4000-9000-000000000001', '00000000-0000-4000-8000-000000000001', \
+    'initial', 'failed', 5, '2025-01-01', 'server_error', 'Customer.io answered 503: trace 4711'),
+        ('00000000-0000-4000-9000-000000000002', '00000000-0000-4000-8000-000000000001', \
+    'enriched', 'failed', 5, '2025-01-02', 'server_error', 'Customer.io answered 503: trace 4712'),
+        ('00000000-0000-4000-9000-000000000003', '00000000-0000-4000-8000-000000000002', \
+    'initial', 'failed', 0, '2025-01-03', 'other', 'Customer.io answered 403'),
+        ('00000000-0000-4000-9000-000000000004', '00000000-0000-4000-8000-000000000003', \
+    'initial', 'failed', 3, NULL, 'network', 'reset by 10.0.0.7'),
+        ('00000000-0000-4000-9000-000000000005', '00000000-0000-4000-8000-000000000003', \
+    'enriched', 'completed', 0, '2025-01-03', NULL, NULL);
 ";
 
 async fn seeded() -> (World, App) {
@@ -32,7 +42,9 @@ async fn seeded() -> (World, App) {
 
 /// The numbers of the jobs in a list, in its order.
 fn numbers(list: &Value) -> Vec<u64> {
-    let id = |item: &Value| u64::from(item["jobId"].as_str().expect("an id").bytes().last().expect("a digit") - b'0');
+    let id = |item: &Value| {
+        u64::from(item["jobId"].as_str().expect("an id").bytes().last().expect("a digit") - b'0')
+    };
     list["items"].as_array().expect("items").iter().map(id).collect()
 }
 
@@ -41,7 +53,10 @@ async fn the_list_has_most_attempts_and_the_latest_attempt_first() {
     let (world, app) = seeded().await;
     let list = world.read(&app, "/sync-failures").await;
     assert_eq!(numbers(&list), [2, 1, 4, 3]);
-    assert_eq!((&list["total"], &list["limit"], &list["offset"]), (&json!(4), &json!(50), &json!(0)));
+    assert_eq!(
+        (&list["total"], &list["limit"], &list["offset"]),
+        (&json!(4), &json!(50), &json!(0))
+    );
     let item = &list["items"][1];
     assert_eq!(
         item["customer"],
@@ -49,7 +64,10 @@ async fn the_list_has_most_attempts_and_the_latest_attempt_first() {
     );
     assert_eq!((&item["status"], &item["syncPhase"]), (&json!("failed"), &json!("initial")));
     assert_eq!((&item["attemptCount"], &item["maxAttempts"]), (&json!(5), &json!(5)));
-    assert_eq!((&item["errorType"], &item["verdict"]["cause"]), (&json!("server_error"), &json!("outage")));
+    assert_eq!(
+        (&item["errorType"], &item["verdict"]["cause"]),
+        (&json!("server_error"), &json!("outage"))
+    );
     assert_eq!(item["errorMessage"], "Customer.io answered 503: trace 4711");
     app.stop().await;
 }
@@ -78,7 +96,10 @@ async fn filters_search_and_pages_narrow_the_list() {
         assert_eq!(numbers(&list), expected, "{query}");
     }
     let page = world.read(&app, "/sync-failures?limit=1&offset=1&search=example").await;
-    assert_eq!((&page["total"], &page["limit"], &page["offset"]), (&json!(3), &json!(1), &json!(1)));
+    assert_eq!(
+        (&page["total"], &page["limit"], &page["offset"]),
+        (&json!(3), &json!(1), &json!(1))
+    );
     let masked = world.read(&app, "/sync-failures?search=bob&masked=true").await;
     assert_eq!(masked["items"][0]["customer"]["email"], "b•••@t•••");
     app.stop().await;
@@ -122,7 +143,11 @@ async fn bad_requests_are_told_what_is_allowed() {
     for (method, path, status, told) in cases {
         let (found, problem) = world.api(&app, method, &path, None).await;
         let detail = problem["detail"].as_str().unwrap_or_else(|| panic!("no detail: {problem}"));
-        assert_eq!((found, &problem["status"]), (status, &json!(status)), "{method} {path}: {detail}");
+        assert_eq!(
+            (found, &problem["status"]),
+            (status, &json!(status)),
+            "{method} {path}: {detail}"
+        );
         assert!(detail.contains(told), "{method} {path}: {detail}");
     }
     for (path, body, status, told) in [
@@ -145,12 +170,22 @@ async fn a_wrong_method_and_a_large_body_are_answered_as_problems() {
     let (world, app) = seeded().await;
     let url = |path: &str| format!("http://{}/api/v1/signups/customerio{path}", app.http_addr());
     let answer = world.http().put(url("/stats")).send().await.expect("an answer");
-    assert_eq!((answer.status().as_u16(), answer.headers()["allow"].as_bytes()), (405, &b"GET,HEAD"[..]));
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["allow"].as_bytes()),
+        (405, &b"GET,HEAD"[..])
+    );
     assert_eq!(answer.headers()["content-type"], "application/problem+json");
 
     let large = format!("{{\"search\":\"{}\"}}", "x".repeat(1024 * 1024));
-    let request = world.http().post(url("/sync-failures/retry")).header("content-type", "application/json");
-    let answer = request.try_clone().expect("no stream").body(large.clone()).send().await.expect("an answer");
+    let request =
+        world.http().post(url("/sync-failures/retry")).header("content-type", "application/json");
+    let answer = request
+        .try_clone()
+        .expect("no stream")
+        .body(large.clone())
+        .send()
+        .await
+        .expect("an answer");
     assert_eq!(answer.status().as_u16(), 413);
     let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>(large)]);
     let answer = request.body(reqwest::Body::wrap_stream(pieces)).send().await.expect("an answer");
@@ -166,7 +201,10 @@ async fn a_request_that_takes_too_long_is_answered() {
     let mut holder = world.pool.begin().await.expect("a transaction");
     holder.execute("LOCK TABLE signup_customerio_sync_jobs").await.expect("locked");
     let (status, problem) = world.api(&app, "GET", "/sync-failures", None).await;
-    assert!(status == 503 && problem["detail"].to_string().contains("not done within 300ms"), "{problem}");
+    assert!(
+        status == 503 && problem["detail"].to_string().contains("not done within 300ms"),
+        "{problem}"
+    );
     drop(holder);
     app.stop().await;
 }
@@ -178,22 +216,27 @@ async fn two_thousand_failures_of_three_causes_are_three_groups() {
     // What differs is quoted values, addresses, ports, ids and e-mail addresses.
     let causes = [
         "'Customer.io refused the event: invalid: attributes.plan: \"' || n || '\" is not known'",
-        "'no connection to Customer.io: tcp connect: 10.0.' || n % 255 || '.7:' || 1000 + n || ': refused'",
-        "'Customer.io answered 503: trace ' || md5(n::text) || ' for person' || n || '@example.com'",
+        "'no connection to Customer.io: tcp connect: 10.0.' || n % 255 || '.7:' || 1000 + n || ': \
+            refused'",
+        "'Customer.io answered 503: trace ' || md5(n::text) || ' for person' || n || \
+            '@example.com'",
     ];
     for (index, message) in causes.iter().enumerate() {
         let sql = format!(
             "WITH s AS (
-                INSERT INTO signups (id, operator_id) SELECT gen_random_uuid(), 'op' FROM generate_series(1, 700) RETURNING id
+                INSERT INTO signups (id, operator_id) SELECT gen_random_uuid(), 'op' FROM \
+                generate_series(1, 700) RETURNING id
             )
-            INSERT INTO signup_customerio_sync_jobs (id, signup_id, sync_phase, status, error_type, error_message)
+            INSERT INTO signup_customerio_sync_jobs (id, signup_id, sync_phase, status, \
+                error_type, error_message)
             SELECT gen_random_uuid(), id, 'initial', 'failed', 'other', {message}
             FROM (SELECT id, {index} * 1000 + row_number() OVER () AS n FROM s) AS numbered"
         );
         world.pool.execute(sqlx::AssertSqlSafe(sql)).await.expect("seeded");
     }
     let groups = world.read(&app, "/failure-groups").await;
-    let counts: Vec<_> = groups["items"].as_array().expect("items").iter().map(|group| &group["count"]).collect();
+    let counts: Vec<_> =
+        groups["items"].as_array().expect("items").iter().map(|group| &group["count"]).collect();
     assert_eq!(counts, [&json!(700); 3], "{groups}");
     app.stop().await;
 }
@@ -206,7 +249,10 @@ async fn groups_gather_failures_of_one_cause() {
     assert_eq!(groups.len(), 3);
     assert_eq!(groups[0]["signature"], "Customer.io answered 503: trace {n}");
     assert_eq!((&groups[0]["count"], &groups[0]["errorType"]), (&json!(2), &json!("server_error")));
-    let forbidden = groups.iter().find(|group| group["signature"] == "Customer.io answered 403").expect("a group");
+    let forbidden = groups
+        .iter()
+        .find(|group| group["signature"] == "Customer.io answered 403")
+        .expect("a group");
     assert_eq!(forbidden["sampleJobId"], "00000000-0000-4000-9000-000000000003");
     let search = format!("/sync-failures?signature={}", "Customer.io+answered+503:+trace+%7Bn%7D");
     assert_eq!(numbers(&world.read(&app, &search).await), [2, 1]);
@@ -217,19 +263,35 @@ async fn groups_gather_failures_of_one_cause() {
 async fn stats_count_by_status_and_phase() {
     let (world, app) = seeded().await;
     let stats = world.read(&app, "/stats").await;
-    assert_eq!(stats["byStatus"], json!({ "pending": 0, "processing": 0, "completed": 1, "failed": 4 }));
+    assert_eq!(
+        stats["byStatus"],
+        json!({ "pending": 0, "processing": 0, "completed": 1, "failed": 4 })
+    );
     assert_eq!(stats["byPhase"]["completed"], json!({ "initial": 0, "enriched": 1 }));
     assert_eq!(stats["byPhase"]["failed"], json!({ "initial": 3, "enriched": 1 }));
     assert_eq!((&stats["unprocessable"], &stats["openFailures"]), (&json!(0), &json!(4)));
-    assert_eq!((&stats["gate"]["state"], &stats["today"]["notSynced"]), (&json!("closed"), &json!(3)));
+    assert_eq!(
+        (&stats["gate"]["state"], &stats["today"]["notSynced"]),
+        (&json!("closed"), &json!(3))
+    );
 
-    world.publish("signup.events", "signup.submitted", b"not json", lapin::BasicProperties::default()).await;
+    world
+        .publish(
+            "signup.events",
+            "signup.submitted",
+            b"not json",
+            lapin::BasicProperties::default(),
+        )
+        .await;
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "initial", "completed").await;
     world.wait_for_failures(1).await;
     let stats = world.read(&app, "/stats").await;
-    assert_eq!((&stats["unprocessable"], &stats["byPhase"]["completed"]["initial"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&stats["unprocessable"], &stats["byPhase"]["completed"]["initial"]),
+        (&json!(1), &json!(1))
+    );
     assert_eq!(stats["lastHour"][0]["completed"], 1);
     app.stop().await;
 }
@@ -249,7 +311,10 @@ async fn a_manual_retry_starts_a_failed_job_again_with_all_its_effects() {
     world.clear_faults().await;
     world.fault(json!({ "kind": "latency", "ms": 1500 })).await;
     let answer = world.act(&app, &format!("/{signup}/retry?syncPhase=initial"), None).await;
-    assert_eq!(answer, json!({ "retried": [{ "jobId": failed["id"], "syncPhase": "initial" }], "count": 1 }));
+    assert_eq!(
+        answer,
+        json!({ "retried": [{ "jobId": failed["id"], "syncPhase": "initial" }], "count": 1 })
+    );
     let job = world.job(signup, "initial").await.expect("the job");
     assert_eq!(
         (&job["attempt_count"], &job["next_retry_at"], &job["manual_retry"]),
@@ -257,15 +322,27 @@ async fn a_manual_retry_starts_a_failed_job_again_with_all_its_effects() {
     );
     assert_eq!((&job["run"], &job["error_type"]), (&json!(1), &Value::Null));
     let stored = world.signup(signup).await;
-    assert_eq!((&stored["customerio_sync_failed"], &stored["customerio_sync_error"]), (&json!(false), &Value::Null));
+    assert_eq!(
+        (&stored["customerio_sync_failed"], &stored["customerio_sync_error"]),
+        (&json!(false), &Value::Null)
+    );
     let failures = world.failures().await;
     assert_eq!(failures[0]["resolution"], "retried");
     let audit = world.audit("customerio_manual_retry").await;
-    assert_eq!((&audit[0]["actor"], &audit[0]["details"]["manualRetry"]), (&json!("local"), &json!(true)));
-    assert_eq!((&audit[0]["details"]["jobId"], &audit[0]["signup_id"]), (&failed["id"], &json!(signup)));
+    assert_eq!(
+        (&audit[0]["actor"], &audit[0]["details"]["manualRetry"]),
+        (&json!("local"), &json!(true))
+    );
+    assert_eq!(
+        (&audit[0]["details"]["jobId"], &audit[0]["signup_id"]),
+        (&failed["id"], &json!(signup))
+    );
 
     world.wait_for_job(signup, "initial", "completed").await;
-    let synced = wait_for("the audit of the success", || async { world.audit("customerio_synced").await.pop() }).await;
+    let synced = wait_for("the audit of the success", || async {
+        world.audit("customerio_synced").await.pop()
+    })
+    .await;
     assert_eq!(synced["details"]["manualRetry"], true);
     assert_eq!(world.events().await.len(), 1, "the event is tracked once");
     let (status, _) = world.api(&app, "POST", &format!("/{signup}/retry"), None).await;
@@ -286,7 +363,9 @@ async fn a_retry_without_a_phase_starts_both_jobs_of_a_signup() {
 
 #[tokio::test]
 async fn a_job_tells_everything_about_itself() {
-    let world = World::new().await.with("CUSTOMERIO_SYNC__HTTP__MANAGEMENT_URL", "https://rabbit.example/{queue}");
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__HTTP__MANAGEMENT_URL", "https://rabbit.example/{queue}");
     let app = world.start().await;
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
@@ -296,24 +375,39 @@ async fn a_job_tells_everything_about_itself() {
     let job = world.wait_for_job(signup, "enriched", "failed").await;
     let id = job["id"].as_str().expect("an id");
     let detail = world.read(&app, &format!("/jobs/{id}")).await;
-    assert_eq!((&detail["job"]["status"], &detail["job"]["attemptCount"]), (&json!("failed"), &json!(5)));
+    assert_eq!(
+        (&detail["job"]["status"], &detail["job"]["attemptCount"]),
+        (&json!("failed"), &json!(5))
+    );
     assert_eq!(detail["signup"]["customer"]["email"], format!("{signup}@example.com"));
     assert_eq!(detail["signup"]["betSlip"]["odds"], "+150");
     assert_eq!(detail["attempts"].as_array().map(Vec::len), Some(6));
-    assert_eq!((&detail["attempts"][0]["tier"], &detail["attempts"][5]["tier"]), (&json!("200ms"), &Value::Null));
+    assert_eq!(
+        (&detail["attempts"][0]["tier"], &detail["attempts"][5]["tier"]),
+        (&json!("200ms"), &Value::Null)
+    );
     assert_eq!(detail["ladder"][4], json!({ "name": "600ms", "delaySeconds": 0.6 }));
-    assert_eq!(detail["audit"][0]["action"], "customerio_sync_failed", "only what is about this job");
+    assert_eq!(
+        detail["audit"][0]["action"], "customerio_sync_failed",
+        "only what is about this job"
+    );
     assert_eq!(detail["verdict"]["cause"], "outage");
-    assert!(detail["verdict"]["warning"].as_str().expect("the event is old").contains("no campaign"));
+    assert!(
+        detail["verdict"]["warning"].as_str().expect("the event is old").contains("no campaign")
+    );
     assert_eq!(detail["queueUrl"], "https://rabbit.example/customerio-sync.failed");
     assert_eq!(detail["job"]["contactId"], contact(signup));
     let tracked = &world.events().await[0]["id"];
     let initial = world.job(signup, "initial").await.expect("the job");
-    let initial = world.read(&app, &format!("/jobs/{}", initial["id"].as_str().expect("an id"))).await;
+    let initial =
+        world.read(&app, &format!("/jobs/{}", initial["id"].as_str().expect("an id"))).await;
     assert_eq!(&initial["job"]["trackedEventId"], tracked);
 
     let masked = world.read(&app, &format!("/jobs/{id}?masked=true")).await;
-    assert!(!masked.to_string().contains("@example.com") && !masked.to_string().contains("\"Lee\""), "{masked}");
+    assert!(
+        !masked.to_string().contains("@example.com") && !masked.to_string().contains("\"Lee\""),
+        "{masked}"
+    );
     let revealed = world.act(&app, &format!("/jobs/{id}/reveal"), None).await;
     assert_eq!(revealed["lastName"], "Lee");
     assert_eq!(world.audit("customerio_reveal").await[0]["actor"], "local");
@@ -325,28 +419,45 @@ async fn stuck_jobs_go_back_to_pending_and_process_runs_what_is_ready() {
     let (world, app) = seeded().await;
     let sql = "
         UPDATE signup_customerio_sync_jobs
-        SET status = CASE WHEN attempt_count = 5 THEN 'processing' ELSE 'pending' END, attempt_count = 0,
-            updated_at = now() - CASE WHEN sync_phase = 'initial' THEN interval '6 minutes' ELSE interval '4 minutes' END,
+        SET status = CASE WHEN attempt_count = 5 THEN 'processing' ELSE 'pending' END, \
+        attempt_count = 0,
+            updated_at = now() - CASE WHEN sync_phase = 'initial' THEN interval '6 minutes' ELSE \
+        interval '4 minutes' END,
             last_attempt_at = NULL
         WHERE status = 'failed'";
     world.pool.execute(sql).await.expect("two are stuck, two are ready");
     assert_eq!(world.act(&app, "/cleanup", None).await, json!({ "resetCount": 1 }));
     assert_eq!(world.act(&app, "/cleanup", None).await, json!({ "resetCount": 0 }));
-    assert_eq!(world.audit("customerio_cleanup").await[0]["details"]["jobId"], "00000000-0000-4000-9000-000000000001");
+    assert_eq!(
+        world.audit("customerio_cleanup").await[0]["details"]["jobId"],
+        "00000000-0000-4000-9000-000000000001"
+    );
 
-    world.fault(json!({ "kind": "refuse", "identifier": "c-2", "field": "plan", "message": "unknown" })).await;
+    world
+        .fault(
+            json!({ "kind": "refuse", "identifier": "c-2", "field": "plan", "message": "unknown" }),
+        )
+        .await;
     let first = world.act(&app, "/process?limit=1", None).await;
     assert_eq!(first["processed"], 1);
-    world.fault(json!({ "kind": "refuse", "identifier": "c-2", "field": "plan", "message": "unknown" })).await;
+    world
+        .fault(
+            json!({ "kind": "refuse", "identifier": "c-2", "field": "plan", "message": "unknown" }),
+        )
+        .await;
     let rest = world.act(&app, "/process", None).await;
     assert_eq!(rest["processed"], 2);
-    let sum = |key: &str| first[key].as_u64().expect("a count") + rest[key].as_u64().expect("a count");
+    let sum =
+        |key: &str| first[key].as_u64().expect("a count") + rest[key].as_u64().expect("a count");
     assert_eq!((sum("succeeded"), sum("failed"), sum("retrying")), (2, 1, 0));
     assert_eq!(world.act(&app, "/process", None).await["processed"], 0);
     let processing = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'";
     assert_eq!(world.count(processing).await, 1, "what is in other hands is left alone");
     let failures = world.wait_for_failures(1).await;
-    assert_eq!(failures[0]["reason"], "permanent", "a job that was run by hand is parked as any other");
+    assert_eq!(
+        failures[0]["reason"], "permanent",
+        "a job that was run by hand is parked as any other"
+    );
     app.stop().await;
 }
 
@@ -355,21 +466,31 @@ async fn process_retries_on_the_ladder_and_does_not_run_a_job_twice() {
     let (world, app) = seeded().await;
     world
         .pool
-        .execute("UPDATE signup_customerio_sync_jobs SET status = 'pending', attempt_count = 0 WHERE status = 'failed'")
+        .execute(
+            "UPDATE signup_customerio_sync_jobs SET status = 'pending', attempt_count = 0 \
+            WHERE status = 'failed'",
+        )
         .await
         .expect("ready");
     world.fault(json!({ "kind": "latency", "ms": 300 })).await;
-    let (one, other) =
-        tokio::join!(world.act(&app, "/process?limit=4", None), world.act(&app, "/process?limit=4", None));
-    let processed = one["processed"].as_u64().expect("a count") + other["processed"].as_u64().expect("a count");
+    let (one, other) = tokio::join!(
+        world.act(&app, "/process?limit=4", None),
+        world.act(&app, "/process?limit=4", None)
+    );
+    let processed =
+        one["processed"].as_u64().expect("a count") + other["processed"].as_u64().expect("a count");
     assert_eq!(processed, 4, "{one} {other}");
-    assert!(world.events().await.iter().all(|event| event["repeats"] == 0), "nothing was sent twice");
+    assert!(
+        world.events().await.iter().all(|event| event["repeats"] == 0),
+        "nothing was sent twice"
+    );
     world.clear_faults().await;
 
     let signup = Uuid::new_v4();
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
     let sql = "
-        WITH s AS (INSERT INTO signups (id, operator_id, email) VALUES ($1, 'op', 'x@example.com') RETURNING id)
+        WITH s AS (INSERT INTO signups (id, operator_id, email) VALUES ($1, 'op', \
+        'x@example.com') RETURNING id)
         INSERT INTO signup_customerio_sync_jobs (id, signup_id, sync_phase, status)
         SELECT gen_random_uuid(), id, 'initial', 'pending' FROM s";
     sqlx::query(sql).bind(signup).execute(&world.pool).await.expect("a job");
@@ -384,7 +505,10 @@ async fn process_waits_for_nobody_while_customer_io_wants_to_be_left_alone() {
     let (world, app) = seeded().await;
     world
         .pool
-        .execute("UPDATE signup_customerio_sync_jobs SET status = 'pending', attempt_count = 0 WHERE status = 'failed'")
+        .execute(
+            "UPDATE signup_customerio_sync_jobs SET status = 'pending', attempt_count = 0 \
+            WHERE status = 'failed'",
+        )
         .await
         .expect("ready");
     world.fault(json!({ "kind": "status", "status": 429, "calls": 1, "retry_after": "60" })).await;

@@ -18,7 +18,9 @@ async fn watch(app: &App) -> Watching {
 
 impl Watching {
     async fn next_message(&mut self) -> Message {
-        let next = tokio::time::timeout(Duration::from_secs(60), self.0.next()).await.expect("a frame in time");
+        let next = tokio::time::timeout(Duration::from_secs(60), self.0.next())
+            .await
+            .expect("a frame in time");
         next.expect("the connection goes on").expect("a message")
     }
 
@@ -41,19 +43,33 @@ async fn outcomes_come_as_they_happen_whichever_replica_did_the_work() {
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
     let published = outcomes.next().await.json();
-    assert_eq!((&published["type"], &published["signupId"]), (&json!("sign_up.customerio_synced"), &json!(signup)));
-    assert_eq!((at_one.next().await, at_other.next().await), (published.clone(), published.clone()));
-    assert_eq!((&published["contactId"], &published["manualRetry"]), (&json!(contact(signup)), &json!(false)));
+    assert_eq!(
+        (&published["type"], &published["signupId"]),
+        (&json!("sign_up.customerio_synced"), &json!(signup))
+    );
+    assert_eq!(
+        (at_one.next().await, at_other.next().await),
+        (published.clone(), published.clone())
+    );
+    assert_eq!(
+        (&published["contactId"], &published["manualRetry"]),
+        (&json!(contact(signup)), &json!(false))
+    );
 
     let failed = world.failed_signup().await;
     let frame = at_one.next().await;
-    assert_eq!((&frame["type"], &frame["signupId"]), (&json!("sign_up.customerio_sync_failed"), &json!(failed)));
+    assert_eq!(
+        (&frame["type"], &frame["signupId"]),
+        (&json!("sign_up.customerio_sync_failed"), &json!(failed))
+    );
     assert_eq!((&frame["errorType"], &frame["exhaustedRetries"]), (&json!("other"), &json!(false)));
     assert_eq!(at_other.next().await, frame);
     tokio::join!(one.stop(), other.stop());
     loop {
         match at_one.next_message().await {
-            Message::Close(Some(frame)) => break assert_eq!(frame.reason.as_str(), "the service is stopping"),
+            Message::Close(Some(frame)) => {
+                break assert_eq!(frame.reason.as_str(), "the service is stopping");
+            }
             Message::Ping(_) => {}
             other => panic!("expected a close frame, got {other:?}"),
         }
@@ -75,7 +91,10 @@ async fn the_progress_of_a_bulk_retry_is_pushed() {
             last = frame;
         }
     }
-    assert_eq!((&last["bulkRetry"]["retried"], &last["bulkRetry"]["eligible"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&last["bulkRetry"]["retried"], &last["bulkRetry"]["eligible"]),
+        (&json!(1), &json!(1))
+    );
     app.stop().await;
 }
 
@@ -92,7 +111,14 @@ async fn a_slow_reader_is_told_how_many_it_missed_and_holds_nobody_up() {
     let publish = async {
         for n in 0..FRAMES {
             let body = json!({ "n": n, "padding": padding }).to_string();
-            crate::support::publish_on(&channel, "signup.updates", "test", body.as_bytes(), Default::default()).await;
+            crate::support::publish_on(
+                &channel,
+                "signup.updates",
+                "test",
+                body.as_bytes(),
+                Default::default(),
+            )
+            .await;
         }
     };
     let read = async {
@@ -139,7 +165,8 @@ async fn there_is_room_for_so_many_clients_and_a_place_that_is_left_is_free_agai
 
     first.0.close(None).await.expect("closed");
     let url = url.replace("http:", "ws:");
-    crate::support::wait_for("a free place", || async { connect_async(&url).await.ok().map(drop) }).await;
+    crate::support::wait_for("a free place", || async { connect_async(&url).await.ok().map(drop) })
+        .await;
     app.stop().await;
 }
 

@@ -24,31 +24,46 @@ async fn a_job_climbs_the_five_tiers_and_then_fails() {
     assert_eq!((&job["attempt_count"], &job["error_type"]), (&json!(5), &json!("server_error")));
     assert_eq!(job["next_retry_at"], Value::Null);
 
-    let attempts = world.rows("SELECT attempt, http_status, error_type, tier FROM sync_attempts ORDER BY id").await;
-    let tiers: Vec<Option<String>> = attempts.iter().map(|row| sqlx::Row::get(row, "tier")).collect();
+    let attempts = world
+        .rows("SELECT attempt, http_status, error_type, tier FROM sync_attempts ORDER BY id")
+        .await;
+    let tiers: Vec<Option<String>> =
+        attempts.iter().map(|row| sqlx::Row::get(row, "tier")).collect();
     let mut expected: Vec<_> = SHORT_LADDER.split(',').map(|tier| Some(tier.to_owned())).collect();
     expected.push(None);
     assert_eq!(tiers, expected);
 
     let stored = world.signup(signup).await;
-    assert_eq!((&stored["customerio_sync_failed"], &stored["customerio_synced"]), (&json!(true), &json!(false)));
+    assert_eq!(
+        (&stored["customerio_sync_failed"], &stored["customerio_synced"]),
+        (&json!(true), &json!(false))
+    );
     assert_eq!(stored["customerio_sync_error"], job["error_message"]);
     let audit = world.audit("customerio_sync_failed").await;
     let details = &audit[0]["details"];
     assert_eq!((&details["jobId"], &details["exhaustedRetries"]), (&job["id"], &json!(true)));
-    assert_eq!((&details["syncPhase"], &details["contactId"]), (&json!("initial"), &json!(contact(signup))));
+    assert_eq!(
+        (&details["syncPhase"], &details["contactId"]),
+        (&json!("initial"), &json!(contact(signup)))
+    );
 
     let told = outcomes.next().await;
     assert_eq!(told.routing_key, "sign_up.customerio_sync_failed");
     let body = told.json();
     assert_eq!((&body["exhaustedRetries"], &body["attemptCount"]), (&json!(true), &json!(5)));
-    assert_eq!((&body["errorType"], &body["errorMessage"]), (&json!("server_error"), &job["error_message"]));
+    assert_eq!(
+        (&body["errorType"], &body["errorMessage"]),
+        (&json!("server_error"), &job["error_message"])
+    );
 
     let parked = world.next("customerio-sync.failed").await;
     check_parked(&parked, &job, "exhausted", "5");
     let failures = world.wait_for_failures(1).await;
     assert_eq!((&failures[0]["job_id"], &failures[0]["reason"]), (&job["id"], &json!("exhausted")));
-    assert_eq!((&failures[0]["resolved_at"], &failures[0]["error_type"]), (&Value::Null, &json!("server_error")));
+    assert_eq!(
+        (&failures[0]["resolved_at"], &failures[0]["error_type"]),
+        (&Value::Null, &json!("server_error"))
+    );
     assert_eq!(world.calls().await.len(), 6, "no call after the fifth retry");
     app.stop().await;
 }
@@ -66,9 +81,13 @@ fn check_parked(parked: &Taken, job: &Value, reason: &str, attempt: &str) {
         let value = parked.header(header).unwrap_or_else(|| panic!("{header} is there"));
         assert!(value.parse::<DateTime<Utc>>().is_ok(), "{header}: {value}");
     }
-    assert!(parked.header("x-original-exchange").is_some() && parked.header("x-original-routing-key").is_some());
+    assert!(
+        parked.header("x-original-exchange").is_some()
+            && parked.header("x-original-routing-key").is_some()
+    );
     assert_eq!(parked.header("x-death"), None, "what brokers add is not passed on");
-    let body = json!({ "job_id": job["id"], "signup_id": job["signup_id"], "sync_phase": job["sync_phase"],
+    let body = json!({ "job_id": job["id"], "signup_id": job["signup_id"],
+    "sync_phase": job["sync_phase"],
         "attempt": job["attempt_count"] });
     assert_eq!(parked.json(), body);
 }
@@ -79,13 +98,16 @@ async fn a_refusal_fails_at_once() {
     let app = world.start().await;
     let mut outcomes = world.listen("signup.updates", "#").await;
     let (good, bad) = (Uuid::new_v4(), Uuid::new_v4());
-    let refuse =
-        json!({ "kind": "refuse", "identifier": contact(bad), "field": "attributes.plan", "message": "too long" });
+    let refuse = json!({ "kind": "refuse", "identifier": contact(bad), "field": "attributes.plan",
+    "message": "too long" });
     world.fault(refuse).await;
     world.submit(&submitted(bad)).await;
     let job = world.wait_for_job(bad, "initial", "failed").await;
     assert_eq!((&job["attempt_count"], &job["error_type"]), (&json!(0), &json!("other")));
-    assert_eq!(job["error_message"], "Customer.io refused the identify: invalid: attributes.plan: too long");
+    assert_eq!(
+        job["error_message"],
+        "Customer.io refused the identify: invalid: attributes.plan: too long"
+    );
     assert_eq!(outcomes.next().await.json()["exhaustedRetries"], false);
     check_parked(&world.next("customerio-sync.failed").await, &job, "permanent", "0");
     let audit = world.audit("customerio_sync_failed").await;
@@ -102,7 +124,8 @@ async fn a_job_that_fails_and_recovers_and_fails_and_recovers_completes() {
     let app = world.start().await;
     world
         .fault(json!([
-            { "kind": "status", "status": 500, "calls": 1 }, { "kind": "status", "status": 429, "calls": 1 },
+            { "kind": "status", "status": 500, "calls": 1 }, { "kind": "status", "status": 429,
+            "calls": 1 },
         ]))
         .await;
     let signup = Uuid::new_v4();
@@ -126,7 +149,8 @@ async fn both_phases_run_their_flows_side_by_side() {
     world.confirm(&confirmed(signup)).await;
     world.wait_for_job(signup, "initial", "completed").await;
     world.wait_for_job(signup, "enriched", "completed").await;
-    let mut names: Vec<_> = world.events().await.iter().map(|event| event["name"].clone()).collect();
+    let mut names: Vec<_> =
+        world.events().await.iter().map(|event| event["name"].clone()).collect();
     names.sort_by_key(Value::to_string);
     assert_eq!(names, ["signup_extraction_confirmed", "signup_submitted"]);
     app.stop().await;
@@ -145,7 +169,11 @@ async fn retry_after_moves_the_retry_and_holds_all_calls() {
     world.wait_for_job(first, "initial", "completed").await;
 
     let tier = world.rows("SELECT tier FROM sync_attempts WHERE tier IS NOT NULL").await;
-    assert_eq!(sqlx::Row::get::<String, _>(&tier[0], "tier"), "2500ms", "the first tier that is long enough");
+    assert_eq!(
+        sqlx::Row::get::<String, _>(&tier[0], "tier"),
+        "2500ms",
+        "the first tier that is long enough"
+    );
     let times = world.call_times().await;
     let held = (times[1] - times[0]).num_milliseconds();
     assert!(held >= 1990, "the other job's call came after {held} ms");
@@ -181,6 +209,9 @@ async fn a_failed_job_is_started_afresh_by_a_new_event_and_its_failure_is_resolv
     world.wait_for_job(signup, "initial", "completed").await;
     assert_eq!(world.failures().await[0]["resolution"], "superseded");
     let stored = world.signup(signup).await;
-    assert_eq!((&stored["customerio_sync_failed"], &stored["customerio_synced"]), (&json!(false), &json!(true)));
+    assert_eq!(
+        (&stored["customerio_sync_failed"], &stored["customerio_synced"]),
+        (&json!(false), &json!(true))
+    );
     app.stop().await;
 }

@@ -23,13 +23,20 @@ async fn a_lost_claim_changes_nothing() {
     let second = ledger.open(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("opened");
     assert!(matches!(second.opened[0], Opened::Claimed(_)), "the redelivery takes over");
 
-    let late = ledger.settle(first.claim, vec![completion(&first.opened[0])]).await.expect("settled");
+    let late =
+        ledger.settle(first.claim, vec![completion(&first.opened[0])]).await.expect("settled");
     assert_eq!(late, [Settled::ClaimLost]);
-    assert_eq!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'").await, 1);
+    assert_eq!(
+        world
+            .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'")
+            .await,
+        1
+    );
     assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 0);
     assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 0);
 
-    let now = ledger.settle(second.claim, vec![completion(&second.opened[0])]).await.expect("settled");
+    let now =
+        ledger.settle(second.claim, vec![completion(&second.opened[0])]).await.expect("settled");
     assert!(matches!(now[0], Settled::Written(_)));
     let again = ledger.open(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("opened");
     assert!(matches!(again.opened[0], Opened::Settled(_)), "the ledger tells how it ended");
@@ -43,7 +50,11 @@ async fn a_commit_whose_answer_was_lost_is_found_done() {
     let claim = Uuid::new_v4();
     ledger.open(claim, &[arrival(&event, false)]).await.expect("opened");
     let batch = ledger.open(claim, &[arrival(&event, false)]).await.expect("opened again");
-    assert!(matches!(batch.opened[0], Opened::Claimed(_)), "it is ours, not in other hands: {:?}", batch.opened[0]);
+    assert!(
+        matches!(batch.opened[0], Opened::Claimed(_)),
+        "it is ours, not in other hands: {:?}",
+        batch.opened[0]
+    );
 
     let settlement = completion(&batch.opened[0]);
     let first = ledger.settle(claim, vec![settlement.clone()]).await.expect("settled");
@@ -61,8 +72,12 @@ async fn two_replicas_that_open_the_same_message_claim_it_once() {
     let arrivals: Vec<_> = events.iter().map(|event| arrival(event, false)).collect();
     let mut reversed = arrivals.clone();
     reversed.reverse();
-    let (one, other) = tokio::join!(ledger.open(Uuid::new_v4(), &arrivals), ledger.open(Uuid::new_v4(), &reversed));
-    let opened: Vec<_> = [one, other].into_iter().flat_map(|batch| batch.expect("opened").opened).collect();
+    let (one, other) = tokio::join!(
+        ledger.open(Uuid::new_v4(), &arrivals),
+        ledger.open(Uuid::new_v4(), &reversed)
+    );
+    let opened: Vec<_> =
+        [one, other].into_iter().flat_map(|batch| batch.expect("opened").opened).collect();
     let claimed = opened.iter().filter(|one| matches!(one, Opened::Claimed(_))).count();
     let in_flight = opened.iter().filter(|one| matches!(one, Opened::InFlight { .. })).count();
     assert_eq!((claimed, in_flight), (50, 50));
@@ -92,8 +107,12 @@ async fn an_event_that_a_newer_one_has_overtaken_starts_nothing_afresh() {
     // The replica that had taken the first one crashes.
     let late = ledger.open(Uuid::new_v4(), &[arrival(&first, true)]).await.expect("opened");
     assert_eq!(late.opened, [Opened::Superseded]);
-    let settled = ledger.settle(newer.claim, vec![completion(&newer.opened[0])]).await.expect("settled");
-    assert!(matches!(settled[0], Settled::Written(_)), "whoever has the newer one goes on undisturbed");
+    let settled =
+        ledger.settle(newer.claim, vec![completion(&newer.opened[0])]).await.expect("settled");
+    assert!(
+        matches!(settled[0], Settled::Written(_)),
+        "whoever has the newer one goes on undisturbed"
+    );
     let audit = world.audit("customerio_sync_restarted").await;
     assert_eq!((audit.len(), &audit[0]["details"]["run"]), (1, &serde_json::json!(1)));
 }
@@ -110,7 +129,11 @@ async fn a_job_remembers_no_more_events_than_it_needs() {
     }
     let job = world.job(signup, "initial").await.expect("a job");
     let remembered = job["earlier_events"].as_array().expect("a list");
-    assert_eq!((remembered.len(), &remembered[0]), (50, &events[58]["event_id"]), "the newest come first");
+    assert_eq!(
+        (remembered.len(), &remembered[0]),
+        (50, &events[58]["event_id"]),
+        "the newest come first"
+    );
 }
 
 fn failure(job: Uuid, run: i32, reason: Reason) -> FailedMessage {

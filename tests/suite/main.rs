@@ -1,5 +1,5 @@
-//! Sentences about the service's behaviour, each shown on real RabbitMQ and PostgreSQL with a database and a virtual
-//! host of its own. `./dev test` starts the servers and runs them.
+//! Sentences about the service's behaviour, each shown on real RabbitMQ and PostgreSQL with a
+//! database and a virtual host of its own. `./dev test` starts the servers and runs them.
 
 mod access;
 mod bad_actors;

@@ -10,13 +10,18 @@ use uuid::Uuid;
 
 /// Six failed jobs of today: three of an outage long ago, three refused.
 const SEED: &str = "
-    INSERT INTO signups (id, operator_id, email, first_name, last_name, customerio_sync_failed, customerio_sync_error)
-    SELECT gen_random_uuid(), 'op', 'person' || n || '@example.com', 'First' || n, 'Last', true, 'x' FROM generate_series(1, 6) AS n;
+    INSERT INTO signups (id, operator_id, email, first_name, last_name, customerio_sync_failed, \
+    customerio_sync_error)
+    SELECT gen_random_uuid(), 'op', 'person' || n || '@example.com', 'First' || n, 'Last', true, \
+    'x' FROM generate_series(1, 6) AS n;
     INSERT INTO signup_customerio_sync_jobs
-        (id, signup_id, sync_phase, status, attempt_count, last_attempt_at, error_type, error_message, failed_at, failed_reason, occurred_at)
-    SELECT gen_random_uuid(), id, 'initial', 'failed', CASE WHEN n <= 3 THEN 5 ELSE 0 END, now() - n * interval '1 minute',
+        (id, signup_id, sync_phase, status, attempt_count, last_attempt_at, error_type, \
+    error_message, failed_at, failed_reason, occurred_at)
+    SELECT gen_random_uuid(), id, 'initial', 'failed', CASE WHEN n <= 3 THEN 5 ELSE 0 END, now() \
+    - n * interval '1 minute',
         CASE WHEN n <= 3 THEN 'server_error' ELSE 'other' END,
-        CASE WHEN n <= 3 THEN 'Customer.io answered 503: ' || n ELSE 'Customer.io refused the identify: ' || n END,
+        CASE WHEN n <= 3 THEN 'Customer.io answered 503: ' || n ELSE 'Customer.io refused the \
+    identify: ' || n END,
         now(), 'permanent', CASE WHEN n <= 3 THEN now() - interval '7 days' ELSE now() END
     FROM (SELECT id, substring(email FROM '[0-9]+')::int AS n FROM signups) AS numbered;
 ";
@@ -29,13 +34,18 @@ async fn seeded(world: World) -> (World, App) {
 
 async fn run(app: &App, script: &str) {
     let required = |variable: &str| {
-        std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set; run the tests with `./dev test`"))
+        std::env::var(variable)
+            .unwrap_or_else(|_| panic!("{variable} is not set; run the tests with `./dev test`"))
     };
     let mut node = Command::new("node");
     node.arg(root().join("tests/page").join(script));
     node.env("CLIENTS_DIR", PathBuf::from(required("CLIENTS_DIR")));
-    node.env("CHROMIUM", required("CHROMIUM")).env("SERVICE_URL", format!("http://{}", app.http_addr()));
-    let output = tokio::task::spawn_blocking(move || node.output()).await.expect("it runs").expect("it runs");
+    node.env("CHROMIUM", required("CHROMIUM"))
+        .env("SERVICE_URL", format!("http://{}", app.http_addr()));
+    let output = tokio::task::spawn_blocking(move || node.output())
+        .await
+        .expect("it runs")
+        .expect("it runs");
     assert!(
         output.status.success(),
         "{}{}",
@@ -59,17 +69,30 @@ async fn groups_are_retried_in_bulk_and_the_page_is_live() {
     let (world, app) = seeded(World::new().await).await;
     let mut event = submitted(Uuid::new_v4());
     event["customer"] = json!({ "id": "no-address" });
-    world.publish("signup.events", "signup.submitted", event.to_string().as_bytes(), BasicProperties::default()).await;
+    world
+        .publish(
+            "signup.events",
+            "signup.submitted",
+            event.to_string().as_bytes(),
+            BasicProperties::default(),
+        )
+        .await;
     world.wait_for_failures(1).await;
     run(&app, "bulk.mjs").await;
-    assert_eq!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'").await, 5);
+    assert_eq!(
+        world
+            .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'")
+            .await,
+        5
+    );
     app.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_looks_right_in_light_and_dark_wide_and_narrow_and_to_a_viewer() {
-    let world =
-        World::new().await.with("ADMIN_TOKENS", "olga:operator:token-of-an-operator,vera:viewer:token-of-a-viewer");
+    let world = World::new()
+        .await
+        .with("ADMIN_TOKENS", "olga:operator:token-of-an-operator,vera:viewer:token-of-a-viewer");
     let (world, app) = seeded(world).await;
     run(&app, "looks.mjs").await;
     assert!(world.audit("customerio_manual_retry").await.is_empty(), "a viewer's keys do nothing");

@@ -20,9 +20,10 @@ async fn a_service_without_its_database_is_live_and_not_ready_and_says_why() {
     let app = world.start().await;
     // Nobody may connect any more, and those who are connected are cut off.
     let vhost = world.vhost.clone();
-    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&Servers::shared().database_url)
-        .await
-        .expect("PostgreSQL answers");
+    let mut admin =
+        <sqlx::PgConnection as sqlx::Connection>::connect(&Servers::shared().database_url)
+            .await
+            .expect("PostgreSQL answers");
     for sql in [
         format!("ALTER DATABASE {vhost} ALLOW_CONNECTIONS false"),
         format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{vhost}'"),
@@ -81,7 +82,10 @@ async fn metrics_follow_the_prometheus_conventions() {
     world.wait_until_all_queues_are_empty().await;
     let (_, text) = world.get(&app, "/metrics").await;
     for line in [
-        r#"customerio_sync_events_total{queue="customerio-sync.signup-submitted",result="accepted"} 1"#,
+        concat!(
+            r#"customerio_sync_events_total{queue="customerio-sync.signup-submitted","#,
+            r#"result="accepted"} 1"#
+        ),
         r#"customerio_sync_job_attempts_total{outcome="completed",phase="initial"} 1"#,
         r#"customerio_sync_calls_total{status="200"} 1"#,
         r#"customerio_sync_jobs{status="completed"} 1"#,

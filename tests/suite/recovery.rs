@@ -1,4 +1,5 @@
-//! Jobs that nobody works on any more, and a failure queue that people have touched: both are mended by themselves.
+//! Jobs that nobody works on any more, and a failure queue that people have touched: both are
+//! mended by themselves.
 
 use crate::support::{World, arrival, submitted, wait_for};
 use customerio_sync::{
@@ -48,7 +49,10 @@ async fn a_job_whose_message_was_purged_is_sent_again() {
     assert_ne!(job["resent_at"], Value::Null);
     assert_eq!(world.calls().await.len(), 2);
     let (_, metrics) = world.get(&app, "/metrics").await;
-    assert!(metrics.contains(r#"customerio_sync_recovered_jobs_total{what="sent_again"} 1"#), "{metrics}");
+    assert!(
+        metrics.contains(r#"customerio_sync_recovered_jobs_total{what="sent_again"} 1"#),
+        "{metrics}"
+    );
     app.stop().await;
 }
 
@@ -76,10 +80,12 @@ async fn a_job_whose_holder_is_gone_goes_on() {
     let app = world.start().await;
     let signup = Uuid::new_v4();
     let sql = "
-        WITH s AS (INSERT INTO signups (id, operator_id, email) VALUES ($1, 'op', 'x@example.com') RETURNING id)
+        WITH s AS (INSERT INTO signups (id, operator_id, email) VALUES ($1, 'op', \
+        'x@example.com') RETURNING id)
         INSERT INTO signup_customerio_sync_jobs
             (id, signup_id, sync_phase, status, claim, claimed_at, claimed_by, updated_at)
-        SELECT gen_random_uuid(), id, 'initial', 'processing', gen_random_uuid(), now() - interval '6 minutes', 'event:x',
+        SELECT gen_random_uuid(), id, 'initial', 'processing', gen_random_uuid(), now() - \
+        interval '6 minutes', 'event:x',
             now() - interval '6 minutes'
         FROM s";
     sqlx::query(sql).bind(signup).execute(&world.pool).await.expect("a job");
@@ -105,7 +111,11 @@ async fn what_was_sent_again_is_not_sent_again_soon() {
     assert!(of_jobs.is_empty(), "its message is an event");
     assert_eq!(ledger.take_overdue(Suspects::All, now, later, 10).await.expect("taken").len(), 1);
     assert!(ledger.take_overdue(Suspects::All, now, later, 10).await.expect("taken").is_empty());
-    assert_eq!(ledger.take_overdue(Suspects::All, now, now, 10).await.expect("taken").len(), 1, "after its time it is");
+    assert_eq!(
+        ledger.take_overdue(Suspects::All, now, now, 10).await.expect("taken").len(),
+        1,
+        "after its time it is"
+    );
 }
 
 #[tokio::test]
@@ -126,8 +136,10 @@ async fn one_replica_leads_and_another_takes_over() {
     world.pool.execute(kill).await.expect("its connection is cut");
     let locks = "
         SELECT count(*) FROM pg_locks
-        WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    wait_for("the locks to be free", || async { (world.count(locks).await == 0).then_some(()) }).await;
+        WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = \
+        current_database())";
+    wait_for("the locks to be free", || async { (world.count(locks).await == 0).then_some(()) })
+        .await;
     assert!(other.is_ours().await.expect("asked"));
     assert!(!one.is_ours().await.expect("asked"));
 }
@@ -151,17 +163,22 @@ async fn what_is_resolved_leaves_the_failure_queue_and_what_is_open_stays() {
     world.act(&app, &format!("/{one}/retry"), None).await;
     world.wait_for_depth(FAILED, 2).await;
     let messages = [world.next(FAILED).await, world.next(FAILED).await];
-    let unprocessable = messages.iter().find(|message| message.header("x-reason").as_deref() == Some("unprocessable"));
+    let unprocessable = messages
+        .iter()
+        .find(|message| message.header("x-reason").as_deref() == Some("unprocessable"));
     let unprocessable = unprocessable.expect("it is there");
     assert_eq!(unprocessable.body, b"not json");
     assert_eq!(unprocessable.header("x-original-message-id").as_deref(), Some("m-1"));
     assert_eq!(unprocessable.header("x-original-routing-key").as_deref(), Some("signup.submitted"));
-    let refused = messages.iter().find(|message| message.header("x-job-id").is_some()).expect("it is there");
+    let refused =
+        messages.iter().find(|message| message.header("x-job-id").is_some()).expect("it is there");
     assert_eq!(
         (refused.header("x-reason").as_deref(), refused.header("x-attempt").as_deref()),
         (Some("permanent"), Some("0"))
     );
-    assert!(refused.header("x-failed-at").is_some() && refused.message_id().ends_with(":0:0:failed"));
+    assert!(
+        refused.header("x-failed-at").is_some() && refused.message_id().ends_with(":0:0:failed")
+    );
 
     // Taking them away is no resolution: they come back.
     world.wait_for_depth(FAILED, 2).await;
@@ -184,7 +201,11 @@ async fn a_purged_or_doubled_failure_queue_is_made_right_again() {
     world.wait_for_depth(FAILED, 3).await;
 
     // A failure that the mirror lost is mirrored again.
-    world.pool.execute("DELETE FROM sync_failures WHERE reason = 'unprocessable'").await.expect("gone");
+    world
+        .pool
+        .execute("DELETE FROM sync_failures WHERE reason = 'unprocessable'")
+        .await
+        .expect("gone");
     world.wait_for_failures(3).await;
     world.wait_for_depth(FAILED, 3).await;
     app.stop().await;
@@ -200,7 +221,10 @@ async fn a_failure_that_was_lost_on_its_way_is_parked_again() {
     world.rows("DELETE FROM sync_failures").await;
     let failures = world.wait_for_failures(1).await;
     assert_eq!(failures[0]["job_id"], world.job(signup, "initial").await.expect("a job")["id"]);
-    assert_eq!((&failures[0]["reason"], &failures[0]["resolved_at"]), (&json!("permanent"), &Value::Null));
+    assert_eq!(
+        (&failures[0]["reason"], &failures[0]["resolved_at"]),
+        (&json!("permanent"), &Value::Null)
+    );
     let parked = world.next("customerio-sync.failed").await;
     assert_eq!(parked.header("x-error-type").as_deref(), Some("other"));
     app.stop().await;

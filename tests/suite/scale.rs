@@ -7,8 +7,12 @@ use std::path::PathBuf;
 /// How often the jobs were read from end to end, and how often an index was used.
 async fn scans(world: &World) -> (i64, i64) {
     let of = |column: &'static str| match column {
-        "seq" => "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'signup_customerio_sync_jobs'",
-        _ => "SELECT idx_scan FROM pg_stat_user_tables WHERE relname = 'signup_customerio_sync_jobs'",
+        "seq" => {
+            "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'signup_customerio_sync_jobs'"
+        }
+        _ => {
+            "SELECT idx_scan FROM pg_stat_user_tables WHERE relname = 'signup_customerio_sync_jobs'"
+        }
     };
     (world.count(of("seq")).await, world.count(of("index")).await)
 }
@@ -16,13 +20,19 @@ async fn scans(world: &World) -> (i64, i64) {
 #[tokio::test]
 async fn no_question_of_an_operator_reads_all_jobs() {
     let world = World::new().await;
-    // Its sessions hand over what they have counted when they end; nothing of the empty tables is left to be counted.
+    // Its sessions hand over what they have counted when they end; nothing of the empty tables is
+    // left to be counted.
     world.start().await.stop().await;
     let seed =
-        std::fs::read_to_string(PathBuf::from(crate::support::root()).join("tests/scale.sql")).expect("the file");
+        std::fs::read_to_string(PathBuf::from(crate::support::root()).join("tests/scale.sql"))
+            .expect("the file");
     world.pool.execute(sqlx::AssertSqlSafe(seed.replace(":jobs", "100000"))).await.expect("seeded");
     for table in ["signups", "signup_customerio_sync_jobs"] {
-        world.pool.execute(sqlx::AssertSqlSafe(format!("VACUUM ANALYZE {table}"))).await.expect("analyzed");
+        world
+            .pool
+            .execute(sqlx::AssertSqlSafe(format!("VACUUM ANALYZE {table}")))
+            .await
+            .expect("analyzed");
     }
     world.pool.execute("SELECT pg_stat_force_next_flush()").await.expect("flushed");
     let (sequential, before) = scans(&world).await;

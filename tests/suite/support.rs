@@ -19,8 +19,8 @@ use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties, Queue,
     options::{
-        BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
-        QueueBindOptions, QueueDeclareOptions,
+        BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions,
+        ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -35,7 +35,8 @@ pub(crate) const SHORT_LADDER: &str = "200ms,300ms,400ms,500ms,600ms";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn required(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set; run the tests with `./dev test`"))
+    std::env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set; run the tests with `./dev test`"))
 }
 
 /// The servers of a world.
@@ -58,7 +59,11 @@ impl Servers {
 
     /// The same with another RabbitMQ.
     pub(crate) fn with_rabbitmq(rabbitmq: &OwnServer) -> Self {
-        Self { amqp_url: rabbitmq.url(), management_url: rabbitmq.management_url(), ..Self::shared() }
+        Self {
+            amqp_url: rabbitmq.url(),
+            management_url: rabbitmq.management_url(),
+            ..Self::shared()
+        }
     }
 }
 
@@ -88,21 +93,32 @@ impl World {
     /// A world on these servers.
     pub(crate) async fn on(servers: Servers) -> Self {
         let name = format!("test_{}", Uuid::new_v4().simple());
-        let mut admin = PgConnection::connect(&servers.database_url).await.expect("PostgreSQL answers");
-        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.expect("created");
+        let mut admin =
+            PgConnection::connect(&servers.database_url).await.expect("PostgreSQL answers");
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
+            .execute(&mut admin)
+            .await
+            .expect("created");
         let (server, _) = servers.database_url.rsplit_once('/').expect("a URL with a database");
         let database_url = format!("{server}/{name}");
-        let pool = sqlx::postgres::PgPoolOptions::new().max_connections(4).connect_lazy(&database_url).expect("a URL");
+        let pool = sqlx::postgres::PgPoolOptions::new()
+            .max_connections(4)
+            .connect_lazy(&database_url)
+            .expect("a URL");
 
         let http = http_client();
-        let created =
-            http.put(format!("{}/api/vhosts/{name}", servers.management_url)).send().await.expect("RabbitMQ answers");
+        let created = http
+            .put(format!("{}/api/vhosts/{name}", servers.management_url))
+            .send()
+            .await
+            .expect("RabbitMQ answers");
         assert!(created.status().is_success(), "creating a virtual host: {}", created.status());
         let (server, _) = servers.amqp_url.rsplit_once('/').expect("a URL with a virtual host");
         let amqp_url = format!("{server}/{name}");
 
-        let simulator =
-            Simulator::start("127.0.0.1:0".parse().expect("an address"), Vec::new()).await.expect("started");
+        let simulator = Simulator::start("127.0.0.1:0".parse().expect("an address"), Vec::new())
+            .await
+            .expect("started");
         let settings = [
             ("DATABASE_URL", database_url.clone()),
             ("AMQP_URL", amqp_url.clone()),
@@ -155,27 +171,38 @@ impl World {
         Process::spawn(&["serve"], &settings)
     }
 
-    // ------------------------------------------------------------------------------------------------------ RabbitMQ
+    // -------------------- RabbitMQ
 
     pub(crate) async fn channel(&self) -> Channel {
         let mut connection = self.connection.lock().await;
         if !connection.as_ref().is_some_and(|connection| connection.status().connected()) {
             let properties = ConnectionProperties::default();
-            *connection = Some(Connection::connect(&self.amqp_url, properties).await.expect("RabbitMQ answers"));
+            *connection = Some(
+                Connection::connect(&self.amqp_url, properties).await.expect("RabbitMQ answers"),
+            );
         }
-        let channel = connection.as_ref().expect("just made").create_channel().await.expect("a channel");
+        let channel =
+            connection.as_ref().expect("just made").create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
         channel
     }
 
-    pub(crate) async fn publish(&self, exchange: &str, routing_key: &str, body: &[u8], properties: BasicProperties) {
+    pub(crate) async fn publish(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) {
         let channel = self.channel().await;
         publish_on(&channel, exchange, routing_key, body, properties).await;
     }
 
     /// Publishes an event as upstream services do.
     pub(crate) async fn publish_event(&self, routing_key: &str, body: &Value) {
-        let properties = BasicProperties::default().with_content_type("application/json".into()).with_delivery_mode(2);
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2);
         self.publish("signup.events", routing_key, body.to_string().as_bytes(), properties).await;
     }
 
@@ -201,13 +228,19 @@ impl World {
     pub(crate) async fn queue(&self, queue: &str) -> Queue {
         let channel = self.channel().await;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        channel.queue_declare(queue.into(), options, FieldTable::default()).await.expect("the queue is there")
+        channel
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await
+            .expect("the queue is there")
     }
 
     /// Takes the next message of a queue away.
     pub(crate) async fn take(&self, queue: &str) -> Option<Taken> {
         let channel = self.channel().await;
-        let message = channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("the queue is there")?;
+        let message = channel
+            .basic_get(queue.into(), BasicGetOptions::default())
+            .await
+            .expect("the queue is there")?;
         message.delivery.acker.ack(BasicAckOptions::default()).await.expect("acknowledged");
         Some(Taken::new(message.delivery))
     }
@@ -221,8 +254,12 @@ impl World {
     /// A queue bound to `exchange`, whose messages are collected from now on.
     pub(crate) async fn listen(&self, exchange: &str, binding_key: &str) -> Listener {
         let channel = self.channel().await;
-        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-        let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.expect("declared");
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        let queue = channel
+            .queue_declare("".into(), options, FieldTable::default())
+            .await
+            .expect("declared");
         let name = queue.name().clone();
         channel
             .queue_bind(
@@ -235,7 +272,12 @@ impl World {
             .await
             .expect("bound");
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        Listener(channel.basic_consume(name, "".into(), options, FieldTable::default()).await.expect("consuming"))
+        Listener(
+            channel
+                .basic_consume(name, "".into(), options, FieldTable::default())
+                .await
+                .expect("consuming"),
+        )
     }
 
     /// Every queue of the service, empty. The mirror is among them.
@@ -248,7 +290,8 @@ impl World {
                     return None;
                 }
             }
-            // Counts of the management API lag behind, but they see what is unacknowledged or on its way out, too.
+            // Counts of the management API lag behind, but they see what is unacknowledged or on
+            // its way out, too.
             let total = |queue: &Value| queue["messages"].as_u64().unwrap_or(1);
             (queues.as_array().expect("a list").iter().map(total).sum::<u64>() == 0).then_some(())
         })
@@ -262,58 +305,79 @@ impl World {
         serde_json::from_str(&answer.text().await.expect("an answer")).expect("JSON")
     }
 
-    // ---------------------------------------------------------------------------------------------------- PostgreSQL
+    // -------------------- PostgreSQL
 
     pub(crate) async fn rows(&self, sql: &'static str) -> Vec<PgRow> {
-        sqlx::query(sql).fetch_all(&self.pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+        sqlx::query(sql)
+            .fetch_all(&self.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
-        sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+        sqlx::query_scalar(sql)
+            .fetch_one(&self.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
     /// The job of a signup and phase, as JSON with the columns' names.
     pub(crate) async fn job(&self, signup: Uuid, phase: &str) -> Option<Value> {
-        let sql = "SELECT to_jsonb(j) AS j FROM signup_customerio_sync_jobs j WHERE signup_id = $1 AND sync_phase = $2";
-        let row = sqlx::query(sql).bind(signup).bind(phase).fetch_optional(&self.pool).await.ok()??;
+        let sql = "SELECT to_jsonb(j) AS j FROM signup_customerio_sync_jobs j WHERE signup_id = \
+            $1 AND sync_phase = $2";
+        let row =
+            sqlx::query(sql).bind(signup).bind(phase).fetch_optional(&self.pool).await.ok()??;
         Some(row.get("j"))
     }
 
     pub(crate) async fn wait_for_job(&self, signup: Uuid, phase: &str, status: &str) -> Value {
         let what = format!("the {phase} job to be {status}");
-        wait_for(&what, || async { self.job(signup, phase).await.filter(|job| job["status"] == status) }).await
+        wait_for(&what, || async {
+            self.job(signup, phase).await.filter(|job| job["status"] == status)
+        })
+        .await
     }
 
     /// Waits until the job has failed at least once and waits for a retry.
     pub(crate) async fn wait_for_retry(&self, signup: Uuid, phase: &str) -> Value {
         let is_waiting = |job: &Value| job["status"] == "pending" && job["attempt_count"] != 0;
-        wait_for("the job to wait for a retry", || async { self.job(signup, phase).await.filter(is_waiting) }).await
+        wait_for("the job to wait for a retry", || async {
+            self.job(signup, phase).await.filter(is_waiting)
+        })
+        .await
     }
 
     pub(crate) async fn signup(&self, signup: Uuid) -> Value {
-        let row =
-            sqlx::query("SELECT to_jsonb(s) AS s FROM signups s WHERE id = $1").bind(signup).fetch_one(&self.pool);
+        let row = sqlx::query("SELECT to_jsonb(s) AS s FROM signups s WHERE id = $1")
+            .bind(signup)
+            .fetch_one(&self.pool);
         row.await.expect("the signup is there").get("s")
     }
 
     pub(crate) async fn audit(&self, action: &str) -> Vec<Value> {
         let sql = "SELECT to_jsonb(a) AS a FROM audit_logs a WHERE action = $1 ORDER BY id";
-        let rows = sqlx::query(sql).bind(action).fetch_all(&self.pool).await.expect("the audit log");
+        let rows =
+            sqlx::query(sql).bind(action).fetch_all(&self.pool).await.expect("the audit log");
         rows.iter().map(|row| row.get("a")).collect()
     }
 
     /// The mirrored failures, oldest first.
     pub(crate) async fn failures(&self) -> Vec<Value> {
-        let rows = self.rows("SELECT to_jsonb(f) AS f FROM sync_failures f ORDER BY mirrored_at, message_id").await;
+        let rows = self
+            .rows("SELECT to_jsonb(f) AS f FROM sync_failures f ORDER BY mirrored_at, message_id")
+            .await;
         rows.iter().map(|row| row.get("f")).collect()
     }
 
     pub(crate) async fn wait_for_failures(&self, count: usize) -> Vec<Value> {
         let what = format!("{count} mirrored failures");
-        wait_for(&what, || async { Some(self.failures().await).filter(|failures| failures.len() >= count) }).await
+        wait_for(&what, || async {
+            Some(self.failures().await).filter(|failures| failures.len() >= count)
+        })
+        .await
     }
 
-    // ----------------------------------------------------------------------------------------------------- simulator
+    // -------------------- simulator
 
     pub(crate) async fn sim(&self, path: &str) -> Value {
         let url = format!("http://{}/_sim/{path}", self.simulator.addr());
@@ -323,7 +387,8 @@ impl World {
 
     pub(crate) async fn fault(&self, fault: Value) {
         let url = format!("http://{}/_sim/faults", self.simulator.addr());
-        let request = self.http.post(url).header("content-type", "application/json").body(fault.to_string());
+        let request =
+            self.http.post(url).header("content-type", "application/json").body(fault.to_string());
         let answer = request.send().await.expect("the simulator answers");
         assert!(answer.status().is_success(), "{fault}: {}", answer.status());
     }
@@ -340,7 +405,8 @@ impl World {
     /// When the calls came, in order.
     pub(crate) async fn call_times(&self) -> Vec<chrono::DateTime<chrono::Utc>> {
         let at = |call: &Value| call["at"].as_str()?.parse().ok();
-        let mut times: Vec<_> = self.calls().await.iter().map(|call| at(call).expect("a time")).collect();
+        let mut times: Vec<_> =
+            self.calls().await.iter().map(|call| at(call).expect("a time")).collect();
         times.sort_unstable();
         times
     }
@@ -350,7 +416,13 @@ impl World {
     }
 
     /// A request to the admin API: the status and the JSON of the answer.
-    pub(crate) async fn api(&self, app: &App, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+    pub(crate) async fn api(
+        &self,
+        app: &App,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> (u16, Value) {
         let url = format!("http://{}/api/v1/signups/customerio{path}", app.http_addr());
         let mut request = self.http.request(method.parse().expect("a method"), url);
         if let Some(body) = body {
@@ -359,7 +431,11 @@ impl World {
         let answer = request.send().await.expect("the service answers");
         let status = answer.status().as_u16();
         let text = answer.text().await.expect("an answer");
-        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{method} {path}: {error}: {text}")))
+        (
+            status,
+            serde_json::from_str(&text)
+                .unwrap_or_else(|error| panic!("{method} {path}: {error}: {text}")),
+        )
     }
 
     /// A reading request that has to succeed.
@@ -390,8 +466,12 @@ impl World {
     }
 
     pub(crate) async fn get(&self, app: &App, path: &str) -> (u16, String) {
-        let answer =
-            self.http.get(format!("http://{}{path}", app.http_addr())).send().await.expect("the service answers");
+        let answer = self
+            .http
+            .get(format!("http://{}{path}", app.http_addr()))
+            .send()
+            .await
+            .expect("the service answers");
         (answer.status().as_u16(), answer.text().await.expect("an answer"))
     }
 }
@@ -404,9 +484,13 @@ pub(crate) async fn publish_on(
     properties: BasicProperties,
 ) {
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-    let published = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await;
+    let published =
+        channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await;
     let confirmed = published.expect("published").await.expect("confirmed");
-    assert!(matches!(confirmed, lapin::Confirmation::Ack(None)), "{exchange}/{routing_key}: {confirmed:?}");
+    assert!(
+        matches!(confirmed, lapin::Confirmation::Ack(None)),
+        "{exchange}/{routing_key}: {confirmed:?}"
+    );
 }
 
 /// Messages that were published to an exchange since.
@@ -429,7 +513,11 @@ pub(crate) struct Taken {
 
 impl Taken {
     pub(crate) fn new(delivery: lapin::message::Delivery) -> Self {
-        Self { routing_key: delivery.routing_key.to_string(), properties: delivery.properties, body: delivery.data }
+        Self {
+            routing_key: delivery.routing_key.to_string(),
+            properties: delivery.properties,
+            body: delivery.data,
+        }
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -451,7 +539,10 @@ impl Taken {
 }
 
 /// Asks until there is an answer.
-pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
     let asking = async {
         let mut ticks = tokio::time::interval(Duration::from_millis(25));
         loop {
@@ -461,16 +552,19 @@ pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut a
             }
         }
     };
-    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+    tokio::time::timeout(PATIENCE, asking)
+        .await
+        .unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
 }
 
-// ------------------------------------------------------------------------------------------------------------ events
+// -------------------- events
 
 pub(crate) fn submitted(signup: Uuid) -> Value {
     json!({
         "event_id": Uuid::new_v4(), "occurred_at": "2025-02-18T12:00:00Z", "signup_id": signup,
         "operator_id": "op-12", "operator_name": "Acme Sports",
-        "customer": { "id": format!("c-{signup}"), "email": format!("{signup}@example.com"), "first_name": "Ann",
+        "customer": { "id": format!("c-{signup}"), "email": format!("{signup}@example.com"),
+        "first_name": "Ann",
                       "last_name": "Lee", "phone": "+15550100", "state": "NJ" },
         "attributes": { "plan": "gold" }
     })
@@ -478,17 +572,27 @@ pub(crate) fn submitted(signup: Uuid) -> Value {
 
 pub(crate) fn confirmed(signup: Uuid) -> Value {
     json!({
-        "event_id": Uuid::new_v4(), "occurred_at": "2025-02-18T12:03:00Z", "signup_id": signup, "extraction_id": "ex-5",
-        "bet_slip": { "bet_amount": 50.0, "team_bet_on": "Lakers", "odds": "+150", "confidence": 0.97 }
+        "event_id": Uuid::new_v4(), "occurred_at": "2025-02-18T12:03:00Z", "signup_id": signup,
+        "extraction_id": "ex-5",
+        "bet_slip": { "bet_amount": 50.0, "team_bet_on": "Lakers", "odds": "+150",
+        "confidence": 0.97 }
     })
 }
 
 /// A submission as the ledger is told of it.
 pub(crate) fn arrival(event: &Value, redelivered: bool) -> Arrival {
     let body = event.to_string();
-    let raw =
-        RawEvent { event_type: EventType::Submitted, content_type: None, message_id: None, body: body.as_bytes() };
-    Arrival { source: Source::Event(Box::new(event::parse(raw).expect("valid"))), redelivered, traceparent: None }
+    let raw = RawEvent {
+        event_type: EventType::Submitted,
+        content_type: None,
+        message_id: None,
+        body: body.as_bytes(),
+    };
+    Arrival {
+        source: Source::Event(Box::new(event::parse(raw).expect("valid"))),
+        redelivered,
+        traceparent: None,
+    }
 }
 
 /// How a job that was opened is settled when Customer.io took it.
@@ -500,7 +604,12 @@ pub(crate) fn completion(opened: &Opened) -> Settlement {
         http_status: Some(200),
         outcome: Outcome::Accepted,
     };
-    Settlement { job: work.job.clone(), contact_id: Some("c".to_owned()), attempt, verdict: Verdict::Complete }
+    Settlement {
+        job: work.job.clone(),
+        contact_id: Some("c".to_owned()),
+        attempt,
+        verdict: Verdict::Complete,
+    }
 }
 
 /// The person identifier of [`submitted`].
@@ -508,7 +617,7 @@ pub(crate) fn contact(signup: Uuid) -> String {
     format!("c-{signup}")
 }
 
-// ----------------------------------------------------------------------------------------------------------- servers
+// -------------------- servers
 
 /// A server of a test's own, so that it can be stopped, killed and started again.
 pub(crate) struct OwnServer {
@@ -540,9 +649,15 @@ impl OwnServer {
     /// `./dev server KIND WHAT FOLDER ARGUMENTS`.
     pub(crate) fn run(&self, what: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(root().join("dev"));
-        let output = command.args(["server", self.kind, what]).arg(self.path()).args(arguments).output();
+        let output =
+            command.args(["server", self.kind, what]).arg(self.path()).args(arguments).output();
         let output = output.expect("dev is there");
-        assert!(output.status.success(), "{} {what}: {}", self.kind, String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{} {what}: {}",
+            self.kind,
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
     }
 
@@ -568,7 +683,8 @@ impl OwnServer {
         self.start_again();
     }
 
-    /// Allows RabbitMQ so little memory that it blocks every connection that publishes, or as much as it has by default.
+    /// Allows RabbitMQ so little memory that it blocks every connection that publishes, or as much
+    /// as it has by default.
     pub(crate) fn set_memory_alarm(&self, is_on: bool) {
         let share = if is_on { "0.0001" } else { "0.4" };
         tokio::task::block_in_place(|| self.run("ctl", &["set_vm_memory_high_watermark", share]));
@@ -583,7 +699,7 @@ impl Drop for OwnServer {
     }
 }
 
-// --------------------------------------------------------------------------------------------------------- processes
+// -------------------- processes
 
 /// The program, running as a process of its own.
 pub(crate) struct Process {
@@ -624,9 +740,13 @@ impl Process {
 
     /// SIGTERM, and how it ended.
     pub(crate) async fn terminate(&mut self) -> std::process::ExitStatus {
-        let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill is there");
+        let killed =
+            Command::new("kill").arg(self.child.id().to_string()).status().expect("kill is there");
         assert!(killed.success(), "the process is there to be stopped");
-        wait_for("the process to end", || std::future::ready(self.child.try_wait().expect("waited for"))).await
+        wait_for("the process to end", || {
+            std::future::ready(self.child.try_wait().expect("waited for"))
+        })
+        .await
     }
 }
 
@@ -646,7 +766,9 @@ pub(crate) fn program(settings: &[(String, String)]) -> Command {
 
 /// An address that nothing listens on.
 pub(crate) fn free_addr() -> std::net::SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port")
 }
 
 /// The root of the checkout.

@@ -15,8 +15,10 @@ async fn a_submission_becomes_a_person_and_a_tracked_event() {
 
     let person = world.sim(&format!("people/{}", contact(signup))).await;
     let expected = json!({
-        "email": format!("{signup}@example.com"), "first_name": "Ann", "last_name": "Lee", "phone": "+15550100",
-        "state": "NJ", "operator_id": "op-12", "operator_name": "Acme Sports", "signup_id": signup, "plan": "gold"
+        "email": format!("{signup}@example.com"), "first_name": "Ann", "last_name": "Lee",
+        "phone": "+15550100",
+        "state": "NJ", "operator_id": "op-12", "operator_name": "Acme Sports", "signup_id": signup,
+        "plan": "gold"
     });
     assert_eq!(person["attributes"], expected);
     let events = world.events().await;
@@ -45,7 +47,8 @@ async fn a_confirmation_adds_the_bet_slip() {
     world.wait_for_job(signup, "enriched", "completed").await;
 
     let attributes = world.sim(&format!("people/{}", contact(signup))).await["attributes"].clone();
-    let slip = json!({ "bet_amount": 50.0, "team_bet_on": "Lakers", "odds": "+150", "confidence": 0.97 });
+    let slip =
+        json!({ "bet_amount": 50.0, "team_bet_on": "Lakers", "odds": "+150", "confidence": 0.97 });
     for (name, value) in slip.as_object().expect("a map") {
         assert_eq!(&attributes[name], value, "{name} of the person");
     }
@@ -65,7 +68,10 @@ async fn a_confirmation_that_comes_first_waits_for_its_signup() {
     let signup = Uuid::new_v4();
     world.confirm(&confirmed(signup)).await;
     let job = world.wait_for_retry(signup, "enriched").await;
-    assert_eq!((&job["error_type"], &job["error_message"]), (&json!("other"), &json!("signup not known yet")));
+    assert_eq!(
+        (&job["error_type"], &job["error_message"]),
+        (&json!("other"), &json!("signup not known yet"))
+    );
     assert_eq!(world.calls().await.len(), 0, "there is nobody to tell of yet");
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "enriched", "completed").await;
@@ -117,15 +123,24 @@ async fn an_open_job_is_started_afresh_by_a_new_event_and_not_by_the_same() {
     world.submit(&first).await;
     let job = world.wait_for_retry(signup, "initial").await;
     assert_eq!((&job["attempt_count"], &job["max_attempts"]), (&json!(1), &json!(5)));
-    assert_eq!((&job["error_type"], &job["sync_phase"]), (&json!("server_error"), &json!("initial")));
+    assert_eq!(
+        (&job["error_type"], &job["sync_phase"]),
+        (&json!("server_error"), &json!("initial"))
+    );
 
     world.submit(&first).await;
     wait_for("the repeat to be taken", || async {
         let (_, metrics) = world.get(&app, "/metrics").await;
-        metrics.contains(r#"customerio_sync_skipped_deliveries_total{why="settled"} 1"#).then_some(())
+        metrics
+            .contains(r#"customerio_sync_skipped_deliveries_total{why="settled"} 1"#)
+            .then_some(())
     })
     .await;
-    assert_eq!(world.job(signup, "initial").await.expect("a job")["attempt_count"], 1, "nothing under way is changed");
+    assert_eq!(
+        world.job(signup, "initial").await.expect("a job")["attempt_count"],
+        1,
+        "nothing under way is changed"
+    );
 
     let mut second = submitted(signup);
     second["occurred_at"] = json!("2025-02-18T13:00:00Z");
@@ -171,7 +186,8 @@ async fn outcomes_are_told_with_all_their_fields() {
     let body = told.json();
     assert_eq!(body["id"], told.message_id());
     let expected = json!({
-        "type": "sign_up.customerio_synced", "id": body["id"], "time": body["time"], "signupId": signup,
+        "type": "sign_up.customerio_synced", "id": body["id"], "time": body["time"],
+        "signupId": signup,
         "jobId": job["id"], "syncPhase": "initial", "contactId": contact(signup), "attemptCount": 0,
         "manualRetry": false,
     });
@@ -211,16 +227,30 @@ async fn stopping_finishes_what_is_in_hand_and_leaves_the_rest_in_the_queue() {
     let channel = world.channel().await;
     for signup in &signups {
         let body = submitted(*signup).to_string();
-        crate::support::publish_on(&channel, "signup.events", "signup.submitted", body.as_bytes(), Default::default())
-            .await;
+        crate::support::publish_on(
+            &channel,
+            "signup.events",
+            "signup.submitted",
+            body.as_bytes(),
+            Default::default(),
+        )
+        .await;
     }
     wait_for("the first completed job", || async {
-        (world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'").await > 0)
-            .then_some(())
+        (world
+            .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'")
+            .await
+            > 0)
+        .then_some(())
     })
     .await;
     assert!(service.terminate().await.success());
-    assert_eq!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status <> 'completed'").await, 0);
+    assert_eq!(
+        world
+            .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status <> 'completed'")
+            .await,
+        0
+    );
     let done = world.count("SELECT count(*) FROM signup_customerio_sync_jobs").await;
     assert!(done < 200, "the stop came before the end");
 

@@ -21,28 +21,49 @@ async fn the_declared_tiers_have_the_shipped_delays_and_dead_letter_safely() {
     let world = World::new().await.with("RETRY_DELAYS", SHIPPED);
     world.start().await.stop().await;
     let queues = world.management("queues").await;
-    for (tier, ttl) in [("5s", 5_000), ("25s", 25_000), ("125s", 125_000), ("625s", 625_000), ("3125s", 3_125_000)] {
+    for (tier, ttl) in
+        [("5s", 5_000), ("25s", 25_000), ("125s", 125_000), ("625s", 625_000), ("3125s", 3_125_000)]
+    {
         let arguments = &named(&queues, &format!("customerio-sync.retry.{tier}"))["arguments"];
         let expected = json!({
-            "x-queue-type": "quorum", "x-message-ttl": ttl, "x-dead-letter-exchange": "customerio-sync.jobs",
+            "x-queue-type": "quorum", "x-message-ttl": ttl,
+            "x-dead-letter-exchange": "customerio-sync.jobs",
             "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
             "x-delivery-limit": 1_000_000_000,
         });
         assert_eq!(arguments, &expected, "{tier}");
     }
-    for queue in ["customerio-sync.jobs", "customerio-sync.signup-submitted", "customerio-sync.extraction-confirmed"] {
+    for queue in [
+        "customerio-sync.jobs",
+        "customerio-sync.signup-submitted",
+        "customerio-sync.extraction-confirmed",
+    ] {
         let arguments = &named(&queues, queue)["arguments"];
-        assert_eq!((&arguments["x-delivery-limit"], &arguments["x-queue-type"]), (&json!(50), &json!("quorum")));
-        assert_eq!(arguments["x-dead-letter-exchange"], "customerio-sync.failed", "{queue}: never to a tier");
+        assert_eq!(
+            (&arguments["x-delivery-limit"], &arguments["x-queue-type"]),
+            (&json!(50), &json!("quorum"))
+        );
+        assert_eq!(
+            arguments["x-dead-letter-exchange"], "customerio-sync.failed",
+            "{queue}: never to a tier"
+        );
     }
 }
 
 /// Lets one message go through every tier once and back.
 async fn go_round(world: &World, tiers: &[&str], message_id: &str) {
     for tier in tiers {
-        let properties = BasicProperties::default().with_message_id(message_id.into()).with_delivery_mode(2);
+        let properties =
+            BasicProperties::default().with_message_id(message_id.into()).with_delivery_mode(2);
         let channel = world.channel().await;
-        publish_on(&channel, &format!("customerio-sync.retry.{tier}"), "", b"a message", properties).await;
+        publish_on(
+            &channel,
+            &format!("customerio-sync.retry.{tier}"),
+            "",
+            b"a message",
+            properties,
+        )
+        .await;
         let back = world.next("customerio-sync.jobs").await;
         assert_eq!(back.message_id(), message_id, "out of {tier}");
         assert_eq!(world.depth("customerio-sync.jobs").await, 0, "once out of {tier}");
@@ -67,7 +88,10 @@ async fn a_job_that_went_round_all_tiers_goes_round_again_after_it_was_started_a
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "initial", "failed").await;
     world.submit(&submitted(signup)).await;
-    crate::support::wait_for("twelve calls", || async { (world.calls().await.len() == 12).then_some(()) }).await;
+    crate::support::wait_for("twelve calls", || async {
+        (world.calls().await.len() == 12).then_some(())
+    })
+    .await;
     let job = world.wait_for_job(signup, "initial", "failed").await;
     assert_eq!((&job["run"], &job["attempt_count"]), (&json!(1), &json!(5)));
     let failures = world.wait_for_failures(2).await;
@@ -96,9 +120,15 @@ async fn a_queue_with_other_arguments_stops_the_start_and_is_named() {
         arguments.insert(key.into(), lapin::types::AMQPValue::LongInt(value));
     }
     let channel = world.channel().await;
-    channel.queue_declare(tier.into(), QueueDeclareOptions::durable(), arguments).await.expect("declared");
+    channel
+        .queue_declare(tier.into(), QueueDeclareOptions::durable(), arguments)
+        .await
+        .expect("declared");
 
-    let error = customerio_sync::app::App::start(world.config()).await.expect_err("it does not fit").to_string();
+    let error = customerio_sync::app::App::start(world.config())
+        .await
+        .expect_err("it does not fit")
+        .to_string();
     for part in [tier, "x-message-ttl", "5000", "7000"] {
         assert!(error.contains(part), "{error:?} should name {part}");
     }
@@ -107,7 +137,10 @@ async fn a_queue_with_other_arguments_stops_the_start_and_is_named() {
 #[tokio::test]
 async fn what_is_missing_stops_the_start_where_nothing_may_be_declared() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "false");
-    let error = customerio_sync::app::App::start(world.config()).await.expect_err("nothing is there").to_string();
+    let error = customerio_sync::app::App::start(world.config())
+        .await
+        .expect_err("nothing is there")
+        .to_string();
     assert!(error.contains("the exchange signup.events does not exist"), "{error}");
     let declaring = world.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "true");
     declaring.start().await.stop().await;
@@ -119,10 +152,16 @@ async fn what_is_missing_stops_the_start_where_nothing_may_be_declared() {
 async fn the_printed_definitions_make_what_the_service_declares() {
     let world = World::new().await.with("RETRY_DELAYS", SHIPPED);
     let settings = [("AMQP_URL".to_owned(), world.amqp_url.clone())];
-    let printed = crate::support::program(&settings).args(["topology", "--print"]).output().expect("it runs");
+    let printed =
+        crate::support::program(&settings).args(["topology", "--print"]).output().expect("it runs");
     assert!(printed.status.success());
     let url = format!("{}/api/definitions/{}", world.management_url, world.vhost);
-    let imported = http_client().post(url).header("content-type", "application/json").body(printed.stdout).send().await;
+    let imported = http_client()
+        .post(url)
+        .header("content-type", "application/json")
+        .body(printed.stdout)
+        .send()
+        .await;
     assert!(imported.expect("the management API answers").status().is_success());
     assert_eq!(named(&world.management("queues").await, "customerio-sync.jobs")["durable"], true);
     // A check finds no difference, and the flow works.
@@ -139,7 +178,10 @@ async fn a_queue_that_is_deleted_under_way_is_declared_again_before_anything_is_
     let world = World::new().await.with("RETRY_DELAYS", "300ms,400ms");
     let app = world.start().await;
     let channel = world.channel().await;
-    channel.queue_delete("customerio-sync.retry.300ms".into(), QueueDeleteOptions::default()).await.expect("deleted");
+    channel
+        .queue_delete("customerio-sync.retry.300ms".into(), QueueDeleteOptions::default())
+        .await
+        .expect("deleted");
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;

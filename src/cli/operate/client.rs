@@ -27,7 +27,11 @@ impl Client {
         Ok(Self { http, base, token: connection.token, json: connection.json })
     }
 
-    pub(super) async fn get(&self, path: &str, query: &[(&str, Option<String>)]) -> Result<Value, Error> {
+    pub(super) async fn get(
+        &self,
+        path: &str,
+        query: &[(&str, Option<String>)],
+    ) -> Result<Value, Error> {
         self.send(Method::GET, path, query, None).await
     }
 
@@ -49,14 +53,18 @@ impl Client {
     ) -> Result<Value, Error> {
         let mut pairs = form_urlencoded::Serializer::new(String::new());
         pairs.extend_pairs(query.iter().filter_map(|(key, value)| Some((key, value.as_deref()?))));
-        let mut request = self.http.request(method, format!("{}{path}?{}", self.base, pairs.finish()));
+        let mut request =
+            self.http.request(method, format!("{}{path}?{}", self.base, pairs.finish()));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
         if let Some(body) = body {
-            request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
+            request =
+                request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
         }
-        let failed = |error: reqwest::Error| Error::Other(format!("asking {}: {}", self.base, causes(&error)));
+        let failed = |error: reqwest::Error| {
+            Error::Other(format!("asking {}: {}", self.base, causes(&error)))
+        };
         let answer = request.send().await.map_err(failed)?;
         let status = answer.status();
         let text = answer.text().await.map_err(failed)?;
@@ -64,7 +72,9 @@ impl Client {
         if status.is_success() && !value.is_null() {
             return Ok(value);
         }
-        let told = value["detail"].as_str().unwrap_or("the answer is not one of customerio-sync; is the URL right?");
+        let told = value["detail"]
+            .as_str()
+            .unwrap_or("the answer is not one of customerio-sync; is the URL right?");
         Err(Error::Other(format!("{status}: {told}")))
     }
 

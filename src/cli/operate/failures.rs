@@ -26,7 +26,8 @@ pub(in crate::cli) enum Failures {
         #[command(flatten)]
         selection: Selection,
         /// Retry the failed jobs of this signup now.
-        #[arg(long, value_name = "ID", conflicts_with_all = ["error_type", "search", "signature", "job", "all", "dry_run"])]
+        #[arg(long, value_name = "ID", conflicts_with_all = ["error_type", "search", "signature",
+        "job", "all", "dry_run"])]
         signup: Option<Uuid>,
         /// Only tell what would be retried.
         #[arg(long)]
@@ -88,7 +89,8 @@ impl Selection {
     /// The body of a request. Nothing named is nothing meant: everything is asked for by `--all`.
     fn body(&self) -> Result<Map<String, Value>, Error> {
         let filters = self.filters.query().into_iter();
-        let mut body: Map<_, _> = filters.filter_map(|(key, value)| Some((key.to_owned(), value?.into()))).collect();
+        let mut body: Map<_, _> =
+            filters.filter_map(|(key, value)| Some((key.to_owned(), value?.into()))).collect();
         if !self.job.is_empty() {
             body.insert("jobIds".to_owned(), json!(self.job));
         }
@@ -123,7 +125,11 @@ pub(super) async fn run(client: &Client, command: Failures) -> Result<(), Error>
             let list = client.get("/sync-failures", &query).await?;
             client.show(&list, |list| {
                 let shown = list["items"].as_array().map_or(0, Vec::len);
-                format!("{}\n\n{shown} of {}", table::of_items(&list["items"], &COLUMNS), list["total"])
+                format!(
+                    "{}\n\n{shown} of {}",
+                    table::of_items(&list["items"], &COLUMNS),
+                    list["total"]
+                )
             });
         }
         Failures::Groups => {
@@ -139,24 +145,34 @@ pub(super) async fn run(client: &Client, command: Failures) -> Result<(), Error>
         }
         Failures::Retry { selection, signup: Some(signup), .. } => {
             let phase = selection.filters.phase.map(|phase| phase.to_string());
-            let retried = client.post(&format!("/{signup}/retry"), &[("syncPhase", phase)], None).await?;
+            let retried =
+                client.post(&format!("/{signup}/retry"), &[("syncPhase", phase)], None).await?;
             let columns = [("JOB", "/jobId"), ("PHASE", "/syncPhase")];
             client.show(&retried, |retried| {
-                let notice = retried["notice"].as_str().unwrap_or("they start again from the first call");
+                let notice =
+                    retried["notice"].as_str().unwrap_or("they start again from the first call");
                 format!("{}\n\n{notice}", table::of_items(&retried["retried"], &columns))
             });
         }
         Failures::Retry { selection, signup: None, dry_run } => {
             let body = selection.body()?.into();
             let answer = client.post("/sync-failures/retry", &dry(dry_run), Some(&body)).await?;
-            client.show(&answer, |answer| if dry_run { dry_run_table(answer) } else { bulk_table(answer) });
+            client.show(
+                &answer,
+                |answer| if dry_run { dry_run_table(answer) } else { bulk_table(answer) },
+            );
         }
         Failures::Dismiss { selection, reason, dry_run } => {
             let mut body = selection.body()?;
             body.insert("reason".to_owned(), reason.into());
-            let answer = client.post("/sync-failures/dismiss", &dry(dry_run), Some(&body.into())).await?;
+            let answer =
+                client.post("/sync-failures/dismiss", &dry(dry_run), Some(&body.into())).await?;
             client.show(&answer, |answer| {
-                if dry_run { dry_run_table(answer) } else { format!("{} dismissed", answer["dismissed"]) }
+                if dry_run {
+                    dry_run_table(answer)
+                } else {
+                    format!("{} dismissed", answer["dismissed"])
+                }
             });
         }
     }
@@ -180,5 +196,9 @@ fn dry_run_table(answer: &Value) -> String {
 
 fn bulk_table(bulk: &Value) -> String {
     let fact = |key: &str| table::cell(&bulk[key]);
-    table::of_facts(&[("bulk retry", fact("id")), ("status", fact("status")), ("eligible", fact("eligible"))])
+    table::of_facts(&[
+        ("bulk retry", fact("id")),
+        ("status", fact("status")),
+        ("eligible", fact("eligible")),
+    ])
 }

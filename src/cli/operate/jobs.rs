@@ -51,6 +51,9 @@ fn page(detail: &Value) -> String {
             ("ERROR", "/errorMessage"),
         ],
     );
-    let audit = table::of_items(&detail["audit"], &[("AT", "/createdAt"), ("ACTOR", "/actor"), ("ACTION", "/action")]);
+    let audit = table::of_items(
+        &detail["audit"],
+        &[("AT", "/createdAt"), ("ACTOR", "/actor"), ("ACTION", "/action")],
+    );
     format!("{facts}\n\n{attempts}\n\n{audit}")
 }

@@ -1,4 +1,5 @@
-//! What operators do from a terminal: the same HTTP API that the page uses, as tables for people or JSON for programs.
+//! What operators do from a terminal: the same HTTP API that the page uses, as tables for people or
+//! JSON for programs.
 
 mod client;
 mod failures;
@@ -25,7 +26,13 @@ pub(super) struct Connection {
     )]
     url: String,
     /// A token of ADMIN_TOKENS; none is needed on the service's own machine when it has no tokens.
-    #[arg(long, global = true, value_name = "TOKEN", env = "CUSTOMERIO_SYNC_TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "CUSTOMERIO_SYNC_TOKEN",
+        hide_env_values = true
+    )]
     token: Option<String>,
     /// Print the answer of the API as JSON.
     #[arg(long, global = true)]

@@ -19,7 +19,9 @@ pub(super) fn of_items(items: &Value, columns: &[(&str, &str)]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(columns.iter().map(|(head, _)| *head));
     for item in items.as_array().into_iter().flatten() {
-        table.add_row(columns.iter().map(|(_, pointer)| item.pointer(pointer).map(cell).unwrap_or_default()));
+        table.add_row(
+            columns.iter().map(|(_, pointer)| item.pointer(pointer).map(cell).unwrap_or_default()),
+        );
     }
     table.trim_fmt()
 }

@@ -115,7 +115,11 @@ fn retry_after_keeps_it_shut_for_that_long_and_no_longer_than_15_minutes() {
     assert_eq!(gate.core.view().reason, Some(GateReason::Asked));
     assert_eq!(gate.ask(), Told::Wait(Some(gate.now + Duration::from_secs(30))));
     gate.core.hold(Duration::from_secs(10), gate.now, Utc::now());
-    assert_eq!(gate.ask(), Told::Wait(Some(gate.now + Duration::from_secs(30))), "the longer one counts");
+    assert_eq!(
+        gate.ask(),
+        Told::Wait(Some(gate.now + Duration::from_secs(30))),
+        "the longer one counts"
+    );
     gate.core.hold(Duration::from_secs(99_999), gate.now, Utc::now());
     assert_eq!(gate.ask(), Told::Wait(Some(gate.now + Duration::from_secs(900))));
 }
@@ -159,8 +163,8 @@ struct Ended {
     tries: usize,
 }
 
-/// Two hours without Customer.io, from the second minute on, in simulated time. So many events come evenly over these
-/// hours; jobs that wait on a tier come back to the end of the queue.
+/// Two hours without Customer.io, from the second minute on, in simulated time. So many events come
+/// evenly over these hours; jobs that wait on a tier come back to the end of the queue.
 fn two_hour_outage(events: usize) -> Ended {
     const CALL: Duration = Duration::from_millis(50);
     let ladder: Ladder = "5s,25s,125s,625s,3125s".parse().expect("the default ladder");
@@ -194,7 +198,11 @@ fn two_hour_outage(events: usize) -> Ended {
         gate.record(called, is_probe);
         for attempt in queue.drain(..limit.min(queue.len())) {
             let failure = Failure { error_type: ErrorType::ServerError, message: String::new() };
-            let outcome = if is_out { Outcome::Retryable { failure, retry_after: None } } else { Outcome::Accepted };
+            let outcome = if is_out {
+                Outcome::Retryable { failure, retry_after: None }
+            } else {
+                Outcome::Accepted
+            };
             ended.tries += 1;
             match decide(outcome, attempt, 5, &ladder) {
                 Verdict::Complete => ended.completed += 1,
