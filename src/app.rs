@@ -11,18 +11,19 @@ use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use crate::{
     admin,
     broker::{self, Link, Publisher, Topology},
-    budget, bulk,
     config::Config,
     customerio::{self, CustomerIo},
-    feed::Feed,
-    integrity::Watch,
+    flows::{
+        bulk_retry,
+        feed::Feed,
+        integrity::Watch,
+        mirror::{self, Sweeper},
+        rate_limit,
+        recovery::Recovery,
+        sync::Sync,
+    },
     ledger::{self, Ledger},
-    lifecycle::Lifecycle,
-    metrics::Metrics,
-    mirror::{self, Sweeper},
-    reconnect,
-    recovery::Recovery,
-    sync::Sync,
+    runtime::{backoff::until_done, metrics::Metrics, shutdown::Lifecycle},
 };
 
 /// What keeps the service from starting.
@@ -79,7 +80,7 @@ impl App {
             Arc::new(CustomerIo::new(&config.customerio, config.gate.clone(), metrics.clone())?);
         let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts())?;
         let ready = Arc::new(OnceLock::new());
-        let state = admin::State {
+        let state = admin::AppState {
             config: Arc::new(config.http.clone()),
             ledger: ledger.clone(),
             metrics: metrics.clone(),
@@ -92,17 +93,15 @@ impl App {
         let (mut services, http_addr) = listen(config.http.addr, state).await?;
 
         if config.database.migrate {
-            reconnect::until_done("applying the migrations", ledger::Error::is_transient, || {
-                ledger.migrate()
-            })
-            .await?;
+            until_done("applying the migrations", ledger::Error::is_transient, || ledger.migrate())
+                .await?;
         }
         let topology = Arc::new(Topology::new(&config.retry.delays, &config.topology));
         let consuming = Link::open("consume", &config.broker, topology.clone(), &metrics).await?;
         let publishing = Link::open("publish", &config.broker, topology, &metrics).await?;
         let publisher = Publisher::new(publishing.clone(), &config.broker, metrics.clone());
         let all_calls = config.customerio.requests_per_second;
-        services.spawn(budget::run(
+        services.spawn(rate_limit::run(
             all_calls,
             customerio.clone(),
             ledger.clone(),
@@ -214,7 +213,7 @@ impl Shared {
         ready.get_or_init(|| at_work);
         let mut flows = JoinSet::new();
         flows.spawn(feed.run(consuming.clone(), ledger.clone(), gate, lifecycle.clone()));
-        let bulk = bulk::run(
+        let bulk = bulk_retry::run(
             config.bulk_retry,
             are_calls_short,
             publishing,
@@ -232,7 +231,10 @@ impl Shared {
     }
 }
 
-async fn listen(addr: SocketAddr, state: admin::State) -> Result<(JoinSet<()>, SocketAddr), Error> {
+async fn listen(
+    addr: SocketAddr,
+    state: admin::AppState,
+) -> Result<(JoinSet<()>, SocketAddr), Error> {
     let failed = |source| Error::Listen { addr, source };
     let listener = TcpListener::bind(addr).await.map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;

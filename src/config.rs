@@ -14,7 +14,10 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 
 use crate::{
-    admin, broker, bulk, customerio, integrity, ledger, lifecycle, mirror, recovery, retry, sync,
+    admin, broker, customerio,
+    flows::{bulk_retry, integrity, mirror, recovery, sync},
+    ledger, retry,
+    runtime::{shutdown, telemetry},
 };
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -63,38 +66,13 @@ pub struct Config {
     /// The watch over conservation.
     pub integrity: integrity::Config,
     /// Bulk retries.
-    pub bulk_retry: bulk::Config,
+    pub bulk_retry: bulk_retry::Config,
     /// The HTTP server.
     pub http: admin::Config,
     /// Logs and traces.
-    pub telemetry: Telemetry,
+    pub telemetry: telemetry::Config,
     /// Stopping.
-    pub lifecycle: lifecycle::Config,
-}
-
-/// Settings of logs and traces.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Telemetry {
-    /// A filter in the syntax of `RUST_LOG`.
-    pub log: String,
-    /// How lines are written.
-    pub format: LogFormat,
-    /// Where traces go; empty: nowhere.
-    pub otlp_endpoint: String,
-}
-
-/// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// Pretty on a terminal, else JSON.
-    #[serde(rename = "")]
-    Auto,
-    /// For people.
-    Pretty,
-    /// One JSON object a line.
-    Json,
+    pub lifecycle: shutdown::Config,
 }
 
 /// What is wrong with the settings.

@@ -6,7 +6,10 @@ use std::sync::LazyLock;
 use chrono::{DateTime, TimeDelta, Utc};
 use regex::Regex;
 
-use crate::job::{ErrorType, Reason, text_enum};
+use crate::{
+    job::{ErrorType, Reason},
+    runtime::text_enum::text_enum,
+};
 
 /// The longest signature, in bytes. It is a key of an index.
 const LONGEST_SIGNATURE: usize = 240;

@@ -1,33 +1,49 @@
-//! Which way the code points: a module names only modules in lower rows of the picture in
+//! The direction of dependencies: a module names only modules in lower rows of the picture in
 //! `src/lib.rs`.
 //!
-//! The sources are read, not compiled: every path that starts with `crate` or leaves its module
-//! with `super` is followed to the module that it names.
+//! The sources are read, not compiled. Every path that starts with `crate` or leaves its module
+//! with `super` is resolved to the module that it names.
 
 use std::{collections::BTreeMap, path::Path};
 
 use syn::visit::Visit;
 
 /// The rows, lowest first. Modules of one row never name each other.
-const ROWS: [&[&str]; 9] = [
-    &["event", "trace", "reconnect", "metrics", "lifecycle"],
+///
+/// The folders of `flows` and `admin` count as modules of their own. What is in `admin` and neither
+/// in `api` nor in `page` counts as `admin::http`; its root, which builds the router, as `admin`.
+const ROWS: [&[&str]; 13] = [
+    &["runtime", "simulator"],
+    &["event"],
     &["job"],
     &["retry", "diagnosis"],
     &["ledger", "broker", "customerio"],
-    &["sync", "mirror", "feed", "bulk", "recovery", "budget", "integrity"],
-    &["admin", "simulator"],
+    &[
+        "flows::sync",
+        "flows::mirror",
+        "flows::bulk_retry",
+        "flows::recovery",
+        "flows::integrity",
+        "flows::feed",
+        "flows::rate_limit",
+    ],
+    &["admin::page"],
+    &["admin::http"],
+    &["admin::api"],
+    &["admin"],
     &["config"],
-    &["app", "telemetry"],
+    &["app"],
     &["cli"],
 ];
 
-/// Where a library is used, and nowhere else.
-const HOMES: [(&str, &[&str]); 6] = [
+/// The only modules that may use a library.
+const HOMES: [(&str, &[&str]); 7] = [
     ("sqlx", &["ledger"]),
     ("lapin", &["broker"]),
     ("reqwest", &["customerio", "cli"]),
     ("axum", &["admin", "simulator"]),
-    ("backoff", &["reconnect"]),
+    ("backoff", &["runtime"]),
+    ("prometheus", &["runtime", "broker"]),
     ("clap", &["cli"]),
 ];
 
@@ -35,11 +51,23 @@ fn row_of(module: &str) -> Option<usize> {
     ROWS.iter().position(|row| row.contains(&module))
 }
 
+/// The module of the rows that a path of segments below `src` belongs to.
+fn module_of(segments: &[String]) -> String {
+    let segments: Vec<_> = segments.iter().map(String::as_str).collect();
+    match segments[..] {
+        ["flows", flow, ..] => format!("flows::{flow}"),
+        ["admin", folder @ ("api" | "page"), ..] => format!("admin::{folder}"),
+        ["admin", "http" | "state" | "health" | "metrics", ..] => "admin::http".to_owned(),
+        [module, ..] => module.to_owned(),
+        [] => "*".to_owned(),
+    }
+}
+
 /// The modules and libraries that one source file names.
 struct Names<'a> {
-    /// The file's place: `["ledger", "open"]` for `src/ledger/open.rs`.
+    /// The file's module path: `["ledger", "claim"]` for `src/ledger/claim.rs`.
     place: &'a [String],
-    /// How many inline modules the visitor is in.
+    /// Number of inline modules around the visitor's position.
     depth: usize,
     found: Vec<String>,
 }
@@ -53,8 +81,10 @@ impl Names<'_> {
                 let ups = 1 + rest.iter().take_while(|segment| *segment == "super").count();
                 // The first steps lead out of inline modules, such as `mod tests`.
                 let ups_out_of_file = ups.saturating_sub(self.depth);
-                if ups_out_of_file >= self.place.len().max(1) {
-                    self.note_ours(&segments[ups..]);
+                let kept = self.place.len().saturating_sub(ups_out_of_file);
+                let resolved = [&self.place[..kept], &segments[ups..]].concat();
+                if ups_out_of_file > 0 {
+                    self.note_ours(&resolved);
                 }
             }
             _ => self.found.push(first.clone()),
@@ -62,10 +92,7 @@ impl Names<'_> {
     }
 
     fn note_ours(&mut self, segments: &[String]) {
-        match segments.first() {
-            Some(module) => self.found.push(format!("crate::{module}")),
-            None => self.found.push("crate::*".to_owned()),
-        }
+        self.found.push(format!("crate::{}", module_of(segments)));
     }
 
     fn note_tree(&mut self, prefix: &mut Vec<String>, tree: &syn::UseTree) {
@@ -112,12 +139,18 @@ impl<'ast> Visit<'ast> for Names<'_> {
     }
 
     fn visit_macro(&mut self, mac: &'ast syn::Macro) {
-        // What stands in a macro is not parsed; `crate::` in it is looked for in its tokens.
+        // The content of a macro is not parsed; its tokens are searched for `crate::`.
         let mut tokens = Vec::new();
         flatten(mac.tokens.clone(), &mut tokens);
-        for window in tokens.windows(4) {
-            if window[0] == "crate" && window[1] == ":" && window[2] == ":" {
-                self.found.push(format!("crate::{}", window[3]));
+        for (start, _) in tokens.iter().enumerate().filter(|(_, token)| *token == "crate") {
+            let path = tokens[start + 1..].chunks_exact(3);
+            let names = path.map_while(|part| match part {
+                [a, b, name] if a == ":" && b == ":" => Some(name.clone()),
+                _ => None,
+            });
+            let names: Vec<_> = names.collect();
+            if !names.is_empty() {
+                self.note_ours(&names);
             }
         }
         syn::visit::visit_macro(self, mac);
@@ -133,31 +166,28 @@ fn flatten(stream: proc_macro2::TokenStream, tokens: &mut Vec<String>) {
     }
 }
 
-/// What is wrong with one file, in sentences.
+/// The violations in one file, as sentences.
 fn faults(path: &str, source: &str) -> Vec<String> {
     let file = syn::parse_file(source).unwrap_or_else(|error| panic!("{path}: {error}"));
     let place: Vec<String> = path.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
     let place: Vec<String> = place.into_iter().filter(|part| part != "mod").collect();
-    let module = place[0].as_str();
-    if module == "main" {
-        return Vec::new();
+    match path {
+        "main.rs" => return Vec::new(),
+        "lib.rs" | "flows/mod.rs" => {
+            let is_module =
+                |item: &syn::Item| matches!(item, syn::Item::Mod(item) if item.content.is_none());
+            let others = file.items.iter().filter(|item| !is_module(item));
+            return others.map(|_| format!("{path} holds more than modules")).collect();
+        }
+        _ => {}
     }
-    if module == "lib" {
-        let is_more =
-            |item: &&syn::Item| !matches!(item, syn::Item::Mod(item) if item.content.is_none());
-        return file
-            .items
-            .iter()
-            .filter(is_more)
-            .map(|_| "lib.rs holds more than modules".to_owned())
-            .collect();
-    }
-    let Some(row) = row_of(module) else { return vec![format!("{module} stands in no row")] };
+    let module = module_of(&place);
+    let Some(row) = row_of(&module) else { return vec![format!("{module} is in no row")] };
     let mut names = Names { place: &place, depth: 0, found: Vec::new() };
     names.visit_file(&file);
     names.found.sort();
     names.found.dedup();
-    names.found.iter().filter_map(|name| fault(module, row, name)).collect()
+    names.found.iter().filter_map(|name| fault(&module, row, name)).collect()
 }
 
 fn fault(module: &str, row: usize, name: &str) -> Option<String> {
@@ -168,12 +198,13 @@ fn fault(module: &str, row: usize, name: &str) -> Option<String> {
         return match row_of(named) {
             Some(lower) if lower < row => None,
             Some(_) => Some(format!("{module} names {named}, which is not below it")),
-            None => Some(format!("{module} names crate::{named}, which is no module")),
+            None => Some(format!("{module} names crate::{named}, which is not a module")),
         };
     }
     let (library, homes) = HOMES.iter().find(|(library, _)| *library == name)?;
-    (!homes.contains(&module))
-        .then(|| format!("{module} uses {library}, which is at home in {homes:?}"))
+    let top = module.split("::").next().unwrap_or(module);
+    let is_at_home = homes.contains(&top);
+    (!is_at_home).then(|| format!("{module} uses {library}, which only {homes:?} may use"))
 }
 
 /// Every source file, by its path below `src`.
@@ -210,9 +241,12 @@ fn every_module_names_only_modules_below_it() {
 fn planted_faults_are_caught() {
     let planted = [
         ("retry.rs", "use crate::ledger::Ledger;", "an upward import"),
-        ("ledger/open.rs", "use crate::broker::Link;", "a sibling import"),
-        ("mirror.rs", "use super::app::App;", "super out of a flat file"),
-        ("ledger/open.rs", "use super::super::sync::Sync;", "super out of a folder"),
+        ("ledger/claim.rs", "use crate::broker::Connection;", "a sibling import"),
+        ("flows/mirror/mod.rs", "use crate::flows::sync::Pipeline;", "a flow that names another"),
+        ("flows/mirror/sweep.rs", "use super::super::feed::Feed;", "super to another flow"),
+        ("flows/feed.rs", "use super::sync::Pipeline;", "super to another flow from a flat file"),
+        ("flows/feed.rs", "use super::super::app::App;", "super out of the folder"),
+        ("ledger/claim.rs", "use super::super::app::App;", "super out of an edge"),
         ("retry.rs", "mod tests { use super::super::app::App; }", "super out of an inline module"),
         ("retry.rs", "fn f() { let _ = crate::app::App::start; }", "a path in an expression"),
         (
@@ -221,21 +255,32 @@ fn planted_faults_are_caught() {
             "an import in a group",
         ),
         ("retry.rs", "fn f() { println!(\"{}\", crate::config::NAME); }", "a path in a macro"),
+        ("flows/feed.rs", "fn f() { vec![crate::flows::sync::X]; }", "a flow in a macro"),
         ("retry.rs", "use crate::Ledger;", "a name of the root"),
         ("retry.rs", "use crate::*;", "everything of the root"),
         ("lib.rs", "pub mod ledger; pub use ledger::Ledger;", "a re-export at the root"),
-        ("mirror.rs", "use lapin::Channel;", "a library away from its home"),
-        ("mirror.rs", "fn f() { sqlx::query(\"\"); }", "a library in an expression"),
+        ("flows/mod.rs", "pub mod sync; pub use sync::Pipeline;", "a re-export among the flows"),
+        ("admin/http/auth.rs", "use crate::admin::api::stats;", "machinery that names an endpoint"),
+        ("admin/page/mod.rs", "use super::http::auth::Identity;", "a page that names machinery"),
+        ("admin/api/stats.rs", "use crate::admin::router;", "an endpoint that names the router"),
+        ("runtime/backoff.rs", "use crate::job::Job;", "a foundation that names a module"),
+        ("flows/mirror/mod.rs", "use lapin::Channel;", "a library away from its home"),
+        ("flows/mirror/mod.rs", "fn f() { sqlx::query(\"\"); }", "a library in an expression"),
         ("weather.rs", "", "a module in no row"),
+        ("flows/weather.rs", "", "a flow in no row"),
     ];
     for (path, source, what) in planted {
         assert!(!faults(path, source).is_empty(), "{what} is not caught: {source}");
     }
     let fine = [
-        ("sync/batch.rs", "use crate::ledger::Ledger; use super::item::Item;"),
+        ("flows/sync/batch.rs", "use crate::ledger::Ledger; use super::inbound::Envelope;"),
         (
             "retry.rs",
             "use crate::job::Outcome; mod tests { use super::*; use crate::job::Reason; }",
+        ),
+        (
+            "admin/api/stats.rs",
+            "use crate::{admin::http::problem::Problem, flows::sync::Pipeline};",
         ),
         ("lib.rs", "pub mod ledger;"),
     ];

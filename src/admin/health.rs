@@ -5,19 +5,19 @@ use std::time::Duration;
 use axum::{Json, extract::State, http::StatusCode};
 use serde_json::{Value, json};
 
-use crate::customerio::GateReason;
+use crate::{admin::state::AppState, customerio::GateReason};
 
 /// How long the database may take to answer a probe.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The process lives.
-pub(super) async fn live() -> Json<Value> {
+pub(crate) async fn live() -> Json<Value> {
     Json(json!({ "status": "live" }))
 }
 
 /// Whether work can be done: database and broker answer, and the service is not stopping. With the
 /// reasons when not.
-pub(super) async fn ready(State(state): State<super::State>) -> (StatusCode, Json<Value>) {
+pub(crate) async fn ready(State(state): State<AppState>) -> (StatusCode, Json<Value>) {
     let mut reasons = Vec::new();
     match tokio::time::timeout(PATIENCE, state.ledger.ping()).await {
         Ok(Ok(())) => {}

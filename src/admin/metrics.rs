@@ -8,17 +8,18 @@ use axum::{
 };
 
 use crate::{
+    admin::state::AppState,
     customerio::{GateReason, GateView},
     job::Status,
-    metrics::Metrics,
+    runtime::metrics::Metrics,
 };
 
 /// How long counting the ledger may take before the gauges are left as they were.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// All metrics. The gauges of the ledger are read when they are asked for.
-pub(super) async fn render(
-    State(state): State<super::State>,
+pub(crate) async fn render(
+    State(state): State<AppState>,
 ) -> ([(HeaderName, &'static str); 1], String) {
     match tokio::time::timeout(PATIENCE, state.ledger.stats()).await {
         Ok(Ok(stats)) => {

@@ -1,44 +1,13 @@
 //! The HTTP server: the admin API, the operators' page, probes and metrics. One endpoint a file.
 
-mod asyncapi;
-mod auth;
-mod bulk_retries;
-mod bulk_retry;
-mod cleanup;
-mod customer;
-mod dismiss;
-mod dismiss_unprocessable;
-mod extract;
-mod failures;
-mod groups;
-mod guard;
-mod guesses;
+mod api;
 mod health;
-mod integrity;
-mod job;
+mod http;
 mod metrics;
-mod openapi;
 mod page;
-mod problem;
-mod process;
 #[cfg(any(test, fuzzing))]
 pub mod property;
-mod publish;
-mod replay;
-mod retry;
-mod reveal;
-mod server;
-mod session;
-mod stats;
-mod unprocessable;
-mod verdict;
-mod ws;
-
-use std::{
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+mod state;
 
 use axum::{
     Router,
@@ -46,97 +15,19 @@ use axum::{
     middleware,
     routing::{get, post},
 };
-use serde::Deserialize;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 
-pub use auth::{Role, Tokens, TokensError};
-pub use guesses::Guesses;
-use problem::Problem;
-
-use crate::{
-    broker::{Link, Publisher},
-    feed::Feed,
-    ledger::Ledger,
-    lifecycle::Lifecycle,
-    metrics::Metrics,
-    retry::Ladder,
-    sync::Processor,
+pub use api::PREFIX as API_PREFIX;
+use api::{asyncapi, openapi};
+pub use http::{
+    auth::{Role, Tokens, TokensError},
+    login_throttle::Guesses,
 };
-
-/// Settings of the HTTP server.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Its address; port 0 takes a free one.
-    pub addr: SocketAddr,
-    /// Who may use the admin API and the page.
-    pub admin_tokens: Tokens,
-    /// How long a request may take, its body included.
-    #[serde(with = "humantime_serde")]
-    pub request_timeout: Duration,
-    /// How long a connection may take to send the head of its first or next request.
-    #[serde(with = "humantime_serde")]
-    pub header_timeout: Duration,
-    /// Connections at the same time at most, without WebSockets.
-    pub connections: usize,
-    /// WebSocket clients at the same time at most.
-    pub websocket_clients: usize,
-    /// Where RabbitMQ's management UI shows the queues of the virtual host; empty: no links.
-    pub management_url: String,
-}
-
-impl Config {
-    /// Where `queue` can be looked at, if that is known. `management_url` holds `{queue}` where its
-    /// name belongs.
-    fn queue_url(&self, queue: &str) -> Option<String> {
-        (!self.management_url.is_empty()).then(|| self.management_url.replace("{queue}", queue))
-    }
-}
-
-/// What the endpoints work with.
-#[derive(Debug, Clone)]
-pub struct State {
-    /// Settings.
-    pub config: Arc<Config>,
-    /// The truth.
-    pub ledger: Ledger,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// The delay tiers.
-    pub ladder: Ladder,
-    /// Whether the service is stopping.
-    pub lifecycle: Lifecycle,
-    /// What needs the broker, once it is there.
-    pub ready: Arc<OnceLock<Ready>>,
-    /// One permit a WebSocket client.
-    pub websockets: Arc<Semaphore>,
-    /// Who presented wrong tokens of late.
-    pub guesses: Arc<Guesses>,
-}
-
-/// What needs the broker.
-#[derive(Debug)]
-pub struct Ready {
-    /// The connections.
-    pub links: Vec<Arc<Link>>,
-    /// Where messages go out.
-    pub publisher: Publisher,
-    /// Runs jobs now.
-    pub processor: Processor,
-    /// What happens, as it happens.
-    pub feed: Feed,
-}
-
-impl State {
-    fn ready(&self) -> Result<&Ready, Problem> {
-        self.ready.get().ok_or_else(|| {
-            Problem::unavailable("the broker is not connected yet; /readyz tells when it is")
-        })
-    }
-}
+use http::{middleware as guard, problem::Problem, server, session};
+pub use state::{AppState, Config, Ready};
 
 /// Serves until everything has to end.
-pub async fn serve(listener: TcpListener, state: State) {
+pub async fn serve(listener: TcpListener, state: AppState) {
     let (config, lifecycle) = (state.config.clone(), state.lifecycle.clone());
     if config.admin_tokens.is_empty() {
         tracing::warn!(
@@ -146,7 +37,7 @@ pub async fn serve(listener: TcpListener, state: State) {
     server::serve(listener, router(state), &config, lifecycle).await;
 }
 
-fn router(state: State) -> Router {
+fn router(state: AppState) -> Router {
     let (api, description) = openapi::routes().split_for_parts();
     let authenticate = || middleware::from_fn_with_state(state.clone(), guard::authenticate);
     let api = api.route("/session", get(session::show)).route_layer(authenticate());

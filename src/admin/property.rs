@@ -4,12 +4,17 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use chrono::Utc;
 use serde::de::DeserializeOwned;
 
-use super::{
-    Tokens, bulk_retry, dismiss, dismiss_unprocessable,
-    extract::{NoParameters, read_body, read_query},
-    failures, guard, job, process, retry, unprocessable,
+use crate::{
+    admin::{
+        api::{jobs, process, signup, sync_failures, unprocessable},
+        http::{
+            auth::Tokens,
+            extract::{NoParameters, read_body, read_query},
+            middleware,
+        },
+    },
+    ledger::Selection,
 };
-use crate::ledger::Selection;
 
 /// Any query string is read, or it is told which key is wrong.
 pub fn any_query_is_read_or_told(query: &str) {
@@ -18,12 +23,12 @@ pub fn any_query_is_read_or_told(query: &str) {
             assert!(problem.detail().starts_with("query"), "{}", problem.detail());
         }
     }
-    look::<bulk_retry::Parameters>(query);
-    look::<failures::Parameters>(query);
-    look::<job::Parameters>(query);
+    look::<sync_failures::retry::Parameters>(query);
+    look::<sync_failures::list::Parameters>(query);
+    look::<jobs::show::Parameters>(query);
     look::<process::Parameters>(query);
-    look::<retry::Parameters>(query);
-    look::<unprocessable::Parameters>(query);
+    look::<signup::Parameters>(query);
+    look::<unprocessable::list::Parameters>(query);
     look::<NoParameters>(query);
 }
 
@@ -35,8 +40,8 @@ pub fn any_body_is_read_or_told(body: &[u8]) {
         }
     }
     look::<Selection>(body);
-    look::<dismiss::Dismissal>(body);
-    look::<dismiss_unprocessable::Why>(body);
+    look::<sync_failures::dismiss::Dismissal>(body);
+    look::<unprocessable::dismiss::Why>(body);
 }
 
 /// No header makes a stranger known.
@@ -47,8 +52,8 @@ pub fn no_header_is_a_key(value: &[u8]) {
         .map(|name| (name, value.clone()))
         .into_iter()
         .collect();
-    assert_eq!(guard::session(&headers, &tokens, Utc::now()), None);
-    let _ = (guard::require_same_origin(&headers), guard::is_for_loopback(&headers));
+    assert_eq!(middleware::session(&headers, &tokens, Utc::now()), None);
+    let _ = (middleware::require_same_origin(&headers), middleware::is_for_loopback(&headers));
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Error, HeaderMap, Link,
-    promised::{request, unless_lost},
+    while_connected::{request, unless_lost},
 };
-use crate::{lifecycle::Lifecycle, reconnect::Pauses};
+use crate::runtime::{backoff::Pauses, shutdown::Lifecycle};
 
 /// A message that was delivered and waits for its acknowledgement.
 #[derive(Debug)]

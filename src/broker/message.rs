@@ -12,8 +12,9 @@ use super::{
     },
 };
 use crate::{
-    job::{Ending, ErrorType, Failure, Job, Reason, Report, SyncPhase, text_enum},
+    job::{Ending, ErrorType, Failure, Job, Reason, Report, SyncPhase},
     retry::Tier,
+    runtime::text_enum::text_enum,
 };
 
 /// A message to publish. It is always persistent.

@@ -5,14 +5,14 @@
 //! of the old one are never used on the new one, and the broker delivers again what was not
 //! acknowledged.
 
+mod connection;
 mod consumer;
 mod headers;
-mod link;
-mod listener;
 mod message;
-mod promised;
 mod publisher;
+mod subscription;
 mod topology;
+mod while_connected;
 
 use std::{
     num::{NonZeroU16, NonZeroUsize},
@@ -22,15 +22,15 @@ use std::{
 use secrecy::SecretString;
 use serde::Deserialize;
 
+pub use connection::{Backlog, Link, differences, vhost};
 pub use consumer::{Acknowledged, Delivery, Receipt, consume};
 pub use headers::{HeaderMap, capped};
-pub use link::{Backlog, Link, differences, vhost};
-pub use listener::{Heard, listen};
 pub use message::{
     JobBody, Message, ORIGINAL_ID_HEADER, Origin, Original, OutcomeBody, OutcomeType, Parked,
     REPLAY_HEADER,
 };
 pub use publisher::Publisher;
+pub use subscription::{Heard, listen};
 pub use topology::{FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, Topology, WorkQueue};
 
 /// Settings of the connections.

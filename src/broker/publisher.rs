@@ -24,8 +24,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Config, Error, Link, Message, promised::request};
-use crate::{metrics::Metrics, reconnect::Pauses};
+use super::{Config, Error, Link, Message, while_connected::request};
+use crate::runtime::{backoff::Pauses, metrics::Metrics};
 
 /// A message that is not confirmed within this time is late. It is waited for all the same: sent
 /// again, it would be two.

@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     customerio::{self, Account, CustomerIo},
     ledger::Ledger,
-    metrics::Metrics,
+    runtime::metrics::Metrics,
 };
 
 /// How long a server may take to answer.

@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     app,
     config::{self, Config},
-    telemetry,
+    runtime::telemetry,
 };
 
 /// Moves signups from RabbitMQ into Customer.io.

@@ -13,7 +13,7 @@ use crate::{
     broker::{Link, Message, Publisher, Topology},
     config::Config,
     event::{CLOUDEVENTS_CONTENT_TYPE, EventType},
-    metrics::Metrics,
+    runtime::metrics::Metrics,
 };
 
 #[derive(Debug, clap::Args)]

@@ -1,11 +1,11 @@
 //! `customerio-sync serve`.
 
 use super::Error;
-use crate::{app::App, config::Config, lifecycle};
+use crate::{app::App, config::Config, runtime::shutdown};
 
 pub(super) async fn run(config: Config) -> Result<(), Error> {
     let stop = async {
-        lifecycle::stop_signal()
+        shutdown::stop_signal()
             .await
             .map_err(|error| Error::Other(format!("waiting for signals: {error}")))
     };

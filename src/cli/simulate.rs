@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::Error;
-use crate::{lifecycle, simulator};
+use crate::{runtime::shutdown, simulator};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -22,5 +22,5 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
         .await
         .map_err(|error| failed(&format!("listening on {}", args.addr), error))?;
     eprintln!("simulating Customer.io's Track API on http://{}", simulator.addr());
-    lifecycle::stop_signal().await.map_err(|error| failed("waiting for signals", error))
+    shutdown::stop_signal().await.map_err(|error| failed("waiting for signals", error))
 }

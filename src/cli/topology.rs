@@ -7,7 +7,7 @@ use crate::{
     app,
     broker::{self, Link, Topology},
     config::Config,
-    metrics::Metrics,
+    runtime::metrics::Metrics,
 };
 
 #[derive(Debug, clap::Args)]

@@ -18,14 +18,14 @@ use uuid::Uuid;
 
 use super::{
     Config, GateConfig, Identifier,
-    answer::{self, Answer, Meaning},
-    budget::Budget,
-    gate::{Called, Gate, GateView, Pass},
+    breaker::{Called, Gate, GateView, Pass},
     operation::{self, Prepared},
+    rate_limiter::Budget,
+    response::{self, Answer, Meaning},
 };
 use crate::{
     job::{Attempt, ErrorType, Failure, Outcome, Work},
-    metrics::Metrics,
+    runtime::metrics::Metrics,
 };
 
 /// Bytes of a call at most. The documentation says 500 kB and not which kind; this leaves room.
@@ -364,7 +364,7 @@ impl CustomerIo {
             .body(batch_body(jobs));
         match self.exchange(request).await {
             Ok(answered) => {
-                let meaning = answer::read(answered.answer(), jobs.len());
+                let meaning = response::read(answered.answer(), jobs.len());
                 Call { meaning, http_status: Some(answered.status) }
             }
             Err(error) => {
@@ -454,7 +454,7 @@ async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<Answered>
     let mut response = request.send().await?;
     let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
     let retry_after =
-        header(RETRY_AFTER).and_then(|value| answer::retry_after(&value, SystemTime::now()));
+        header(RETRY_AFTER).and_then(|value| response::retry_after(&value, SystemTime::now()));
     let location = header(LOCATION);
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {

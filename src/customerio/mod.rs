@@ -1,25 +1,25 @@
 //! Customer.io's Track API (<https://docs.customer.io/integrations/api/track/>): jobs become batch
 //! calls, answers become outcomes.
 //!
-//! What is sent ([`operation`]) and what an answer means ([`answer`]) are pure; the client only
+//! What is sent ([`operation`]) and what an answer means ([`response`]) are pure; the client only
 //! carries. It never tries a call again by itself: the broker's tiers do.
 
-mod answer;
-mod budget;
+mod breaker;
 mod client;
-mod gate;
 mod operation;
 #[cfg(any(test, fuzzing))]
 pub mod property;
+mod rate_limiter;
+mod response;
 
 use std::{num::NonZeroU32, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 
-pub use budget::Budget;
+pub use breaker::{Config as GateConfig, GateReason, GateView, Pass};
 pub use client::{Account, CustomerIo, Error, Holder, Pushed};
-pub use gate::{Config as GateConfig, GateReason, GateView, Pass};
+pub use rate_limiter::Budget;
 
 /// Where the account's data is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::SystemTime};
 
 use serde::de::IgnoredAny;
 
-use super::answer::{Answer, Meaning, read, retry_after};
+use super::response::{Answer, Meaning, read, retry_after};
 use crate::job::Outcome;
 
 /// Every job of the call gets an outcome, and none counts as accepted unless the answer says so in

@@ -19,7 +19,7 @@ use super::{
     restart::{Dismissed, restart},
     selection::{Selection, open_failures},
 };
-use crate::job::{Job, text_enum};
+use crate::{job::Job, runtime::text_enum::text_enum};
 
 text_enum! {
     /// Where a bulk retry stands.

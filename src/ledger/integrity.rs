@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Error, Ledger, Suspects};
-use crate::job::text_enum;
+use crate::runtime::text_enum::text_enum;
 
 /// All that was taken in, and where it is now. One moment's view.
 #[derive(Debug, Clone, PartialEq, Eq)]

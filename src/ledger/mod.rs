@@ -14,13 +14,13 @@ macro_rules! column {
 mod arrival;
 mod audit;
 mod bulk;
-mod call_shares;
+mod call_rate;
+mod claim;
 mod detail;
 mod dismiss;
 mod failures;
 mod integrity;
-mod lead;
-mod open;
+mod leader;
 mod parked;
 mod recover;
 mod restart;
@@ -40,12 +40,12 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 pub use arrival::{Arrival, Source};
 pub use audit::SERVICE;
 pub use bulk::{BulkRetry, BulkStatus, Cancellation, Step};
-pub use call_shares::CallShare;
+pub use call_rate::CallShare;
+pub use claim::{Batch, Opened};
 pub use detail::{AttemptRow, AuditRow, JobDetail, JobRow, SignupFlags};
 pub use failures::FailedMessage;
 pub use integrity::{Balance, Drift, Drifted};
-pub use lead::{Duty, Lead};
-pub use open::{Batch, Opened};
+pub use leader::{Duty, Lead};
 pub use parked::ParkedFailure;
 pub use recover::{Suspects, Unmirrored};
 pub use search::{FailedJob, Group};
@@ -88,7 +88,7 @@ pub enum Error {
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// A stored text names nothing that we know.
     #[error("reading a job: {0}")]
-    Unreadable(#[from] crate::job::UnknownText),
+    Unreadable(#[from] crate::runtime::text_enum::UnknownText),
 }
 
 impl Error {

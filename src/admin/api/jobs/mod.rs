@@ -1,0 +1,4 @@
+//! `/jobs/{jobId}`: one job.
+
+pub(crate) mod reveal;
+pub(crate) mod show;

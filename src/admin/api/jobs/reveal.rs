@@ -1,0 +1,32 @@
+//! `POST /api/v1/signups/customerio/jobs/{jobId}/reveal`: shows who a masked customer is, and
+//! writes down who looked.
+
+use axum::{Extension, Json, extract::State};
+
+use crate::admin::{
+    api::view::customer::CustomerView,
+    http::{
+        auth::Identity,
+        extract::{NoParameters, PathId, Query},
+        problem::{Problem, Problems},
+    },
+    state::AppState,
+};
+
+/// Show the customer of a job; the audit log tells who did.
+#[utoipa::path(
+    post, path = "/api/v1/signups/customerio/jobs/{jobId}/reveal", operation_id = "revealCustomer",
+    tag = "jobs",
+    params(("jobId" = uuid::Uuid, Path, description = "The job.")),
+    responses((status = 200, body = CustomerView), Problems)
+)]
+pub(crate) async fn reveal(
+    State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
+    PathId(id): PathId,
+    Query(NoParameters {}): Query<NoParameters>,
+) -> Result<Json<CustomerView>, Problem> {
+    let customer = state.ledger.reveal(id, &identity.name).await?;
+    let customer = customer.ok_or_else(|| Problem::not_found("there is no job with this id"))?;
+    Ok(Json(customer.into()))
+}

@@ -1,0 +1,298 @@
+//! `GET /api/v1/signups/customerio/jobs/{jobId}`: everything that is known of one job.
+
+use axum::{Json, extract::State};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::{
+    admin::{
+        api::view::{
+            customer::{CustomerView, mask},
+            diagnosis::VerdictView,
+        },
+        http::{
+            extract::{PathId, Query},
+            problem::{Problem, Problems},
+        },
+        state::AppState,
+    },
+    diagnosis::Case,
+    job::{ErrorType, Reason, Signup, Status, SyncPhase, tracked_event_id},
+    ledger::{AttemptRow, AuditRow, JobDetail, JobRow, SignupFlags},
+    retry::Ladder,
+};
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Parameters {
+    /// Whether e-mail addresses, names, phone number and attributes are masked.
+    #[serde(default)]
+    #[param(default = false)]
+    masked: bool,
+}
+
+/// A job, its signup, its tries and its audit trail.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Detail {
+    job: JobView,
+    signup: SignupView,
+    /// Its tries, oldest first, the latest 200.
+    attempts: Vec<AttemptView>,
+    /// What was done to it, oldest first, the latest 200.
+    audit: Vec<AuditView>,
+    /// The delay tiers that a run climbs.
+    ladder: Vec<TierView>,
+    /// What its failure means; absent if it has none.
+    verdict: Option<VerdictView>,
+    /// The queue that it waits in, or its failure, if the settings say where RabbitMQ's management
+    /// UI is.
+    queue_url: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct JobView {
+    job_id: Uuid,
+    signup_id: Uuid,
+    sync_phase: SyncPhase,
+    status: Status,
+    /// How often it was started afresh, by hand or by a new event.
+    run: i32,
+    attempt_count: i32,
+    max_attempts: i32,
+    next_retry_at: Option<DateTime<Utc>>,
+    last_attempt_at: Option<DateTime<Utc>>,
+    error_type: Option<ErrorType>,
+    error_message: Option<String>,
+    signature: Option<String>,
+    reason: Option<Reason>,
+    manual_retry: bool,
+    contact_id: Option<String>,
+    /// The id that the tracked event has in Customer.io, the same for every try.
+    tracked_event_id: String,
+    /// The event that made it, or started it afresh.
+    event_id: String,
+    occurred_at: DateTime<Utc>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    first_failed_at: Option<DateTime<Utc>>,
+    failed_at: Option<DateTime<Utc>>,
+    completed_at: Option<DateTime<Utc>>,
+    dismissed_at: Option<DateTime<Utc>>,
+    dismissed_reason: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct SignupView {
+    signup_id: Uuid,
+    operator_id: Option<String>,
+    operator_name: Option<String>,
+    customer: CustomerView,
+    phone: Option<String>,
+    state: Option<String>,
+    #[schema(value_type = Object)]
+    attributes: Map<String, Value>,
+    extraction_id: Option<String>,
+    bet_slip: Option<BetSlipView>,
+    customerio_synced: bool,
+    customerio_synced_at: Option<DateTime<Utc>>,
+    customerio_contact_id: Option<String>,
+    customerio_sync_failed: bool,
+    customerio_sync_error: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct BetSlipView {
+    bet_amount: f64,
+    team_bet_on: String,
+    /// A string or a number, as it was sent.
+    #[schema(value_type = serde_json::Value)]
+    odds: Value,
+    confidence: f64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct AttemptView {
+    run: i32,
+    attempt: i32,
+    started_at: DateTime<Utc>,
+    duration_ms: f64,
+    http_status: Option<i32>,
+    error_type: Option<String>,
+    error_message: Option<String>,
+    /// Where the job waited for the next try.
+    tier: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct AuditView {
+    action: String,
+    actor: String,
+    #[schema(value_type = Object)]
+    details: Value,
+    created_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct TierView {
+    name: String,
+    delay_seconds: f64,
+}
+
+/// Show one job.
+#[utoipa::path(
+    get, path = "/api/v1/signups/customerio/jobs/{jobId}", operation_id = "showJob", tag = "jobs",
+    params(("jobId" = Uuid, Path, description = "The job."), Parameters),
+    responses((status = 200, body = Detail), Problems)
+)]
+pub(crate) async fn show(
+    State(state): State<AppState>,
+    PathId(id): PathId,
+    Query(parameters): Query<Parameters>,
+) -> Result<Json<Detail>, Problem> {
+    let detail = state.ledger.job_detail(id).await?;
+    let detail = detail.ok_or_else(|| Problem::not_found("there is no job with this id"))?;
+    let queue = queue_of(&detail, &state.ladder);
+    let queue_url = queue.and_then(|queue| state.config.queue_url(&queue));
+    Ok(Json(view(detail, &state.ladder, queue_url, parameters.masked)))
+}
+
+/// The queue that holds the job's message, as far as the ledger tells.
+fn queue_of(detail: &JobDetail, ladder: &Ladder) -> Option<String> {
+    let job = &detail.job;
+    match job.status {
+        Status::Failed => Some("customerio-sync.failed".to_owned()),
+        Status::Pending if job.next_retry_at.is_some() => {
+            let last = detail.attempts.last().and_then(|attempt| attempt.tier.clone());
+            let tier = last.or_else(|| ladder.tiers().first().map(|tier| tier.name.clone()))?;
+            Some(format!("customerio-sync.retry.{tier}"))
+        }
+        Status::Pending | Status::Processing => Some("customerio-sync.jobs".to_owned()),
+        Status::Completed => None,
+    }
+}
+
+fn view(detail: JobDetail, ladder: &Ladder, queue_url: Option<String>, masked: bool) -> Detail {
+    let JobDetail { job, signup, flags, attempts, audit } = detail;
+    let last_status = attempts.last().and_then(|attempt| attempt.http_status);
+    let verdict = job.error_message.as_deref().map(|message| {
+        VerdictView::of(&Case {
+            reason: job.reason,
+            error_type: job.error_type,
+            http_status: last_status.and_then(|status| status.try_into().ok()),
+            message,
+            occurred_at: Some(job.occurred_at),
+        })
+    });
+    let tier = |tier: &crate::retry::Tier| TierView {
+        name: tier.name.clone(),
+        delay_seconds: tier.delay.as_secs_f64(),
+    };
+    Detail {
+        signup: signup_view(job.signup_id, signup, flags, masked),
+        job: job_view(job, masked),
+        attempts: attempts.into_iter().map(AttemptView::from).collect(),
+        audit: audit.into_iter().map(|row| audit_view(row, masked)).collect(),
+        ladder: ladder.tiers().iter().map(tier).collect(),
+        verdict,
+        queue_url,
+    }
+}
+
+fn job_view(job: JobRow, masked: bool) -> JobView {
+    JobView {
+        tracked_event_id: tracked_event_id(job.signup_id, job.phase).to_string(),
+        job_id: job.id,
+        signup_id: job.signup_id,
+        sync_phase: job.phase,
+        status: job.status,
+        run: job.run,
+        attempt_count: job.attempt_count,
+        max_attempts: job.max_attempts,
+        next_retry_at: job.next_retry_at,
+        last_attempt_at: job.last_attempt_at,
+        error_type: job.error_type,
+        error_message: job.error_message,
+        signature: job.error_signature,
+        reason: job.reason,
+        manual_retry: job.manual_retry,
+        contact_id: contact(job.contact_id, masked),
+        event_id: job.event_id,
+        occurred_at: job.occurred_at,
+        created_at: job.created_at,
+        updated_at: job.updated_at,
+        first_failed_at: job.first_failed_at,
+        failed_at: job.failed_at,
+        completed_at: job.completed_at,
+        dismissed_at: job.dismissed_at,
+        dismissed_reason: job.dismissed_reason,
+    }
+}
+
+fn signup_view(signup_id: Uuid, signup: Signup, flags: SignupFlags, masked: bool) -> SignupView {
+    let mut customer = signup.customer;
+    let (phone, state) = (customer.phone.take(), customer.state.take());
+    let bet_slip = signup.bet_slip.map(|slip| BetSlipView {
+        bet_amount: slip.bet_amount,
+        team_bet_on: slip.team_bet_on,
+        odds: slip.odds,
+        confidence: slip.confidence,
+    });
+    // What upstream services put into attributes is not known; any of them may be somebody's name.
+    let shown = |(name, value): (String, Value)| (name, if masked { "•••".into() } else { value });
+    SignupView {
+        signup_id,
+        operator_id: signup.operator_id,
+        operator_name: signup.operator_name,
+        phone: if masked { phone.as_deref().map(mask) } else { phone },
+        state,
+        customer: CustomerView::from(customer).masked_if(masked),
+        attributes: signup.attributes.into_iter().map(shown).collect(),
+        extraction_id: signup.extraction_id,
+        bet_slip,
+        customerio_synced: flags.synced,
+        customerio_synced_at: flags.synced_at,
+        customerio_contact_id: contact(flags.contact_id, masked),
+        customerio_sync_failed: flags.sync_failed,
+        customerio_sync_error: flags.sync_error,
+    }
+}
+
+/// A person identifier, which may be an e-mail address.
+fn contact(id: Option<String>, masked: bool) -> Option<String> {
+    let view = CustomerView { id, email: None, first_name: None, last_name: None };
+    view.masked_if(masked).id
+}
+
+impl From<AttemptRow> for AttemptView {
+    fn from(row: AttemptRow) -> Self {
+        Self {
+            run: row.run,
+            attempt: row.attempt,
+            started_at: row.started_at,
+            duration_ms: row.duration_ms,
+            http_status: row.http_status,
+            error_type: row.error_type,
+            error_message: row.error_message,
+            tier: row.tier,
+        }
+    }
+}
+
+fn audit_view(row: AuditRow, masked: bool) -> AuditView {
+    let mut details = row.details;
+    if let Some(Value::String(id)) = details.get_mut("contactId") {
+        *id = contact(Some(std::mem::take(id)), masked).unwrap_or_default();
+    }
+    AuditView { action: row.action, actor: row.actor, details, created_at: row.created_at }
+}

@@ -1,0 +1,140 @@
+//! `GET /api/v1/signups/customerio/sync-failures`: the open failures, a page at a time.
+
+use axum::{Json, extract::State};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::{
+    admin::{
+        api::view::{customer::CustomerView, diagnosis::VerdictView},
+        http::{
+            extract::{Limit, Offset, Query},
+            problem::{Problem, Problems},
+        },
+        state::AppState,
+    },
+    job::{ErrorType, Status, SyncPhase},
+    ledger::{FailedJob, Selection, search_text, signature_text},
+};
+
+/// Which failures, and which page of them.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Parameters {
+    /// Only this phase.
+    #[param(inline)]
+    sync_phase: Option<SyncPhase>,
+    /// Only this kind of trouble.
+    #[param(inline)]
+    error_type: Option<ErrorType>,
+    /// A part of the customer's e-mail address or name, in any case.
+    #[serde(default, deserialize_with = "search_text")]
+    #[param(max_length = 200, pattern = r"^[^\u0000]*$")]
+    search: Option<String>,
+    /// Only this error signature, as the groups have it.
+    #[serde(default, deserialize_with = "signature_text")]
+    #[param(max_length = 240, pattern = r"^[^\u0000]*$")]
+    signature: Option<String>,
+    /// Items in the answer at most.
+    #[param(value_type = Option<i64>, minimum = 1, maximum = 500, default = 50)]
+    limit: Option<Limit>,
+    /// Items that are left out at the start.
+    #[param(value_type = Option<i64>, minimum = 0, maximum = 1_000_000_000, default = 0)]
+    offset: Option<Offset>,
+    /// Whether e-mail addresses and names are masked.
+    #[serde(default)]
+    #[param(default = false)]
+    masked: bool,
+}
+
+/// A page of failures.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FailureList {
+    /// Most attempts first, then the latest attempt first.
+    items: Vec<FailureItem>,
+    /// How many there are on all pages.
+    total: i64,
+    /// The limit that was used.
+    limit: i64,
+    /// The offset that was used.
+    offset: i64,
+}
+
+/// A job that has failed, with what it means.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct FailureItem {
+    job_id: Uuid,
+    signup_id: Uuid,
+    sync_phase: SyncPhase,
+    status: Status,
+    /// Retries that were scheduled.
+    attempt_count: i32,
+    /// Retries allowed.
+    max_attempts: i32,
+    error_type: ErrorType,
+    error_message: String,
+    /// The message without what differs from one failure to the next.
+    signature: Option<String>,
+    /// When the last call was begun.
+    last_attempt_at: Option<DateTime<Utc>>,
+    failed_at: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
+    customer: CustomerView,
+    verdict: VerdictView,
+}
+
+impl FailureItem {
+    pub(crate) fn new(job: FailedJob, masked: bool) -> Self {
+        let verdict = VerdictView::of(&job.case());
+        let customer = CustomerView {
+            id: job.customer_id,
+            email: job.email,
+            first_name: job.first_name,
+            last_name: job.last_name,
+        };
+        Self {
+            job_id: job.job_id,
+            signup_id: job.signup_id,
+            sync_phase: job.sync_phase,
+            status: job.status,
+            attempt_count: job.attempt_count,
+            max_attempts: job.max_attempts,
+            error_type: job.error_type,
+            error_message: job.error_message,
+            signature: job.error_signature,
+            last_attempt_at: job.last_attempt_at,
+            failed_at: job.failed_at,
+            created_at: job.created_at,
+            customer: customer.masked_if(masked),
+            verdict,
+        }
+    }
+}
+
+/// List the open failures.
+#[utoipa::path(
+    get, path = "/api/v1/signups/customerio/sync-failures", operation_id = "listFailures",
+    tag = "failures", params(Parameters),
+    responses((status = 200, body = FailureList), Problems)
+)]
+pub(crate) async fn list(
+    State(state): State<AppState>,
+    Query(parameters): Query<Parameters>,
+) -> Result<Json<FailureList>, Problem> {
+    let selection = Selection {
+        sync_phase: parameters.sync_phase,
+        error_type: parameters.error_type,
+        search: parameters.search,
+        signature: parameters.signature,
+        job_ids: None,
+    };
+    let limit = parameters.limit.map_or(50, |limit| limit.0);
+    let offset = parameters.offset.map_or(0, |offset| offset.0);
+    let (items, total) = state.ledger.failures(&selection, limit, offset).await?;
+    let items = items.into_iter().map(|job| FailureItem::new(job, parameters.masked)).collect();
+    Ok(Json(FailureList { items, total, limit, offset }))
+}

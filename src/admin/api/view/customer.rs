@@ -1,0 +1,72 @@
+//! A customer as answers show it: whole, or masked.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::event::Customer;
+
+/// Who the signup is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CustomerView {
+    pub(crate) id: Option<String>,
+    pub(crate) email: Option<String>,
+    pub(crate) first_name: Option<String>,
+    pub(crate) last_name: Option<String>,
+}
+
+impl From<Customer> for CustomerView {
+    fn from(customer: Customer) -> Self {
+        let Customer { id, email, first_name, last_name, .. } = customer;
+        Self { id, email, first_name, last_name }
+    }
+}
+
+impl CustomerView {
+    /// The same with its address and names masked, if that is wanted.
+    pub(crate) fn masked_if(self, masked: bool) -> Self {
+        if !masked {
+            return self;
+        }
+        Self {
+            // An id that is an address is masked like one.
+            id: self.id.map(|id| if id.contains('@') { mask_address(&id) } else { id }),
+            email: self.email.as_deref().map(mask_address),
+            first_name: self.first_name.as_deref().map(mask),
+            last_name: self.last_name.as_deref().map(mask),
+        }
+    }
+}
+
+/// The first character alone; nothing tells how many there were.
+pub(crate) fn mask(text: &str) -> String {
+    text.chars().take(1).chain("•••".chars()).collect()
+}
+
+/// An address keeps the first character of its name and of its domain.
+pub(crate) fn mask_address(address: &str) -> String {
+    match address.rsplit_once('@') {
+        Some((name, domain)) => format!("{}@{}", mask(name), mask(domain)),
+        None => mask(address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_masked_customer_shows_first_letters_alone() {
+        let customer = CustomerView {
+            id: Some("c-991".to_owned()),
+            email: Some("ann.lee@example.com".to_owned()),
+            first_name: Some("Änn".to_owned()),
+            last_name: None,
+        };
+        assert_eq!(customer.clone().masked_if(false), customer);
+        let masked = customer.masked_if(true);
+        assert_eq!(masked.email.as_deref(), Some("a•••@e•••"));
+        assert_eq!(masked.first_name.as_deref(), Some("Ä•••"));
+        assert_eq!((masked.id.as_deref(), masked.last_name), (Some("c-991"), None));
+    }
+}

@@ -1,0 +1,9 @@
+//! The HTTP machinery under every endpoint: connections, authentication, request parsing, problems.
+
+pub(crate) mod auth;
+pub(crate) mod extract;
+pub(crate) mod login_throttle;
+pub(crate) mod middleware;
+pub(crate) mod problem;
+pub(crate) mod server;
+pub(crate) mod session;

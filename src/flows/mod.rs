@@ -1,0 +1,9 @@
+//! The flows: each moves messages or rows from one edge to another, and none names another.
+
+pub mod bulk_retry;
+pub mod feed;
+pub mod integrity;
+pub mod mirror;
+pub mod rate_limit;
+pub mod recovery;
+pub mod sync;

@@ -1,0 +1,10 @@
+//! What every layer may use: shutdown, backoff, metrics, logs and traces, enums with fixed texts.
+//!
+//! Nothing here names another module of this crate.
+
+pub mod backoff;
+pub mod metrics;
+pub mod shutdown;
+pub mod telemetry;
+pub mod text_enum;
+pub mod trace;

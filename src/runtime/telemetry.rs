@@ -1,0 +1,106 @@
+//! Logs on standard error, traces to an OTLP endpoint where one is set.
+
+use std::io::IsTerminal;
+
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt,
+};
+
+use serde::Deserialize;
+
+/// Settings of logs and traces.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// A filter in the syntax of `RUST_LOG`.
+    pub log: String,
+    /// How lines are written.
+    pub format: LogFormat,
+    /// Where traces go; empty: nowhere.
+    pub otlp_endpoint: String,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Pretty on a terminal, else JSON.
+    #[serde(rename = "")]
+    Auto,
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The filter can't be read.
+    #[error(
+        "telemetry.log: {0}; expected a filter such as \"info\" or \"customerio_sync=debug,info\""
+    )]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// The exporter could not be made.
+    #[error("telemetry.otlp_endpoint: {0}")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+}
+
+/// Sends what is left of the traces when it is dropped.
+#[derive(Debug)]
+pub struct Guard(Option<SdkTracerProvider>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.0
+            && let Err(error) = provider.shutdown()
+        {
+            eprintln!("customerio-sync: sending the last traces: {error}");
+        }
+    }
+}
+
+/// The target of spans that are meant for traces and not for the log.
+const TRACES: &str = "otel";
+
+/// Starts logging and tracing for the whole process. Call it once.
+pub fn init(config: &Config) -> Result<Guard, Error> {
+    let filter = EnvFilter::builder().parse(&config.log)?.add_directive("otel=off".parse()?);
+    let is_json = match config.format {
+        LogFormat::Json => true,
+        LogFormat::Pretty => false,
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = if is_json {
+        lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+    } else {
+        lines.boxed()
+    };
+    let provider = exporter(&config.otlp_endpoint)?;
+    let traces = provider.as_ref().map(|provider| {
+        let tracer = provider.tracer("customerio-sync");
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_filter(Targets::new().with_target(TRACES, tracing::Level::INFO))
+    });
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces).init();
+    Ok(Guard(provider))
+}
+
+fn exporter(endpoint: &str) -> Result<Option<SdkTracerProvider>, Error> {
+    if endpoint.is_empty() {
+        return Ok(None);
+    }
+    // The path of traces below a base endpoint
+    // (https://opentelemetry.io/docs/specs/otel/protocol/exporter/).
+    let endpoint = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
+    let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).build()?;
+    let resource = Resource::builder().with_service_name("customerio-sync").build();
+    Ok(Some(
+        SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build(),
+    ))
+}
