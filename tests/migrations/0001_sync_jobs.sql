@@ -1,4 +1,5 @@
--- One of each: a completed job, one that waits, one that is processing, a failed one with its failure.
+-- One job per status: completed, pending, processing, failed. The mirror has the failure of the
+-- failed one, and an unprocessable message.
 INSERT INTO signups (id, operator_id, email, customer_as_of, submitted_at) VALUES
     ('00000000-0000-4000-8000-000000000001', 'op-1', 'one@example.com', now(), now()),
     ('00000000-0000-4000-8000-000000000002', 'op-1', 'two@example.com', now(), now()),

@@ -1,4 +1,4 @@
--- A failure that was dismissed, and bulk retries in each of their states.
+-- A dismissed failure, and one bulk retry per status.
 UPDATE signup_customerio_sync_jobs
 SET error_signature = error_message, dismissed_at = now(), dismissed_reason = 'a test account'
 WHERE status = 'failed';
