@@ -1,4 +1,4 @@
-//! Builds the service from its settings, and knows the order in which it starts and stops.
+//! Builds the service from its settings, and knows the order in which its parts start and stop.
 
 use std::{
     net::SocketAddr,
@@ -7,227 +7,238 @@ use std::{
 };
 
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
+use tokio_util::task::TaskTracker;
 
 use crate::{
-    admin,
-    broker::{self, Link, Publisher, Topology},
+    admin::{self, ConnectedServices},
+    broker::{self, Connection, Publisher, Topology},
     config::Config,
     customerio::{self, CustomerIo},
     flows::{
-        bulk_retry,
+        bulk_retry::BulkRetries,
         feed::Feed,
-        integrity::Watch,
-        mirror::{self, Sweeper},
+        integrity::IntegrityCheck,
+        mirror::{Mirror, Sweeper},
         rate_limit,
         recovery::Recovery,
-        sync::Sync,
+        sync::Pipeline,
     },
     ledger::{self, Ledger},
-    runtime::{backoff::until_done, metrics::Metrics, shutdown::Lifecycle},
+    runtime::{backoff::retry_while, metrics::Metrics, shutdown::Shutdown},
 };
 
-/// What keeps the service from starting.
+/// Why the service could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The settings.
+    /// The settings are wrong.
     #[error(transparent)]
     Config(#[from] crate::config::Error),
-    /// The database.
+    /// The database can't be used.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
-    /// The broker.
+    /// RabbitMQ can't be used.
     #[error(transparent)]
     Broker(#[from] broker::Error),
-    /// The Customer.io client.
+    /// The Customer.io client could not be built.
     #[error(transparent)]
     CustomerIo(#[from] customerio::Error),
-    /// The HTTP server.
+    /// The HTTP server could not bind its address.
     #[error("listening on {addr}: {source}")]
     Listen {
         /// The address.
         addr: SocketAddr,
-        /// Why.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
-/// How long the HTTP server may take to end its answers, and the share of the calls to be given up.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Maximum time for the last HTTP responses, and for releasing the lease on the call rate.
+const SERVICES_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The service, running.
+/// The running service.
 #[derive(Debug)]
 pub struct App {
-    lifecycle: Lifecycle,
+    shutdown: Shutdown,
     http_addr: SocketAddr,
     ledger: Ledger,
-    links: Vec<Arc<Link>>,
-    /// They end by themselves when nothing new is taken.
+    connections: Vec<Arc<Connection>>,
+    /// They end by themselves when the shutdown starts.
     flows: JoinSet<()>,
-    /// What the flows need to the end: the HTTP server, and the share of the calls.
+    /// The HTTP server and the lease on the call rate. The flows need them until they end.
     services: JoinSet<()>,
     grace: Duration,
 }
 
 impl App {
-    /// Starts the service: HTTP first, so that the probes answer while the database and the broker
-    /// are waited for.
+    /// Starts the service: HTTP first, so that the probes answer while the service waits for the
+    /// database and for RabbitMQ.
     pub async fn start(config: Config) -> Result<Self, Error> {
         config.require_database()?;
         config.require_broker()?;
         let metrics = Arc::new(Metrics::default());
-        let lifecycle = Lifecycle::default();
+        let shutdown = Shutdown::default();
         let customerio =
-            Arc::new(CustomerIo::new(&config.customerio, config.gate.clone(), metrics.clone())?);
+            Arc::new(CustomerIo::new(&config.customerio, config.breaker.clone(), metrics.clone())?);
         let ledger = Ledger::new(&config.database, config.retry.delays.max_attempts())?;
-        let ready = Arc::new(OnceLock::new());
+        let connected = Arc::new(OnceLock::new());
         let state = admin::AppState {
             config: Arc::new(config.http.clone()),
             ledger: ledger.clone(),
             metrics: metrics.clone(),
+            customerio: customerio.clone(),
             ladder: config.retry.delays.clone(),
-            lifecycle: lifecycle.clone(),
-            ready: ready.clone(),
+            shutdown: shutdown.clone(),
+            connected: connected.clone(),
             websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
-            guesses: Arc::default(),
+            login_throttle: Arc::default(),
         };
         let (mut services, http_addr) = listen(config.http.addr, state).await?;
 
         if config.database.migrate {
-            until_done("applying the migrations", ledger::Error::is_transient, || ledger.migrate())
-                .await?;
+            let is_transient = ledger::Error::is_transient;
+            retry_while("applying the migrations", is_transient, || ledger.migrate()).await?;
         }
         let topology = Arc::new(Topology::new(&config.retry.delays, &config.topology));
-        let consuming = Link::open("consume", &config.broker, topology.clone(), &metrics).await?;
-        let publishing = Link::open("publish", &config.broker, topology, &metrics).await?;
-        let publisher = Publisher::new(publishing.clone(), &config.broker, metrics.clone());
-        let all_calls = config.customerio.requests_per_second;
+        let consuming =
+            Connection::open("consume", &config.broker, topology.clone(), &metrics).await?;
+        let publishing = Connection::open("publish", &config.broker, topology, &metrics).await?;
         services.spawn(rate_limit::run(
-            all_calls,
+            config.customerio.requests_per_second,
             customerio.clone(),
             ledger.clone(),
-            lifecycle.clone(),
+            shutdown.clone(),
         ));
-        let shared = Shared { ledger, metrics, lifecycle, consuming, publishing, publisher };
-        let Shared { ledger, lifecycle, .. } = shared.clone();
-        let (links, grace) = (shared.links(), config.lifecycle.grace);
-        let flows = shared.start(config, customerio, &ready);
-        tracing::info!(%http_addr, "serving");
-        Ok(Self { lifecycle, http_addr, ledger, links, flows, services, grace })
+        let context = FlowContext {
+            publisher: Publisher::new(publishing.clone(), &config.broker, metrics.clone()),
+            ledger: ledger.clone(),
+            metrics,
+            shutdown: shutdown.clone(),
+            consuming: consuming.clone(),
+            publishing: publishing.clone(),
+            customerio,
+        };
+        let grace = config.lifecycle.grace;
+        let flows = context.start(config, &connected);
+        tracing::info!(%http_addr, "the service is running");
+        let connections = vec![consuming, publishing];
+        Ok(Self { shutdown, http_addr, ledger, connections, flows, services, grace })
     }
 
-    /// Where HTTP is served.
+    /// The address of the HTTP server.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
     }
 
-    /// Stops: takes nothing new, lets what is in hand end within the grace time, closes the
-    /// connections. What was not finished is delivered again.
+    /// Stops the service: ends the intake, finishes the work in flight within the grace period, and
+    /// closes the connections. RabbitMQ redelivers the messages of unfinished work.
     pub async fn stop(mut self) {
-        self.lifecycle.drain();
+        self.shutdown.drain();
         let ended = async { while self.flows.join_next().await.is_some() {} };
         if tokio::time::timeout(self.grace, ended).await.is_err() {
-            tracing::warn!(grace = ?self.grace, "the grace time is over, the rest will be \
-                delivered again");
+            tracing::warn!(
+                grace = ?self.grace,
+                "the grace period ended before the work in flight was finished; its messages \
+                    will be redelivered"
+            );
         }
         self.flows.shutdown().await;
-        for link in &self.links {
-            link.close().await;
+        for connection in &self.connections {
+            connection.close().await;
         }
-        self.lifecycle.end();
+        self.shutdown.end();
         let ended = async { while self.services.join_next().await.is_some() {} };
-        if tokio::time::timeout(LAST_WORDS, ended).await.is_err() {
-            tracing::debug!("what served to the end is cut off");
+        if tokio::time::timeout(SERVICES_SHUTDOWN_TIMEOUT, ended).await.is_err() {
+            tracing::debug!("the HTTP server did not end in time and is aborted");
         }
         self.services.shutdown().await;
         self.ledger.close().await;
     }
 }
 
-/// What the flows share.
-#[derive(Clone)]
-struct Shared {
+/// The parts that the flows are built from.
+struct FlowContext {
     ledger: Ledger,
     metrics: Arc<Metrics>,
-    lifecycle: Lifecycle,
-    consuming: Arc<Link>,
-    publishing: Arc<Link>,
+    shutdown: Shutdown,
+    consuming: Arc<Connection>,
+    publishing: Arc<Connection>,
     publisher: Publisher,
+    customerio: Arc<CustomerIo>,
 }
 
-impl Shared {
-    fn links(&self) -> Vec<Arc<Link>> {
-        vec![self.consuming.clone(), self.publishing.clone()]
-    }
-
-    /// Starts every flow, and tells the endpoints that the broker is there.
-    fn start(
-        self,
-        config: Config,
-        customerio: Arc<CustomerIo>,
-        ready: &OnceLock<admin::Ready>,
-    ) -> JoinSet<()> {
-        let links = self.links();
-        let Self { ledger, metrics, lifecycle, consuming, publishing, publisher } = self;
-        let budget = customerio.budget().clone();
-        let sync = Sync {
+impl FlowContext {
+    /// Starts every flow, and makes the services that need RabbitMQ available to the endpoints.
+    fn start(self, config: Config, connected: &OnceLock<ConnectedServices>) -> JoinSet<()> {
+        let mut flows = JoinSet::new();
+        self.start_background(&config, &mut flows);
+        let Self { ledger, metrics, shutdown, consuming, publishing, publisher, customerio } = self;
+        let feed = Feed::default();
+        let breaker = customerio.watch_breaker();
+        flows.spawn(feed.clone().run(consuming.clone(), ledger.clone(), breaker, shutdown.clone()));
+        let mirror = Mirror {
+            config: config.mirror,
+            connection: consuming.clone(),
+            ledger: ledger.clone(),
+            metrics: metrics.clone(),
+        };
+        flows.spawn(mirror.run(shutdown.clone()));
+        let pipeline = Arc::new(Pipeline {
             config: config.sync,
             prefetch: config.broker.prefetch.get(),
             ladder: config.retry.delays,
-            ledger: ledger.clone(),
+            ledger,
             publisher: publisher.clone(),
             customerio,
-            metrics: metrics.clone(),
+            metrics,
+            shutdown,
+            processing: TaskTracker::new(),
+        });
+        flows.spawn(pipeline.clone().run(consuming.clone()));
+        let connections = vec![consuming, publishing];
+        connected.get_or_init(|| ConnectedServices { connections, publisher, pipeline, feed });
+        flows
+    }
+
+    /// Starts the flows that act at intervals, on one replica at a time.
+    fn start_background(&self, config: &Config, flows: &mut JoinSet<()>) {
+        let calls_are_paused = {
+            let customerio = self.customerio.clone();
+            move || !customerio.breaker().is_closed()
         };
-        let main_flow = sync.into_flow(lifecycle.clone());
-        let (feed, processor) = (Feed::default(), main_flow.processor());
+        let calls_are_scarce = {
+            let (rate_limiter, calls_are_paused) =
+                (self.customerio.rate_limiter().clone(), calls_are_paused.clone());
+            move || rate_limiter.is_saturated() || calls_are_paused()
+        };
+        let bulk_retries = BulkRetries {
+            config: config.bulk_retry.clone(),
+            connection: self.publishing.clone(),
+            ledger: self.ledger.clone(),
+            publisher: self.publisher.clone(),
+        };
+        flows.spawn(bulk_retries.run(calls_are_scarce, self.shutdown.clone()));
         let sweeper = Sweeper {
             config: config.mirror.clone(),
-            link: consuming.clone(),
-            publisher: publisher.clone(),
-            ledger: ledger.clone(),
+            connection: self.consuming.clone(),
+            publisher: self.publisher.clone(),
+            ledger: self.ledger.clone(),
         };
+        flows.spawn(sweeper.run(self.shutdown.clone()));
+        let integrity = IntegrityCheck {
+            config: config.integrity.clone(),
+            connection: self.consuming.clone(),
+            ledger: self.ledger.clone(),
+            metrics: self.metrics.clone(),
+        };
+        flows.spawn(integrity.run(calls_are_paused.clone(), self.shutdown.clone()));
         let recovery = Recovery {
-            config: config.recovery,
-            link: publishing.clone(),
-            publisher: publisher.clone(),
-            ledger: ledger.clone(),
-            metrics: metrics.clone(),
+            config: config.recovery.clone(),
+            connection: self.publishing.clone(),
+            publisher: self.publisher.clone(),
+            ledger: self.ledger.clone(),
+            metrics: self.metrics.clone(),
         };
-        let watch = Watch {
-            config: config.integrity,
-            link: consuming.clone(),
-            ledger: ledger.clone(),
-            metrics: metrics.clone(),
-        };
-        let gate = processor.watch_gate();
-        let is_held = {
-            let processor = processor.clone();
-            move || processor.gate().is_shut
-        };
-        let are_calls_short = {
-            let is_held = is_held.clone();
-            move || budget.is_exhausted() || is_held()
-        };
-        let at_work =
-            admin::Ready { links, publisher: publisher.clone(), processor, feed: feed.clone() };
-        ready.get_or_init(|| at_work);
-        let mut flows = JoinSet::new();
-        flows.spawn(feed.run(consuming.clone(), ledger.clone(), gate, lifecycle.clone()));
-        let bulk = bulk_retry::run(
-            config.bulk_retry,
-            are_calls_short,
-            publishing,
-            ledger.clone(),
-            publisher,
-            lifecycle.clone(),
-        );
-        flows.spawn(bulk);
-        flows.spawn(sweeper.run(lifecycle.clone()));
-        flows.spawn(watch.run(is_held.clone(), lifecycle.clone()));
-        flows.spawn(recovery.run(is_held, lifecycle.clone()));
-        flows.spawn(mirror::run(config.mirror, consuming.clone(), ledger, lifecycle, metrics));
-        flows.spawn(main_flow.run(consuming));
-        flows
+        flows.spawn(recovery.run(calls_are_paused, self.shutdown.clone()));
     }
 }
 

@@ -1,7 +1,7 @@
-//! Gathers every module's settings: compiled-in defaults, then a file, then the environment.
+//! Gathers the settings of all modules: compiled-in defaults, then a file, then the environment.
 //!
-//! `config/default.toml` holds every key with its default and is the reference. A key that is not
-//! in it is unknown, and a variable has the type of its default.
+//! `config/default.toml` lists every key with its default and is the reference. A key that it does
+//! not list is unknown, and the value of an environment variable has the type of the default.
 
 use std::path::Path;
 
@@ -22,10 +22,10 @@ use crate::{
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 
-/// The start of the variables that name a key.
+/// Prefix of the environment variables that name a key.
 const PREFIX: &str = "CUSTOMERIO_SYNC__";
 
-/// Variables that are conventional, and the keys they set.
+/// Conventional environment variables, and the keys that they set.
 const CONVENTIONAL: [(&str, &str); 12] = [
     ("DATABASE_URL", "database.url"),
     ("AMQP_URL", "broker.url"),
@@ -41,29 +41,39 @@ const CONVENTIONAL: [(&str, &str); 12] = [
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp_endpoint"),
 ];
 
+/// Keys of earlier releases, and their present names. An old key sets the present one, so that one
+/// file works with both releases during an upgrade or a rollback. If both are set, the current one
+/// wins.
+const RENAMED: [(&str, &str); 4] = [
+    ("gate.failures_in_a_row", "breaker.failures_in_a_row"),
+    ("gate.probe_after", "breaker.probe_after"),
+    ("gate.probe_at_least_every", "breaker.probe_interval_max"),
+    ("recovery.send_again_after", "recovery.resend_after"),
+];
+
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// PostgreSQL.
     pub database: ledger::Config,
-    /// RabbitMQ's connections.
+    /// The connections to RabbitMQ.
     pub broker: broker::Config,
-    /// RabbitMQ's exchanges and queues.
+    /// The exchanges and queues in RabbitMQ.
     pub topology: broker::TopologyConfig,
-    /// The ladder.
+    /// The delay tiers.
     pub retry: retry::Config,
-    /// The calls.
+    /// The client of the Track API.
     pub customerio: customerio::Config,
-    /// When calls are held back.
-    pub gate: customerio::GateConfig,
-    /// The main flow.
+    /// The circuit breaker for Customer.io.
+    pub breaker: customerio::BreakerConfig,
+    /// The sync pipeline.
     pub sync: sync::Config,
     /// The mirror of the failure queue.
     pub mirror: mirror::Config,
-    /// Jobs that nobody works on any more.
+    /// Recovery of lost messages and abandoned jobs.
     pub recovery: recovery::Config,
-    /// The watch over conservation.
+    /// The integrity check.
     pub integrity: integrity::Config,
     /// Bulk retries.
     pub bulk_retry: bulk_retry::Config,
@@ -71,56 +81,70 @@ pub struct Config {
     pub http: admin::Config,
     /// Logs and traces.
     pub telemetry: telemetry::Config,
-    /// Stopping.
+    /// Shutdown.
     pub lifecycle: shutdown::Config,
+    /// Old keys that were used: each with its source and its present name.
+    #[serde(skip)]
+    pub renamed: Vec<RenamedKey>,
 }
 
-/// What is wrong with the settings.
+/// A key of an earlier release that a source uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenamedKey {
+    /// The old key.
+    pub key: &'static str,
+    /// The present key.
+    pub present: &'static str,
+    /// The file or the environment variable.
+    pub from: String,
+}
+
+/// An error in the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A key that no setting has.
+    /// A key that does not exist.
     #[error("unknown key {key:?} in {from}; config/default.toml lists every key")]
     UnknownKey {
         /// The key.
         key: String,
-        /// Where it stands.
+        /// The file or the environment variable.
         from: String,
     },
-    /// A value that its key can't have.
+    /// A value that its key does not allow.
     #[error("bad value for {key:?} in {from}: {problem}")]
     BadValue {
         /// The key.
         key: String,
-        /// Where it stands.
+        /// The file or the environment variable.
         from: String,
-        /// What was expected.
+        /// What was found and what was expected.
         problem: String,
     },
-    /// A file that can't be read.
+    /// A file that can't be read or parsed.
     #[error("reading {from}: {problem}")]
     Unreadable {
         /// The file.
         from: String,
-        /// Why.
+        /// The error.
         problem: String,
     },
-    /// A key without which nothing goes.
-    #[error("{variable} is required, such as {example}")]
+    /// A required key that is not set.
+    #[error("{variable} is required; for example {example}")]
     Missing {
         /// Its conventional variable.
         variable: &'static str,
-        /// What it looks like.
+        /// An example of a value.
         example: &'static str,
     },
 }
 
-/// One source of settings, with the name that errors give it.
-struct Source {
+/// One source of settings, with the name that errors use.
+struct SettingsSource {
     name: String,
     values: Dict,
 }
 
-impl Provider for Source {
+impl Provider for SettingsSource {
     fn metadata(&self) -> Metadata {
         Metadata::named(self.name.clone())
     }
@@ -137,47 +161,56 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Error> {
         let defaults = read_toml("the defaults", DEFAULTS)?;
-        let mut sources = Vec::new();
+        let (mut sources, mut renamed) = (Vec::new(), Vec::new());
         if let Some(path) = file {
             let name = path.display().to_string();
             let text = std::fs::read_to_string(path).map_err(|error| Error::Unreadable {
                 from: name.clone(),
                 problem: error.to_string(),
             })?;
-            let source = read_toml(&name, &text)?;
+            let mut source = read_toml(&name, &text)?;
+            rename_keys(&mut source, &mut renamed);
             check_keys(&source.values, &defaults.values, "", &name)?;
             sources.push(source);
         }
-        sources.extend(read_environment(environment, &defaults.values)?);
+        sources.extend(read_environment(environment, &defaults.values, &mut renamed)?);
         let figment = sources.into_iter().fold(Figment::from(defaults), Figment::merge);
-        figment.extract().map_err(bad_value)
+        let config: Self = figment.extract().map_err(bad_value)?;
+        Ok(Self { renamed, ..config })
     }
 
-    /// Fails unless the database is named.
+    /// Logs a warning for each old key that is used.
+    pub fn warn_of_renamed_keys(&self) {
+        for RenamedKey { key, present, from } in &self.renamed {
+            tracing::warn!(key, present, from, "the key {key:?} in {from} is now {present:?}");
+        }
+    }
+
+    /// Fails if the database URL is not set.
     pub fn require_database(&self) -> Result<(), Error> {
         let example = "postgres://user:password@localhost:5432/customerio_sync";
         require(!self.database.url.expose_secret().is_empty(), "DATABASE_URL", example)
     }
 
-    /// Fails unless the broker is named.
+    /// Fails if the AMQP URL is not set.
     pub fn require_broker(&self) -> Result<(), Error> {
         let example = "amqp://user:password@localhost:5672/%2f";
         require(!self.broker.url.expose_secret().is_empty(), "AMQP_URL", example)
     }
 }
 
-fn require(is_there: bool, variable: &'static str, example: &'static str) -> Result<(), Error> {
-    if is_there { Ok(()) } else { Err(Error::Missing { variable, example }) }
+fn require(is_set: bool, variable: &'static str, example: &'static str) -> Result<(), Error> {
+    if is_set { Ok(()) } else { Err(Error::Missing { variable, example }) }
 }
 
-fn read_toml(name: &str, text: &str) -> Result<Source, Error> {
+fn read_toml(name: &str, text: &str) -> Result<SettingsSource, Error> {
     let values = Figment::from(Toml::string(text)).extract::<Dict>().map_err(|error| {
         Error::Unreadable { from: name.to_owned(), problem: error.kind.to_string() }
     })?;
-    Ok(Source { name: name.to_owned(), values })
+    Ok(SettingsSource { name: name.to_owned(), values })
 }
 
-/// Refuses keys that the defaults don't have.
+/// Rejects keys that the defaults do not have.
 fn check_keys(values: &Dict, known: &Dict, prefix: &str, from: &str) -> Result<(), Error> {
     for (key, value) in values {
         let path = format!("{prefix}{key}");
@@ -192,12 +225,13 @@ fn check_keys(values: &Dict, known: &Dict, prefix: &str, from: &str) -> Result<(
     Ok(())
 }
 
-/// The settings in the environment, the conventional variables first. An empty variable is an
-/// absent one.
+/// Reads the settings in the environment, the conventional variables first. An empty variable
+/// counts as absent.
 fn read_environment(
     environment: impl IntoIterator<Item = (String, String)>,
     defaults: &Dict,
-) -> Result<Vec<Source>, Error> {
+    renamed: &mut Vec<RenamedKey>,
+) -> Result<Vec<SettingsSource>, Error> {
     let mut sources = Vec::new();
     for (name, text) in environment {
         let conventional = CONVENTIONAL.iter().find(|(variable, _)| *variable == name);
@@ -208,22 +242,55 @@ fn read_environment(
             (None, None) => continue,
         };
         let from = format!("the environment variable {name}");
+        let (key, is_present) = match RENAMED.iter().find(|(old, _)| *old == key) {
+            Some(&(old, present)) => {
+                renamed.push(RenamedKey { key: old, present, from: from.clone() });
+                (present.to_owned(), false)
+            }
+            None => (key, true),
+        };
         let default = find(defaults, &key)
             .ok_or_else(|| Error::UnknownKey { key: key.clone(), from: from.clone() })?;
-        let value = like(default, &text).map_err(|problem| Error::BadValue {
+        let value = parse_as(default, &text).map_err(|problem| Error::BadValue {
             key: key.clone(),
             from: from.clone(),
             problem,
         })?;
         let nested = figment::util::nest(&key, value);
         sources.push((
-            conventional.is_none(),
-            Source { name: from, values: nested.into_dict().unwrap_or_default() },
+            (conventional.is_none(), is_present),
+            SettingsSource { name: from, values: nested.into_dict().unwrap_or_default() },
         ));
     }
-    // The specific variable wins over the conventional one.
-    sources.sort_by_key(|(is_specific, _)| *is_specific);
+    // The specific variable wins over the conventional one, and the present name over an old one.
+    sources.sort_by_key(|(rank, _)| *rank);
     Ok(sources.into_iter().map(|(_, source)| source).collect())
+}
+
+/// Moves the values of old keys to the present ones, unless those are set.
+fn rename_keys(source: &mut SettingsSource, renamed: &mut Vec<RenamedKey>) {
+    for (old, present) in RENAMED {
+        let Some(value) = take(&mut source.values, old) else { continue };
+        renamed.push(RenamedKey { key: old, present, from: source.name.clone() });
+        let (section, key) = present.split_once('.').expect("a key has a section");
+        let section = source.values.entry(section.to_owned()).or_insert_with(|| Dict::new().into());
+        if let Value::Dict(_, values) = section {
+            values.entry(key.to_owned()).or_insert(value);
+        }
+    }
+    // A file may contain an old section whose keys are all commented out.
+    for (section, _) in RENAMED.iter().filter_map(|(old, _)| old.split_once('.')) {
+        if source.values.get(section).and_then(Value::as_dict).is_some_and(Dict::is_empty) {
+            source.values.remove(section);
+        }
+    }
+}
+
+/// Removes the value of a key.
+fn take(values: &mut Dict, key: &str) -> Option<Value> {
+    let (section, key) = key.split_once('.')?;
+    let Value::Dict(_, in_section) = values.get_mut(section)? else { return None };
+    in_section.remove(key)
 }
 
 fn find<'a>(values: &'a Dict, key: &str) -> Option<&'a Value> {
@@ -231,8 +298,8 @@ fn find<'a>(values: &'a Dict, key: &str) -> Option<&'a Value> {
     values.get(section)?.as_dict()?.get(key)
 }
 
-/// `text` as a value of the type that the default has.
-fn like(default: &Value, text: &str) -> Result<Value, String> {
+/// Converts `text` to the type of the default.
+fn parse_as(default: &Value, text: &str) -> Result<Value, String> {
     match default {
         Value::Num(..) => {
             let number: i64 =
@@ -303,24 +370,24 @@ mod tests {
         assert_eq!(config.customerio.api_key.expose_secret(), "0012", "digits stay text");
         let both = [("RETRY_DELAYS", "1s"), ("CUSTOMERIO_SYNC__RETRY__DELAYS", "2s,3s")];
         assert_eq!(load(None, &both).expect("valid").retry.delays.max_attempts(), 2);
-        assert!(load(None, &[("RETRY_DELAYS", "")]).is_ok(), "an empty variable is an absent one");
+        assert!(load(None, &[("RETRY_DELAYS", "")]).is_ok(), "an empty variable counts as absent");
     }
 
     #[test]
-    fn an_unknown_key_is_told_with_its_place() {
-        let told = problem(None, &[("CUSTOMERIO_SYNC__SYNC__BATCHSIZE", "9")]);
+    fn an_unknown_key_is_an_error_that_names_its_source() {
+        let message = problem(None, &[("CUSTOMERIO_SYNC__SYNC__BATCHSIZE", "9")]);
         assert_eq!(
-            told,
+            message,
             "unknown key \"sync.batchsize\" in the environment variable \
                 CUSTOMERIO_SYNC__SYNC__BATCHSIZE; \
              config/default.toml lists every key"
         );
-        let told = problem(Some("[sink]\nbatch_size = 7"), &[]);
-        assert!(told.starts_with("unknown key \"sink\" in /"), "{told}");
+        let message = problem(Some("[sink]\nbatch_size = 7"), &[]);
+        assert!(message.starts_with("unknown key \"sink\" in /"), "{message}");
     }
 
     #[test]
-    fn a_bad_value_is_told_with_its_place_and_what_was_expected() {
+    fn a_bad_value_is_an_error_that_names_key_and_source() {
         let cases = [
             (
                 ("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "many"),
@@ -339,15 +406,43 @@ mod tests {
             (("LOG_FORMAT", "xml"), "telemetry.format", "xml"),
         ];
         for ((variable, value), key, expected) in cases {
-            let told = problem(None, &[(variable, value)]);
+            let message = problem(None, &[(variable, value)]);
             for part in [key, variable, expected] {
-                assert!(told.contains(part), "{told:?} should name {part}");
+                assert!(message.contains(part), "{message:?} should name {part}");
             }
         }
-        let told = problem(Some("[sync]\nbatch_size = \"x\""), &[]);
-        assert!(told.contains("sync.batch_size"), "{told}");
-        let told = problem(Some("[sync\n"), &[]);
-        assert!(told.starts_with("reading /"), "{told}");
+        let message = problem(Some("[sync]\nbatch_size = \"x\""), &[]);
+        assert!(message.contains("sync.batch_size"), "{message}");
+        let message = problem(Some("[sync\n"), &[]);
+        assert!(message.starts_with("reading /"), "{message}");
+    }
+
+    #[test]
+    fn a_key_of_an_earlier_release_sets_the_present_one() {
+        let file = "[gate]\nprobe_after = \"2s\"\nprobe_at_least_every = \"3s\"\n\
+            [breaker]\nprobe_after = \"5s\"";
+        let variable = "CUSTOMERIO_SYNC__RECOVERY__SEND_AGAIN_AFTER";
+        let config = load(Some(file), &[(variable, "7s")]).expect("valid");
+        assert_eq!(config.breaker.probe_after, Duration::from_secs(5), "the present key wins");
+        assert_eq!(config.breaker.probe_interval_max, Duration::from_secs(3));
+        assert_eq!(config.recovery.resend_after, Duration::from_secs(7));
+        let renamed: Vec<_> = config.renamed.iter().map(|one| (one.key, one.present)).collect();
+        assert_eq!(
+            renamed,
+            [
+                ("gate.probe_after", "breaker.probe_after"),
+                ("gate.probe_at_least_every", "breaker.probe_interval_max"),
+                ("recovery.send_again_after", "recovery.resend_after"),
+            ]
+        );
+        assert!(problem(Some("[gate]\nsomething = 1"), &[]).contains("gate"));
+        assert!(load(Some("[gate]\n# probe_after = \"2s\""), &[]).is_ok(), "an empty section");
+        let both = [
+            ("CUSTOMERIO_SYNC__BREAKER__PROBE_AFTER", "5s"),
+            ("CUSTOMERIO_SYNC__GATE__PROBE_AFTER", "2s"),
+        ];
+        let config = load(None, &both).expect("valid");
+        assert_eq!(config.breaker.probe_after, Duration::from_secs(5), "the present key wins");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What a failure means: its signature, which groups it with others of the same cause, and its
-//! verdict in words. Pure.
+//! The meaning of a failure, in words: its signature, which groups it with others of the same
+//! cause, and its diagnosis. Pure.
 
 use std::sync::LazyLock;
 
@@ -7,240 +7,221 @@ use chrono::{DateTime, TimeDelta, Utc};
 use regex::Regex;
 
 use crate::{
-    job::{ErrorType, Reason},
+    job::{ErrorType, FailureCause, Reason},
     runtime::text_enum::text_enum,
 };
 
-/// The longest signature, in bytes. It is a key of an index.
-const LONGEST_SIGNATURE: usize = 240;
+/// Maximum length of a signature in bytes. It is a key of an index.
+const SIGNATURE_BYTES_MAX: usize = 240;
 
-/// Customer.io records older events, and starts no campaign for them (Track API, event
+/// Customer.io records older events, but starts no campaign for them (Track API, event
 /// `timestamp`).
-const CAMPAIGNS_END_AFTER: TimeDelta = TimeDelta::hours(72);
+const CAMPAIGN_WINDOW: TimeDelta = TimeDelta::hours(72);
 
-/// `message` without what differs from one failure to the next: quoted values, addresses, ids and
-/// numbers. The status that Customer.io answered with stays: it tells causes apart.
+/// Returns `message` without what differs between failures of the same cause: quoted values, URLs,
+/// addresses, ids and numbers. The HTTP status of a response stays, since it distinguishes causes.
 pub fn signature(message: &str) -> String {
+    /// A token with a digit that 15 or more characters follow, or precede.
+    const ID: &str = concat!(
+        r"\b[0-9A-Za-z_-]*[0-9][0-9A-Za-z_-]{15,}\b|",
+        r"\b[0-9A-Za-z_-]{15,}[0-9][0-9A-Za-z_-]*\b"
+    );
     static REPLACED: LazyLock<[(Regex, &str); 5]> = LazyLock::new(|| {
         [
             (r#""[^"]*"|'[^']*'|`[^`]*`"#, "{value}"),
             (r"https?://\S+", "{url}"),
             (r"[^\s@:<>(){}]+@[^\s@:<>(){}]+", "{address}"),
-            // UUIDs, ULIDs and other tokens of 16 or more letters and digits with a digit among
-            // them.
-            (
-                concat!(
-                    r"\b[0-9A-Za-z_-]*[0-9][0-9A-Za-z_-]{15,}\b|",
-                    r"\b[0-9A-Za-z_-]{15,}[0-9][0-9A-Za-z_-]*\b"
-                ),
-                "{id}",
-            ),
+            (ID, "{id}"),
             (r"(answered )?[+-]?\d+(?:[.:,]\d+)*", "{n}"),
         ]
-        .map(|(pattern, replacement)| {
-            (
-                Regex::new(pattern).expect(
-                    "the patterns are \
-            constants",
-                ),
-                replacement,
-            )
-        })
+        .map(|(pattern, text)| (Regex::new(pattern).expect("the patterns are valid"), text))
     });
     let mut text = message.to_owned();
     for (pattern, replacement) in REPLACED.iter() {
-        // The one group that is captured is what a number that stays follows.
+        // Group 1 is the text before an HTTP status, which stays.
         let replace = |found: &regex::Captures<'_>| match found.get(1) {
             Some(_) => found[0].to_owned(),
             None => (*replacement).to_owned(),
         };
         text = pattern.replace_all(&text, replace).into_owned();
     }
-    text.truncate(text.floor_char_boundary(LONGEST_SIGNATURE));
+    text.truncate(text.floor_char_boundary(SIGNATURE_BYTES_MAX));
     text
 }
 
 text_enum! {
-    /// Who or what has to change before a retry can help.
-    Cause {
+    /// What has to change before a retry can succeed.
+    CauseCategory {
         /// The person's data.
         Data = "data",
-        /// Site id, API key or region.
+        /// The site id, the API key or the region.
         Credentials = "credentials",
-        /// Customer.io, or the way to it; nothing has to change, it has to pass.
+        /// Nothing: Customer.io, or the network in between, has to recover.
         Outage = "outage",
-        /// Another event that has not come.
+        /// An event of the signup has to arrive.
         MissingSignup = "missing_signup",
         /// This service.
         Service = "service",
-        /// Not known.
+        /// Unknown.
         Unknown = "unknown",
     }
 }
 
-/// A failure, as far as a verdict looks at it.
-#[derive(Debug, Clone, Copy)]
-pub struct Case<'a> {
-    /// Why no further try is made.
+/// The facts that a diagnosis is based on. Messages are not among them, since their wording may
+/// change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailureFacts {
+    /// Why no further attempt is made.
     pub reason: Option<Reason>,
-    /// The kind of trouble.
+    /// The cause of the last attempt's failure. `None` if the release that recorded it did not
+    /// store causes.
+    pub cause: Option<FailureCause>,
+    /// The kind of error.
     pub error_type: Option<ErrorType>,
-    /// The status of the last answer, if one came.
+    /// HTTP status of the last response, if there was one.
     pub http_status: Option<u16>,
-    /// What was said.
-    pub message: &'a str,
-    /// When its event happened.
+    /// Time of the event.
     pub occurred_at: Option<DateTime<Utc>>,
 }
 
-/// A failure in words for an operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
-    /// Who or what has to change.
-    pub cause: Cause,
-    /// What it is.
+/// The explanation of a failure for an operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// The category of the cause: what has to change.
+    pub category: CauseCategory,
+    /// The meaning of the failure.
     pub meaning: &'static str,
-    /// What to do next.
+    /// The next step.
     pub next: &'static str,
-    /// What a retry can no longer bring about.
+    /// An effect that a retry can no longer have.
     pub warning: Option<&'static str>,
 }
 
-struct Rule {
-    applies: fn(&Case<'_>) -> bool,
-    cause: Cause,
-    meaning: &'static str,
-    next: &'static str,
+/// Diagnoses a failure. The age of its event is relative to `now`.
+pub fn diagnose(facts: &FailureFacts, now: DateTime<Utc>) -> Diagnosis {
+    let (category, meaning, next) = match (facts.reason, cause(facts)) {
+        (Some(Reason::Unprocessable), _) => of_unprocessable(),
+        (Some(Reason::DeliveryLimit), _) => of_delivery_limit(),
+        (_, Some(cause)) => of_cause(cause),
+        (_, None) => of_unknown(),
+    };
+    let is_late = facts.occurred_at.is_some_and(|at| now - at > CAMPAIGN_WINDOW);
+    let warning = is_late.then_some(
+        "The event is older than 72 hours. A retry updates the profile and records the event, but \
+            Customer.io starts no campaign for it.",
+    );
+    Diagnosis { category, meaning, next, warning }
 }
 
-/// The first rule that applies speaks.
-const RULES: &[Rule] = &[
-    Rule {
-        applies: |case| case.reason == Some(Reason::Unprocessable),
-        cause: Cause::Data,
-        meaning: "The message does not follow the contract of its event.",
-        next: "Have its publisher send it again in the right form and dismiss this one. Replay it \
-            only if this service was at fault and has been mended.",
-    },
-    Rule {
-        applies: |case| case.reason == Some(Reason::DeliveryLimit),
-        cause: Cause::Service,
-        meaning: "Every replica that took this message was cut off before it was done.",
-        next: "Look into the service's log around the time of the failure. Retry this one first, \
-            the others when it succeeds.",
-    },
-    Rule {
-        applies: |case| case.message.starts_with("signup not known yet"),
-        cause: Cause::MissingSignup,
-        meaning: "The bet slip was confirmed, and no event with the person's e-mail address has \
-            come.",
-        next: "Have the publisher send signup.submitted for this signup, then retry.",
-    },
-    Rule {
-        applies: |case| matches!(case.http_status, Some(401 | 403)),
-        cause: Cause::Credentials,
-        meaning: "Customer.io does not accept the site id and the API key.",
-        next: "Set CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY of the right workspace and region, \
-            restart, retry one, then the group.",
-    },
-    Rule {
-        applies: |case| matches!(case.http_status, Some(300..=399 | 404 | 405)),
-        cause: Cause::Credentials,
-        meaning: "The calls go to the wrong address: the region or the URL does not fit the \
-            workspace.",
-        next: "Set CUSTOMERIO_REGION, or CUSTOMERIO_TRACK_URL where a proxy is used, restart, \
-            retry one, then the group.",
-    },
-    Rule {
-        applies: |case| {
-            case.error_type == Some(ErrorType::RateLimit) || case.http_status == Some(429)
-        },
-        cause: Cause::Outage,
-        meaning: "Customer.io refused calls for more than an hour because there were too many.",
-        next: "Retry one; when it succeeds, retry the group. If it comes back, lower \
-            customerio.requests_per_second.",
-    },
-    Rule {
-        applies: |case| case.error_type == Some(ErrorType::ServerError),
-        cause: Cause::Outage,
-        meaning: "Customer.io had an outage that outlasted all retries.",
-        next: "See status.customer.io. Retry one; when it succeeds, retry the group.",
-    },
-    Rule {
-        applies: |case| case.error_type == Some(ErrorType::Network),
-        cause: Cause::Outage,
-        meaning: "No answer came from Customer.io through all retries: network, DNS, TLS or a \
-            proxy.",
-        next: "Check that this machine reaches Customer.io. Retry one; when it succeeds, retry \
-            the group.",
-    },
-    Rule {
-        applies: |case| {
-            matches!(case.http_status, Some(408)) || case.message.contains("which can't be read")
-        },
-        cause: Cause::Outage,
-        meaning: "Customer.io's answers could not be understood, or it gave up waiting, through \
-            all retries.",
-        next: "Retry one; when it succeeds, retry the group.",
-    },
-    Rule {
-        applies: |case| case.message.contains("Customer.io allows"),
-        cause: Cause::Data,
-        meaning: "A value is over a limit of Customer.io and was not sent.",
-        next: "Have the publisher send the event again with a shorter value: that starts the job \
-            afresh. Dismiss it if nobody needs it.",
-    },
-    Rule {
-        applies: |case| {
-            matches!(case.http_status, Some(207 | 400 | 413 | 422))
-                || case.message.starts_with("Customer.io refused")
-        },
-        cause: Cause::Data,
-        meaning: "Customer.io refused the data; the field that it names is the culprit.",
-        next: "Have the publisher send the event again with that field corrected: that starts the \
-            job afresh. Dismiss it if nobody needs it.",
-    },
-    Rule {
-        applies: |_| true,
-        cause: Cause::Unknown,
-        meaning: "Nothing is known about this kind of failure.",
-        next: "Read what was said. Retry one; when it succeeds, retry the group.",
-    },
-];
+/// The stored cause, or the one that the HTTP status or the kind of error implies.
+fn cause(facts: &FailureFacts) -> Option<FailureCause> {
+    let of_status = || facts.http_status.map(FailureCause::of_status);
+    let of_error_type = || match facts.error_type? {
+        ErrorType::RateLimit => Some(FailureCause::RateLimited),
+        ErrorType::ServerError => Some(FailureCause::ServerError),
+        ErrorType::Network => Some(FailureCause::NoResponse),
+        ErrorType::Other => None,
+    };
+    facts.cause.or_else(of_status).or_else(of_error_type)
+}
 
-/// What `case` means, as of `now`.
-pub fn verdict(case: &Case<'_>, now: DateTime<Utc>) -> Verdict {
-    let rule =
-        RULES.iter().find(|rule| (rule.applies)(case)).expect("the last rule always applies");
-    let is_late = case.occurred_at.is_some_and(|at| now - at > CAMPAIGNS_END_AFTER);
-    Verdict {
-        cause: rule.cause,
-        meaning: rule.meaning,
-        next: rule.next,
-        warning: is_late.then_some(
-            "The event is older than 72 hours: a retry brings the profile up to date and records \
-                the event, and Customer.io starts no campaign for it.",
+type Advice = (CauseCategory, &'static str, &'static str);
+
+fn of_unprocessable() -> Advice {
+    (
+        CauseCategory::Data,
+        "The message does not follow the contract of its event.",
+        "Ask its publisher to send a corrected event, and dismiss this message. Replay it only if \
+            this service was at fault and has been fixed.",
+    )
+}
+
+fn of_delivery_limit() -> Advice {
+    (
+        CauseCategory::Service,
+        "Every replica that received this message stopped before it was done.",
+        "Search the service's log around the time of the failure. Retry this one first, and the \
+            others if it succeeds.",
+    )
+}
+
+fn of_unknown() -> Advice {
+    (
+        CauseCategory::Unknown,
+        "The cause of this failure is unknown.",
+        "Read the error message. Retry one, and the group if it succeeds.",
+    )
+}
+
+fn of_cause(cause: FailureCause) -> Advice {
+    use CauseCategory::{Credentials, Data, MissingSignup, Outage};
+    match cause {
+        FailureCause::SignupUnknown => (
+            MissingSignup,
+            "The bet slip was confirmed, but no event with the person's e-mail address arrived.",
+            "Ask the publisher to send signup.submitted for this signup, then retry.",
         ),
+        FailureCause::IdentifierMissing => (
+            Data,
+            "The person has no id, and customerio.identifier is id.",
+            "Ask the publisher to send the event again with customer.id, which restarts the job.",
+        ),
+        FailureCause::LimitExceeded => (
+            Data,
+            "A value exceeds a limit of Customer.io, so it was not sent.",
+            "Ask the publisher to resend the event with a shorter value, or dismiss the failure.",
+        ),
+        FailureCause::ItemRefused | FailureCause::RequestRefused => (
+            Data,
+            "Customer.io refused the data. The error message names the field.",
+            "Ask the publisher to send the event again with that field corrected, which restarts \
+                the job. Dismiss the failure if it is not needed.",
+        ),
+        FailureCause::CredentialsRefused => (
+            Credentials,
+            "Customer.io refused the site id and the API key.",
+            "Set CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY of the right workspace and region, \
+                restart the service, retry one job, then the group.",
+        ),
+        FailureCause::AddressRefused => (
+            Credentials,
+            "The calls go to the wrong address: the region or the URL is not the workspace's.",
+            "Set CUSTOMERIO_REGION, or CUSTOMERIO_TRACK_URL if a proxy is used, restart \
+                the service, retry one job, then the group.",
+        ),
+        FailureCause::RateLimited => (
+            Outage,
+            "Customer.io refused the calls of all retries because there were too many.",
+            "Retry one, and the group if it succeeds. If it fails again, lower \
+                customerio.requests_per_second.",
+        ),
+        FailureCause::ServerError => (
+            Outage,
+            "Customer.io had an outage that outlasted all retries.",
+            "See status.customer.io. Retry one, and the group if it succeeds.",
+        ),
+        FailureCause::NoResponse => (
+            Outage,
+            "No response arrived through all retries: network, DNS, TLS or a proxy.",
+            "Check that this machine reaches Customer.io. Retry one, and the group if it succeeds.",
+        ),
+        FailureCause::RequestTimeout | FailureCause::ResponseUnclear => (
+            Outage,
+            "Customer.io timed out, or its responses could not be parsed, through all retries.",
+            "Retry one, and the group if it succeeds.",
+        ),
+        FailureCause::UnexpectedStatus => of_unknown(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
 
-    fn case(error_type: ErrorType, http_status: Option<u16>, message: &str) -> Case<'_> {
-        Case {
-            reason: Some(Reason::Permanent),
-            error_type: Some(error_type),
-            http_status,
-            message,
-            occurred_at: None,
-        }
-    }
+    use super::*;
 
     #[test]
-    fn a_signature_takes_out_what_differs() {
+    fn a_signature_leaves_out_what_differs() {
         let cases = [
             (
                 "Customer.io answered 503: <h1>Sorry 7</h1>",
@@ -272,81 +253,100 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_ids_and_addresses_never_tell_two_failures_apart(
+        fn numbers_ids_and_addresses_never_distinguish_two_failures(
             n in 0u32.., m in 0u32.., id: u128, other: u128, name in "[a-z]{1,9}",
             second in "[a-z]{1,9}",
         ) {
             let message = |n: u32, id: u128, name: &str| {
-                format!("field {n} of {} for {name}@example.com, \
-                    \"{name}\"", uuid::Uuid::from_u128(id))
+                let id = uuid::Uuid::from_u128(id);
+                format!("field {n} of {id} for {name}@example.com, \"{name}\"")
             };
-            prop_assert_eq!(signature(&message(n, id, &name)), signature(&message(m, other,
-            &second)));
+            let (first, second) = (message(n, id, &name), message(m, other, &second));
+            prop_assert_eq!(signature(&first), signature(&second));
         }
 
         #[test]
         fn any_text_has_a_short_signature(message in ".{0,400}") {
-            prop_assert!(signature(&message).len() <= LONGEST_SIGNATURE);
+            prop_assert!(signature(&message).len() <= SIGNATURE_BYTES_MAX);
+        }
+    }
+
+    fn facts(cause: FailureCause) -> FailureFacts {
+        FailureFacts {
+            reason: Some(Reason::Permanent),
+            cause: Some(cause),
+            error_type: Some(cause.error_type()),
+            http_status: None,
+            occurred_at: None,
+        }
+    }
+
+    fn category(facts: &FailureFacts) -> CauseCategory {
+        diagnose(facts, DateTime::UNIX_EPOCH).category
+    }
+
+    #[test]
+    fn every_cause_has_its_advice() {
+        for &cause in FailureCause::ALL {
+            let expected = match cause {
+                FailureCause::SignupUnknown => CauseCategory::MissingSignup,
+                FailureCause::IdentifierMissing
+                | FailureCause::LimitExceeded
+                | FailureCause::ItemRefused
+                | FailureCause::RequestRefused => CauseCategory::Data,
+                FailureCause::CredentialsRefused | FailureCause::AddressRefused => {
+                    CauseCategory::Credentials
+                }
+                FailureCause::RateLimited
+                | FailureCause::ServerError
+                | FailureCause::RequestTimeout
+                | FailureCause::NoResponse
+                | FailureCause::ResponseUnclear => CauseCategory::Outage,
+                FailureCause::UnexpectedStatus => CauseCategory::Unknown,
+            };
+            assert_eq!(category(&facts(cause)), expected, "{cause}");
         }
     }
 
     #[test]
-    fn every_kind_of_failure_has_its_verdict() {
-        let cases = [
-            (
-                case(ErrorType::Other, Some(401), "Customer.io answered 401: Unauthorized request"),
-                Cause::Credentials,
-            ),
-            (case(ErrorType::Other, Some(403), "Customer.io answered 403"), Cause::Credentials),
-            (
-                case(ErrorType::Other, Some(302), "Customer.io answered 302 and points to x"),
-                Cause::Credentials,
-            ),
-            (case(ErrorType::Other, Some(404), "Customer.io answered 404"), Cause::Credentials),
-            (case(ErrorType::RateLimit, Some(429), "Customer.io answered 429"), Cause::Outage),
-            (case(ErrorType::ServerError, Some(503), "Customer.io answered 503"), Cause::Outage),
-            (case(ErrorType::Network, None, "the call timed out"), Cause::Outage),
-            (case(ErrorType::Other, Some(408), "Customer.io answered 408"), Cause::Outage),
-            (
-                case(
-                    ErrorType::Other,
-                    Some(200),
-                    "Customer.io answered 200: <html>, which can't be read",
-                ),
-                Cause::Outage,
-            ),
-            (
-                case(ErrorType::Other, None, "customer.id is 161 bytes, Customer.io allows 150"),
-                Cause::Data,
-            ),
-            (
-                case(ErrorType::Other, Some(207), "Customer.io refused the event: invalid: name"),
-                Cause::Data,
-            ),
-            (
-                case(ErrorType::Other, Some(400), "Customer.io answered 400: invalid: batch"),
-                Cause::Data,
-            ),
-            (case(ErrorType::Other, None, "signup not known yet"), Cause::MissingSignup),
-            (case(ErrorType::Other, Some(418), "Customer.io answered 418"), Cause::Unknown),
-        ];
-        for (case, cause) in cases {
-            assert_eq!(verdict(&case, Utc::now()).cause, cause, "{}", case.message);
-        }
-        let of_reason = |reason| Case { reason: Some(reason), ..case(ErrorType::Other, None, "x") };
-        assert_eq!(verdict(&of_reason(Reason::Unprocessable), Utc::now()).cause, Cause::Data);
-        assert_eq!(verdict(&of_reason(Reason::DeliveryLimit), Utc::now()).cause, Cause::Service);
+    fn the_reason_comes_before_the_cause() {
+        let of = |reason| FailureFacts { reason: Some(reason), ..facts(FailureCause::NoResponse) };
+        assert_eq!(category(&of(Reason::Unprocessable)), CauseCategory::Data);
+        assert_eq!(category(&of(Reason::DeliveryLimit)), CauseCategory::Service);
     }
 
     #[test]
-    fn an_event_older_than_72_hours_is_said_to_start_no_campaign() {
-        let now = Utc::now();
-        let at = |age| Case {
-            occurred_at: Some(now - age),
-            ..case(ErrorType::ServerError, Some(503), "x")
+    fn without_a_stored_cause_the_status_and_the_error_type_decide() {
+        let of = |error_type, http_status| FailureFacts {
+            error_type: Some(error_type),
+            http_status,
+            cause: None,
+            ..facts(FailureCause::UnexpectedStatus)
         };
-        assert_eq!(verdict(&at(TimeDelta::hours(71)), now).warning, None);
-        let warning = verdict(&at(TimeDelta::hours(73)), now).warning.expect("a warning");
+        for (error_type, http_status, expected) in [
+            (ErrorType::Other, Some(401), CauseCategory::Credentials),
+            (ErrorType::Other, Some(302), CauseCategory::Credentials),
+            (ErrorType::Other, Some(408), CauseCategory::Outage),
+            (ErrorType::Other, Some(207), CauseCategory::Data),
+            (ErrorType::Other, Some(418), CauseCategory::Unknown),
+            (ErrorType::Other, None, CauseCategory::Unknown),
+            (ErrorType::RateLimit, None, CauseCategory::Outage),
+            (ErrorType::ServerError, Some(503), CauseCategory::Outage),
+            (ErrorType::Network, None, CauseCategory::Outage),
+        ] {
+            assert_eq!(category(&of(error_type, http_status)), expected, "{http_status:?}");
+        }
+    }
+
+    #[test]
+    fn an_event_older_than_72_hours_carries_a_warning() {
+        let now = DateTime::UNIX_EPOCH + TimeDelta::days(30);
+        let warning = |age| {
+            let occurred_at = Some(now - age);
+            diagnose(&FailureFacts { occurred_at, ..facts(FailureCause::ServerError) }, now).warning
+        };
+        assert_eq!(warning(TimeDelta::hours(72)), None);
+        let warning = warning(TimeDelta::hours(73)).expect("a warning");
         assert!(warning.contains("no campaign"), "{warning}");
     }
 }

@@ -1,4 +1,4 @@
-//! The program; see [`customerio_sync::cli`].
+//! Entry point of the program; see [`customerio_sync::cli`].
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! Decides what follows from an outcome: complete, retry on a tier, or fail. Pure: no clock, no
-//! I/O.
+//! Decides what happens to a job after an attempt: complete, retry on a tier, or fail. Pure: no
+//! clock, no I/O.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::job::{Failure, Outcome, Reason};
 
-/// Settings of the ladder.
+/// Settings of the retry ladder.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -15,12 +15,13 @@ pub struct Config {
     pub delays: Ladder,
 }
 
-/// One delay tier: a queue whose messages come back after `delay`.
+/// One delay tier: a queue that returns its messages after `delay`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tier {
-    /// The duration as it was written, such as `5s`. Exchange and queue are named by it.
+    /// Delay as written in the settings, such as `5s`. It is part of the exchange's and the queue's
+    /// name.
     pub name: String,
-    /// How long a message stays.
+    /// Time that a message stays in the queue.
     pub delay: Duration,
 }
 
@@ -29,19 +30,20 @@ pub struct Tier {
 #[serde(try_from = "String")]
 pub struct Ladder(Vec<Tier>);
 
-/// Why a list of delays is no ladder.
+/// An invalid list of delays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LadderError {
-    /// The list holds nothing.
+    /// The list is empty.
     #[error("expected at least one duration, such as 5s,25s,125s")]
     Empty,
-    /// One entry is not a duration.
+    /// An entry is not a duration.
     #[error("{0:?} is not a duration; expected one such as 200ms, 5s or 2m")]
     NotADuration(String),
-    /// RabbitMQ takes whole milliseconds, and no more than an `i32` of them here (24 days).
+    /// An entry is out of range, or longer than 32 bytes. RabbitMQ accepts whole milliseconds, here
+    /// up to the maximum of an `i32` (24 days), and names of up to 255 bytes.
     #[error("{0:?} is out of range; expected 1ms to 24days")]
     OutOfRange(String),
-    /// A name would not fit RabbitMQ's 255 bytes, or the ladder would be absurd.
+    /// The list is longer than any useful ladder.
     #[error("{0} delays are too many; expected at most 20")]
     TooMany(usize),
 }
@@ -76,10 +78,10 @@ impl FromStr for Tier {
     type Err = LadderError;
 
     fn from_str(text: &str) -> Result<Self, LadderError> {
-        const LONGEST: Duration = Duration::from_secs(24 * 24 * 3600);
+        const MAX_DELAY: Duration = Duration::from_secs(24 * 24 * 3600);
         let delay = humantime::parse_duration(text)
             .map_err(|_| LadderError::NotADuration(text.to_owned()))?;
-        if delay < Duration::from_millis(1) || delay > LONGEST || text.len() > 32 {
+        if delay < Duration::from_millis(1) || delay > MAX_DELAY || text.len() > 32 {
             return Err(LadderError::OutOfRange(text.to_owned()));
         }
         Ok(Self { name: text.to_owned(), delay })
@@ -93,32 +95,33 @@ impl fmt::Display for Tier {
 }
 
 impl Ladder {
-    /// The tiers, first retry first.
+    /// Returns the tiers, first retry first.
     pub fn tiers(&self) -> &[Tier] {
         &self.0
     }
 
-    /// How many retries the ladder has.
+    /// Returns the number of retries, which is the number of tiers.
     pub fn max_attempts(&self) -> i32 {
         i32::try_from(self.0.len()).unwrap_or(i32::MAX)
     }
 
-    /// The tier for a message that has to wait at least `wait`: the shortest that is long enough,
-    /// else the longest.
+    /// Returns the tier for a message that must wait at least `wait`: the shortest one that is long
+    /// enough, else the longest.
     ///
-    /// A message that arrives before its job is due, or whose job another message holds, waits on
-    /// such a tier.
+    /// A message waits on such a tier if it arrives before its job is due, or while another message
+    /// owns the claim on its job.
     pub fn waiting_for(&self, wait: Duration) -> &Tier {
         let long_enough =
             self.0.iter().filter(|tier| tier.delay >= wait).min_by_key(|tier| tier.delay);
         long_enough.unwrap_or_else(|| self.longest())
     }
 
-    /// The tier of the next retry after `attempt` scheduled ones, or `None` when the ladder ends.
+    /// Returns the tier of the next retry after `attempt` scheduled ones, or `None` after the last
+    /// tier.
     fn step(&self, attempt: i32, retry_after: Option<Duration>) -> Option<&Tier> {
         let own = self.0.get(usize::try_from(attempt).ok()?)?;
         Some(match retry_after {
-            Some(asked) if asked > own.delay => self.waiting_for(asked),
+            Some(wait) if wait > own.delay => self.waiting_for(wait),
             _ => own,
         })
     }
@@ -128,29 +131,29 @@ impl Ladder {
     }
 }
 
-/// What to do with a job after a try.
+/// Decision about a job after an attempt: complete it, retry it, or fail it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Done; tell the world.
+    /// The job is completed; publish its outcome.
     Complete,
-    /// Wait on `tier`, then try again.
+    /// Wait on `tier`, then retry.
     Retry {
-        /// Where to wait.
+        /// Tier to wait on.
         tier: Tier,
-        /// What went wrong.
+        /// Failure of the attempt.
         failure: Failure,
     },
-    /// Park it for an operator.
+    /// Park the job for an operator.
     Fail {
-        /// Why no further try is made.
+        /// Reason for making no further attempt.
         reason: Reason,
-        /// What went wrong.
+        /// Failure of the attempt.
         failure: Failure,
     },
 }
 
-/// Decides what follows from `outcome` for a job with `attempt` retries scheduled so far out of
-/// `max_attempts`.
+/// Decides what happens to a job after `outcome`. `attempt` is the number of retries scheduled so
+/// far, `max_attempts` its limit.
 pub fn decide(outcome: Outcome, attempt: i32, max_attempts: i32, ladder: &Ladder) -> Verdict {
     match outcome {
         Outcome::Accepted => Verdict::Complete,
@@ -165,14 +168,14 @@ pub fn decide(outcome: Outcome, attempt: i32, max_attempts: i32, ladder: &Ladder
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::ErrorType;
+    use crate::job::FailureCause;
 
     fn ladder() -> Ladder {
         "5s,25s,125s,625s,3125s".parse().expect("the default ladder")
     }
 
     fn failure() -> Failure {
-        Failure { error_type: ErrorType::ServerError, message: "503".to_owned() }
+        Failure::new(FailureCause::ServerError, "503")
     }
 
     fn after_failure(attempt: i32, retry_after: Option<u64>) -> Verdict {
@@ -196,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_failure_after_the_fifth_tier_is_the_last() {
+    fn a_failure_after_the_last_tier_exhausts_the_job() {
         assert_eq!(
             after_failure(5, None),
             Verdict::Fail { reason: Reason::Exhausted, failure: failure() }
@@ -215,13 +218,13 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_moves_a_retry_to_a_longer_tier_but_never_to_a_shorter_one() {
+    fn retry_after_selects_a_longer_tier_but_never_a_shorter_one() {
         assert_eq!(tier_of(after_failure(0, Some(3))), "5s");
         assert_eq!(tier_of(after_failure(0, Some(5))), "5s");
         assert_eq!(tier_of(after_failure(0, Some(6))), "25s");
         assert_eq!(tier_of(after_failure(0, Some(600))), "625s");
         assert_eq!(tier_of(after_failure(2, Some(6))), "125s");
-        assert_eq!(tier_of(after_failure(1, Some(99_999))), "3125s", "the longest there is");
+        assert_eq!(tier_of(after_failure(1, Some(99_999))), "3125s", "the longest tier");
     }
 
     #[test]
@@ -232,9 +235,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_list_of_delays_is_told_what_was_expected() {
+    fn an_invalid_list_of_delays_is_rejected_with_an_example() {
         assert_eq!(" , ".parse::<Ladder>(), Err(LadderError::Empty));
-        let error = "5s,soon".parse::<Ladder>().expect_err("soon is no duration");
+        let error = "5s,soon".parse::<Ladder>().expect_err("soon is not a duration");
         assert_eq!(
             error.to_string(),
             r#""soon" is not a duration; expected one such as 200ms, 5s or 2m"#

@@ -1,4 +1,4 @@
-//! The direction of dependencies: a module names only modules in lower rows of the picture in
+//! The direction of dependencies: a module names only modules in lower rows of the diagram in
 //! `src/lib.rs`.
 //!
 //! The sources are read, not compiled. Every path that starts with `crate` or leaves its module
@@ -177,7 +177,7 @@ fn faults(path: &str, source: &str) -> Vec<String> {
             let is_module =
                 |item: &syn::Item| matches!(item, syn::Item::Mod(item) if item.content.is_none());
             let others = file.items.iter().filter(|item| !is_module(item));
-            return others.map(|_| format!("{path} holds more than modules")).collect();
+            return others.map(|_| format!("{path} contains more than modules")).collect();
         }
         _ => {}
     }

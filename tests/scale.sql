@@ -1,4 +1,4 @@
--- :jobs jobs, of which every tenth has failed.
+-- Creates :jobs jobs. Every tenth has failed.
 INSERT INTO signups (
     id, operator_id, email, first_name, last_name, customerio_synced, customerio_synced_at, customerio_contact_id,
     customerio_sync_failed, customerio_sync_error

@@ -1,13 +1,14 @@
 //! Requests of the admin API: query strings, bodies and headers.
 #![no_main]
 
-use customerio_sync::admin::property::{any_body_is_read_or_told, any_query_is_read_or_told,
-no_header_is_a_key};
+use customerio_sync::admin::property::{
+    any_body_is_parsed_or_explained, any_query_is_parsed_or_explained, no_header_authenticates,
+};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if let Ok(query) = std::str::from_utf8(data) {
-        any_query_is_read_or_told(query);
+        any_query_is_parsed_or_explained(query);
     }
-    any_body_is_read_or_told(data);
-    no_header_is_a_key(data);
+    any_body_is_parsed_or_explained(data);
+    no_header_authenticates(data);
 });

@@ -5,40 +5,41 @@ use std::time::Duration;
 use axum::{Json, extract::State, http::StatusCode};
 use serde_json::{Value, json};
 
-use crate::{admin::state::AppState, customerio::GateReason};
+use crate::{admin::state::AppState, customerio::BreakerReason};
 
-/// How long the database may take to answer a probe.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Maximum time for the database to answer a probe.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The process lives.
+/// Reports that the process serves HTTP.
 pub(crate) async fn live() -> Json<Value> {
     Json(json!({ "status": "live" }))
 }
 
-/// Whether work can be done: database and broker answer, and the service is not stopping. With the
-/// reasons when not.
+/// Reports whether the service is ready: the database and RabbitMQ answer, Customer.io has not
+/// refused the credentials, and the service is not stopping. A 503 lists the reasons why it is not.
 pub(crate) async fn ready(State(state): State<AppState>) -> (StatusCode, Json<Value>) {
     let mut reasons = Vec::new();
-    match tokio::time::timeout(PATIENCE, state.ledger.ping()).await {
+    match tokio::time::timeout(DATABASE_TIMEOUT, state.ledger.ping()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => reasons.push(format!("database: {error}")),
-        Err(_) => reasons.push(format!("database: no answer within {PATIENCE:?}")),
+        Err(_) => reasons.push(format!("database: no answer within {DATABASE_TIMEOUT:?}")),
     }
-    match state.ready.get() {
+    match state.connected.get() {
         None => reasons.push("broker: not connected yet".to_owned()),
-        Some(ready) => {
-            for link in &ready.links {
-                if !link.is_connected() {
-                    reasons.push(format!("broker: the {} connection is down", link.name()));
+        Some(connected) => {
+            for connection in &connected.connections {
+                if !connection.is_connected() {
+                    reasons.push(format!("broker: the {} connection is down", connection.name()));
                 }
             }
-            reasons.extend(ready.publisher.trouble().map(|trouble| format!("broker: {trouble}")));
-            if ready.processor.gate().reason == Some(GateReason::Credentials) {
-                reasons.push("Customer.io: credentials refused".to_owned());
-            }
+            reasons
+                .extend(connected.publisher.problem().map(|problem| format!("broker: {problem}")));
         }
     }
-    if state.lifecycle.is_draining() {
+    if state.customerio.breaker().reason == Some(BreakerReason::Credentials) {
+        reasons.push("Customer.io: credentials refused".to_owned());
+    }
+    if state.shutdown.is_draining() {
         reasons.push("stopping".to_owned());
     }
     if reasons.is_empty() {

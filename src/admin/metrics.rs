@@ -9,19 +9,19 @@ use axum::{
 
 use crate::{
     admin::state::AppState,
-    customerio::{GateReason, GateView},
+    customerio::{BreakerReason, BreakerStatus},
     job::Status,
     runtime::metrics::Metrics,
 };
 
-/// How long counting the ledger may take before the gauges are left as they were.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Maximum time for counting the jobs. After that, the ledger's gauges keep their last values.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// All metrics. The gauges of the ledger are read when they are asked for.
+/// Renders all metrics. The gauges of the ledger are read per request.
 pub(crate) async fn render(
     State(state): State<AppState>,
 ) -> ([(HeaderName, &'static str); 1], String) {
-    match tokio::time::timeout(PATIENCE, state.ledger.stats()).await {
+    match tokio::time::timeout(COUNT_TIMEOUT, state.ledger.stats()).await {
         Ok(Ok(stats)) => {
             for &status in Status::ALL {
                 state
@@ -33,20 +33,18 @@ pub(crate) async fn render(
             state.metrics.open_failures.set(stats.open_failures + stats.unprocessable);
             state.metrics.oldest_pending.set(stats.oldest_pending_seconds);
         }
-        Ok(Err(error)) => tracing::warn!(%error, "counting the ledger for the metrics failed"),
-        Err(_) => tracing::warn!("counting the ledger for the metrics took too long"),
+        Ok(Err(error)) => tracing::warn!(%error, "counting jobs for the metrics failed"),
+        Err(_) => tracing::warn!("counting jobs for the metrics took too long"),
     }
-    if let Some(ready) = state.ready.get() {
-        set_gate(&state.metrics, &ready.processor.gate());
-    }
+    set_breaker(&state.metrics, &state.customerio.breaker());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render())
 }
 
-fn set_gate(metrics: &Metrics, gate: &GateView) {
-    metrics.gate_open.set(gate.is_shut.into());
-    for &reason in GateReason::ALL {
-        let since = gate.since.filter(|_| gate.reason == Some(reason));
+fn set_breaker(metrics: &Metrics, breaker: &BreakerStatus) {
+    metrics.breaker_open.set((!breaker.is_closed()).into());
+    for &reason in BreakerReason::ALL {
+        let since = breaker.since.filter(|_| breaker.reason == Some(reason));
         let seconds = since.map_or(0, |since| since.timestamp());
-        metrics.gate_open_since.with_label_values(&[reason.as_str()]).set(seconds);
+        metrics.breaker_open_since.with_label_values(&[reason.as_str()]).set(seconds);
     }
 }

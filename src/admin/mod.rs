@@ -1,4 +1,4 @@
-//! The HTTP server: the admin API, the operators' page, probes and metrics. One endpoint a file.
+//! The HTTP server: the admin API, the operators' page, probes and metrics.
 
 mod api;
 mod health;
@@ -20,21 +20,21 @@ use tokio::net::TcpListener;
 pub use api::PREFIX as API_PREFIX;
 use api::{asyncapi, openapi};
 pub use http::{
-    auth::{Role, Tokens, TokensError},
-    login_throttle::Guesses,
+    auth::{AccessTokens, AccessTokensError, Role},
+    login_throttle::LoginThrottle,
 };
 use http::{middleware as guard, problem::Problem, server, session};
-pub use state::{AppState, Config, Ready};
+pub use state::{AppState, Config, ConnectedServices};
 
-/// Serves until everything has to end.
+/// Serves requests until the service ends.
 pub async fn serve(listener: TcpListener, state: AppState) {
-    let (config, lifecycle) = (state.config.clone(), state.lifecycle.clone());
+    let (config, shutdown) = (state.config.clone(), state.shutdown.clone());
     if config.admin_tokens.is_empty() {
         tracing::warn!(
-            "no ADMIN_TOKENS are set: the admin API and the page answer loopback peers alone"
+            "ADMIN_TOKENS is not set: the admin API and the page answer only loopback peers"
         );
     }
-    server::serve(listener, router(state), &config, lifecycle).await;
+    server::serve(listener, router(state), &config, shutdown).await;
 }
 
 fn router(state: AppState) -> Router {
@@ -42,7 +42,7 @@ fn router(state: AppState) -> Router {
     let authenticate = || middleware::from_fn_with_state(state.clone(), guard::authenticate);
     let api = api.route("/session", get(session::show)).route_layer(authenticate());
     let page = Router::new()
-        .route("/", get(page::show))
+        .route("/", get(async || page::show(API_PREFIX)))
         .route_layer(middleware::from_fn_with_state(state.clone(), guard::authenticate_page));
     let mut open = Router::new()
         .route("/healthz", get(health::live))
@@ -57,11 +57,11 @@ fn router(state: AppState) -> Router {
     }
     open.merge(api)
         .merge(page)
-        .fallback(async || Problem::not_found("there is nothing here; /docs lists what there is"))
+        .fallback(async || Problem::not_found("no such path; /docs lists the paths"))
         .method_not_allowed_fallback(async || {
             Problem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "this path knows other methods; the header Allow lists them",
+                "the path does not support this method; the header Allow lists the methods it does",
             )
         })
         .layer(middleware::from_fn_with_state(state.clone(), guard::limit))

@@ -1,4 +1,6 @@
-//! What holds for any request: property tests and the fuzzer look whether it does.
+//! Properties of any request, for the property tests and the fuzzer.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: a property of any time")]
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use chrono::Utc;
@@ -8,7 +10,7 @@ use crate::{
     admin::{
         api::{jobs, process, signup, sync_failures, unprocessable},
         http::{
-            auth::Tokens,
+            auth::AccessTokens,
             extract::{NoParameters, read_body, read_query},
             middleware,
         },
@@ -16,37 +18,37 @@ use crate::{
     ledger::Selection,
 };
 
-/// Any query string is read, or it is told which key is wrong.
-pub fn any_query_is_read_or_told(query: &str) {
-    fn look<T: DeserializeOwned>(query: &str) {
+/// Any query string is parsed, or the error names the query.
+pub fn any_query_is_parsed_or_explained(query: &str) {
+    fn check<T: DeserializeOwned>(query: &str) {
         if let Err(problem) = read_query::<T>(query) {
             assert!(problem.detail().starts_with("query"), "{}", problem.detail());
         }
     }
-    look::<sync_failures::retry::Parameters>(query);
-    look::<sync_failures::list::Parameters>(query);
-    look::<jobs::show::Parameters>(query);
-    look::<process::Parameters>(query);
-    look::<signup::Parameters>(query);
-    look::<unprocessable::list::Parameters>(query);
-    look::<NoParameters>(query);
+    check::<sync_failures::retry::DryRunParameters>(query);
+    check::<sync_failures::list::FailureListParameters>(query);
+    check::<jobs::show::JobParameters>(query);
+    check::<process::ProcessParameters>(query);
+    check::<signup::retry::RetrySignupParameters>(query);
+    check::<unprocessable::list::UnprocessableParameters>(query);
+    check::<NoParameters>(query);
 }
 
-/// So is any body.
-pub fn any_body_is_read_or_told(body: &[u8]) {
-    fn look<T: DeserializeOwned>(body: &[u8]) {
+/// Any body is parsed, or the error names the body.
+pub fn any_body_is_parsed_or_explained(body: &[u8]) {
+    fn check<T: DeserializeOwned>(body: &[u8]) {
         if let Err(problem) = read_body::<T>(body) {
             assert!(problem.detail().starts_with("body"), "{}", problem.detail());
         }
     }
-    look::<Selection>(body);
-    look::<sync_failures::dismiss::Dismissal>(body);
-    look::<unprocessable::dismiss::Why>(body);
+    check::<Selection>(body);
+    check::<sync_failures::dismiss::Dismissal>(body);
+    check::<unprocessable::dismiss::DismissRequest>(body);
 }
 
-/// No header makes a stranger known.
-pub fn no_header_is_a_key(value: &[u8]) {
-    let tokens: Tokens = "ann:operator:Zm9yIGFubg".parse().expect("a token");
+/// No header authenticates a client without a token.
+pub fn no_header_authenticates(value: &[u8]) {
+    let tokens: AccessTokens = "ann:operator:Zm9yIGFubg".parse().expect("a token");
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
     let headers: HeaderMap = [header::COOKIE, header::HOST, header::ORIGIN]
         .map(|name| (name, value.clone()))
@@ -70,10 +72,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_told(text in QUERY_LIKE) {
-            any_query_is_read_or_told(&text);
-            any_body_is_read_or_told(text.as_bytes());
-            no_header_is_a_key(text.as_bytes());
+        fn any_text_is_parsed_or_explained(text in QUERY_LIKE) {
+            any_query_is_parsed_or_explained(&text);
+            any_body_is_parsed_or_explained(text.as_bytes());
+            no_header_authenticates(text.as_bytes());
         }
     }
 }

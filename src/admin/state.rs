@@ -1,4 +1,4 @@
-//! The settings of the HTTP server, and what its endpoints work with.
+//! The settings of the HTTP server, and the state that its endpoints share.
 
 use std::{
     net::SocketAddr,
@@ -9,83 +9,86 @@ use std::{
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::http::{auth::Tokens, login_throttle::Guesses, problem::Problem};
+use super::http::{auth::AccessTokens, login_throttle::LoginThrottle, problem::Problem};
 use crate::{
-    broker::{Link, Publisher},
-    flows::{feed::Feed, sync::Processor},
+    broker::{Connection, Publisher},
+    customerio::CustomerIo,
+    flows::{feed::Feed, sync::Pipeline},
     ledger::Ledger,
     retry::Ladder,
-    runtime::{metrics::Metrics, shutdown::Lifecycle},
+    runtime::{metrics::Metrics, shutdown::Shutdown},
 };
 
 /// Settings of the HTTP server.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Its address; port 0 takes a free one.
+    /// The address to listen on. Port 0 selects a free port.
     pub addr: SocketAddr,
-    /// Who may use the admin API and the page.
-    pub admin_tokens: Tokens,
-    /// How long a request may take, its body included.
+    /// The tokens for the admin API and the page.
+    pub admin_tokens: AccessTokens,
+    /// Maximum duration of a request, including its body.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
-    /// How long a connection may take to send the head of its first or next request.
+    /// Maximum time until the head of the next request of a connection is complete.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
-    /// Connections at the same time at most, without WebSockets.
+    /// Maximum concurrent connections, not counting WebSockets.
     pub connections: usize,
-    /// WebSocket clients at the same time at most.
+    /// Maximum concurrent WebSocket clients.
     pub websocket_clients: usize,
-    /// Where RabbitMQ's management UI shows the queues of the virtual host; empty: no links.
+    /// URL of a queue in RabbitMQ's management UI, with `{queue}` for its name. Empty for no links.
     pub management_url: String,
 }
 
 impl Config {
-    /// Where `queue` can be looked at, if that is known. `management_url` holds `{queue}` where its
-    /// name belongs.
+    /// The URL of `queue` in the management UI, if `management_url` is set.
     pub(crate) fn queue_url(&self, queue: &str) -> Option<String> {
         (!self.management_url.is_empty()).then(|| self.management_url.replace("{queue}", queue))
     }
 }
 
-/// What the endpoints work with.
+/// The state that all endpoints share.
 #[derive(Debug, Clone)]
 pub struct AppState {
     /// Settings.
     pub config: Arc<Config>,
-    /// The truth.
+    /// The record of signups and jobs.
     pub ledger: Ledger,
-    /// What is counted.
+    /// The metrics of the process.
     pub metrics: Arc<Metrics>,
+    /// The client, for the state of its circuit breaker.
+    pub customerio: Arc<CustomerIo>,
     /// The delay tiers.
     pub ladder: Ladder,
     /// Whether the service is stopping.
-    pub lifecycle: Lifecycle,
-    /// What needs the broker, once it is there.
-    pub ready: Arc<OnceLock<Ready>>,
-    /// One permit a WebSocket client.
+    pub shutdown: Shutdown,
+    /// The services that need RabbitMQ, once it is connected.
+    pub connected: Arc<OnceLock<ConnectedServices>>,
+    /// One permit per WebSocket client.
     pub websockets: Arc<Semaphore>,
-    /// Who presented wrong tokens of late.
-    pub guesses: Arc<Guesses>,
+    /// Counts wrong tokens per address.
+    pub login_throttle: Arc<LoginThrottle>,
 }
 
-/// What needs the broker.
+/// The services that need RabbitMQ.
 #[derive(Debug)]
-pub struct Ready {
-    /// The connections.
-    pub links: Vec<Arc<Link>>,
-    /// Where messages go out.
+pub struct ConnectedServices {
+    /// The connections to RabbitMQ.
+    pub connections: Vec<Arc<Connection>>,
+    /// Publishes messages.
     pub publisher: Publisher,
-    /// Runs jobs now.
-    pub processor: Processor,
-    /// What happens, as it happens.
+    /// Runs jobs on request.
+    pub pipeline: Arc<Pipeline>,
+    /// The live feed.
     pub feed: Feed,
 }
 
 impl AppState {
-    pub(crate) fn ready(&self) -> Result<&Ready, Problem> {
-        self.ready.get().ok_or_else(|| {
-            Problem::unavailable("the broker is not connected yet; /readyz tells when it is")
+    /// The services that need RabbitMQ, or a 503 while it is not connected.
+    pub(crate) fn connected(&self) -> Result<&ConnectedServices, Problem> {
+        self.connected.get().ok_or_else(|| {
+            Problem::unavailable("RabbitMQ is not connected yet; retry when /readyz returns 200")
         })
     }
 }

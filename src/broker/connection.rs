@@ -1,10 +1,9 @@
-//! One connection to RabbitMQ that is opened again when it was lost.
+//! A connection to RabbitMQ that is reopened when it is lost.
 
 use std::{sync::Arc, time::Duration};
 
 use lapin::{
-    Channel, Connection, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable,
-    uri::AMQPUri,
+    Channel, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable, uri::AMQPUri,
 };
 use prometheus::IntCounter;
 use secrecy::ExposeSecret;
@@ -12,47 +11,47 @@ use tokio::sync::Mutex;
 
 use super::{
     Config, Error, Topology, WorkQueue,
-    while_connected::{lost, request, unless_lost},
+    while_connected::{connection_lost, request, while_connected},
 };
-use crate::runtime::{backoff::until_done, metrics::Metrics};
+use crate::runtime::{backoff::retry_while, metrics::Metrics};
 
 /// Messages that are ready in the work queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backlog {
     /// Events of all types.
     pub events: u32,
-    /// Those of the jobs queue.
+    /// Messages of the jobs queue.
     pub jobs: u32,
 }
 
 impl Backlog {
-    /// All of them.
+    /// Number of messages in all work queues.
     pub fn total(self) -> u32 {
         self.events + self.jobs
     }
 }
 
-/// A connection that is there when it is asked for.
+/// A connection to RabbitMQ. If it is lost, the next use reopens it.
 #[derive(Debug)]
-pub struct Link {
+pub struct Connection {
     name: &'static str,
     uri: AMQPUri,
     connect_timeout: Duration,
     topology: Arc<Topology>,
-    current: Mutex<Option<Arc<Connection>>>,
+    current: Mutex<Option<Arc<lapin::Connection>>>,
     reconnects: IntCounter,
 }
 
-impl Link {
-    /// Opens the connection called `name` for the first time and applies the topology. Waits for a
-    /// broker that does not answer; fails if the URL can't be read or the topology does not fit.
+impl Connection {
+    /// Opens the connection called `name` and applies the topology. Retries while the broker does
+    /// not answer. Fails if the URL is malformed or the topology differs.
     pub async fn open(
         name: &'static str,
         config: &Config,
         topology: Arc<Topology>,
         metrics: &Metrics,
     ) -> Result<Arc<Self>, Error> {
-        let link = Arc::new(Self {
+        let connection = Arc::new(Self {
             name,
             uri: parse_url(config)?,
             connect_timeout: config.connect_timeout,
@@ -61,31 +60,32 @@ impl Link {
             reconnects: metrics.reconnects.with_label_values(&[name]),
         });
         let first =
-            until_done("connecting to RabbitMQ", Error::is_transient, || link.connect()).await?;
-        *link.current.lock().await = Some(Arc::new(first));
-        Ok(link)
+            retry_while("connecting to RabbitMQ", Error::is_transient, || connection.connect())
+                .await?;
+        *connection.current.lock().await = Some(Arc::new(first));
+        Ok(connection)
     }
 
-    /// What it is for.
+    /// The name, which states its purpose.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Whether the connection is up. While it is being opened, it is not.
+    /// Whether the connection is open. False while it is being opened.
     pub fn is_connected(&self) -> bool {
         let Ok(current) = self.current.try_lock() else { return false };
         current.as_ref().is_some_and(|connection| connection.status().connected())
     }
 
-    /// A fresh channel, on a connection that is opened again for it where that is needed.
+    /// Opens a channel, after reopening the connection if it is lost.
     pub(super) async fn channel(&self) -> Result<Channel, Error> {
         let connection = self.connection().await?;
         let opened =
-            unless_lost(|| !connection.status().connected(), connection.create_channel()).await;
-        opened.unwrap_or_else(|| Err(lost())).map_err(Error::doing("opening a channel"))
+            while_connected(|| !connection.status().connected(), connection.create_channel()).await;
+        opened.unwrap_or_else(|| Err(connection_lost())).map_err(Error::doing("opening a channel"))
     }
 
-    /// Messages that wait in the work queues.
+    /// Counts the messages that are ready in the work queues.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
         let mut backlog = Backlog { events: 0, jobs: 0 };
         for queue in WorkQueue::ALL {
@@ -98,8 +98,8 @@ impl Link {
         Ok(backlog)
     }
 
-    /// Messages that wait in the delay tiers.
-    pub async fn in_tiers(&self) -> Result<u32, Error> {
+    /// Counts the messages in the delay tiers.
+    pub async fn messages_in_tiers(&self) -> Result<u32, Error> {
         let mut ready = 0;
         for queue in self.topology.tier_queues() {
             ready += self.depth(queue).await?;
@@ -107,34 +107,34 @@ impl Link {
         Ok(ready)
     }
 
-    /// Messages that are ready in `queue`.
+    /// Counts the messages that are ready in `queue`.
     pub async fn depth(&self, queue: &str) -> Result<u32, Error> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
         let declared =
             channel.queue_declare(queue.to_owned().into(), options, FieldTable::default());
-        Ok(request(&channel, "counting waiting messages", declared).await?.message_count())
+        Ok(request(&channel, "counting the messages of a queue", declared).await?.message_count())
     }
 
-    /// Applies the topology again: something that it holds was found missing.
+    /// Applies the topology again, because a part of it was found missing.
     pub(super) async fn apply_topology(&self) -> Result<(), Error> {
         let connection = self.connection().await?;
         self.in_time(self.topology.apply(&connection)).await
     }
 
-    /// Closes the connection. What was not acknowledged is delivered again.
+    /// Closes the connection. RabbitMQ redelivers unacknowledged messages.
     pub async fn close(&self) {
         let Some(connection) = self.current.lock().await.take() else { return };
         let closed = async {
             connection.close(200, "stopping".into()).await.map_err(Error::doing("closing"))
         };
         if let Err(error) = self.in_time(closed).await {
-            tracing::debug!(%error, "closing the {} connection", self.name);
+            tracing::debug!(%error, connection = self.name, "closing the connection failed");
         }
     }
 
-    /// One attempt at a live connection; callers pause between attempts.
-    async fn connection(&self) -> Result<Arc<Connection>, Error> {
+    /// Returns the open connection, or tries once to open it. Callers pause between attempts.
+    async fn connection(&self) -> Result<Arc<lapin::Connection>, Error> {
         let mut current = self.current.lock().await;
         if let Some(connection) =
             current.as_ref().filter(|connection| connection.status().connected())
@@ -144,16 +144,16 @@ impl Link {
         *current = None;
         let connection = Arc::new(self.connect().await?);
         self.reconnects.inc();
-        tracing::info!(connection = self.name, "connected to RabbitMQ again");
+        tracing::info!(connection = self.name, "reconnected to RabbitMQ");
         *current = Some(connection.clone());
         Ok(connection)
     }
 
-    async fn connect(&self) -> Result<Connection, Error> {
+    async fn connect(&self) -> Result<lapin::Connection, Error> {
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("customerio-sync {}", self.name).into());
         let connecting = async {
-            let connection = Connection::connect_uri(self.uri.clone(), properties)
+            let connection = lapin::Connection::connect_uri(self.uri.clone(), properties)
                 .await
                 .map_err(Error::Connect)?;
             self.topology.apply(&connection).await?;
@@ -168,20 +168,22 @@ impl Link {
     }
 }
 
-/// What in the broker is not as `topology` has it, without changing anything.
+/// Returns how the exchanges and queues in RabbitMQ differ from `topology`, without changing
+/// anything.
 pub async fn differences(config: &Config, topology: &Topology) -> Result<Vec<Error>, Error> {
-    let connecting = Connection::connect_uri(parse_url(config)?, ConnectionProperties::default());
+    let connecting =
+        lapin::Connection::connect_uri(parse_url(config)?, ConnectionProperties::default());
     let connection = tokio::time::timeout(config.connect_timeout, connecting).await;
     let connection = connection
         .map_err(|_| Error::ConnectTimeout(config.connect_timeout))?
         .map_err(Error::Connect)?;
     let differences = topology.differences(&connection).await;
-    // Channels that ended with a difference may still be closing; the connection ends either way.
+    // Channels that found a difference may still be closing; the connection closes in any case.
     let _ = connection.close(200, "done".into()).await;
     differences
 }
 
-/// The virtual host that the URL names; `/` where there is no URL.
+/// The virtual host of the URL; `/` if there is no URL.
 pub fn vhost(config: &Config) -> Result<String, Error> {
     if config.url.expose_secret().is_empty() {
         Ok("/".to_owned())

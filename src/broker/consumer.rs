@@ -1,4 +1,6 @@
-//! Deliveries of one queue, and their acknowledgement.
+//! The deliveries of one queue, and their acknowledgement.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: a message is delivered now")]
 
 use std::sync::Arc;
 
@@ -13,19 +15,19 @@ use lapin::{
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Error, HeaderMap, Link,
-    while_connected::{request, unless_lost},
+    Connection, Error, HeaderMap,
+    while_connected::{request, while_connected},
 };
-use crate::runtime::{backoff::Pauses, shutdown::Lifecycle};
+use crate::runtime::{backoff::Backoff, shutdown::Shutdown};
 
-/// A message that was delivered and waits for its acknowledgement.
+/// A delivered message that is not acknowledged yet.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The exchange it was published to.
+    /// The exchange that it was published to.
     pub exchange: String,
-    /// The routing key it was published with.
+    /// The routing key that it was published with.
     pub routing_key: String,
-    /// Whether the broker has delivered it before.
+    /// Whether RabbitMQ has delivered it before.
     pub redelivered: bool,
     /// Its `content_type`.
     pub content_type: Option<String>,
@@ -35,49 +37,50 @@ pub struct Delivery {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Vec<u8>,
-    /// What acknowledges it.
-    pub receipt: Receipt,
+    /// Acknowledges it.
+    pub acker: Acker,
 }
 
 /// Acknowledges one delivery, once.
 #[derive(Debug)]
-pub struct Receipt {
+pub struct Acker {
     delivery: Box<lapin::message::Delivery>,
     delivered_at: Instant,
 }
 
-/// What became of an acknowledgement.
+/// Result of an acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Acknowledged {
+pub enum AckResult {
     /// It was sent.
     Sent,
-    /// The channel of the delivery is gone: the broker delivers the message again.
-    ChannelGone,
+    /// The channel of the delivery is closed. RabbitMQ redelivers the message.
+    ChannelClosed,
 }
 
-impl Receipt {
+impl Acker {
     /// When the message was delivered.
     pub fn delivered_at(&self) -> Instant {
         self.delivered_at
     }
 
-    /// Acknowledges: all that follows from the message is committed and confirmed.
-    pub async fn ack(self) -> Acknowledged {
-        self.acknowledged(self.delivery.ack(BasicAckOptions::default())).await
+    /// Acknowledges the message. Call it only after everything that must follow is committed and
+    /// confirmed.
+    pub async fn ack(self) -> AckResult {
+        self.ack_result(self.delivery.ack(BasicAckOptions::default())).await
     }
 
-    /// Gives the message back to its queue.
-    pub async fn give_back(self) -> Acknowledged {
-        self.acknowledged(
+    /// Requeues the message.
+    pub async fn requeue(self) -> AckResult {
+        self.ack_result(
             self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() }),
         )
         .await
     }
 
-    async fn acknowledged(&self, sent: impl Future<Output = lapin::Result<bool>>) -> Acknowledged {
-        match unless_lost(|| self.delivery.acker.poisoned(), sent).await {
-            Some(Ok(true)) => Acknowledged::Sent,
-            Some(Ok(false) | Err(_)) | None => Acknowledged::ChannelGone,
+    async fn ack_result(&self, sent: impl Future<Output = lapin::Result<bool>>) -> AckResult {
+        match while_connected(|| self.delivery.acker.poisoned(), sent).await {
+            Some(Ok(true)) => AckResult::Sent,
+            Some(Ok(false) | Err(_)) | None => AckResult::ChannelClosed,
         }
     }
 }
@@ -95,58 +98,58 @@ impl Delivery {
             message_id: text(delivery.properties.message_id()),
             headers: HeaderMap::new(delivery.properties.headers().as_ref()),
             body: std::mem::take(&mut delivery.data),
-            receipt: Receipt { delivery: Box::new(delivery), delivered_at: Instant::now() },
+            acker: Acker { delivery: Box::new(delivery), delivered_at: Instant::now() },
         }
     }
 }
 
-/// Sends the deliveries of `queue` to `deliveries`, `prefetch` unacknowledged ones at most, until
-/// nothing new is to be taken. A channel or connection that is lost is replaced. The channel stays
-/// open until everything has to end, so that what is in hand can still be acknowledged.
+/// Sends the deliveries of `queue` to `deliveries` until shutdown, with at most `prefetch`
+/// unacknowledged. A lost channel or connection is replaced. The channel stays open until the
+/// second stage of the shutdown, so that messages in flight can be acknowledged.
 pub async fn consume<T: Send>(
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     queue: &'static str,
     prefetch: u16,
-    lifecycle: Lifecycle,
+    shutdown: Shutdown,
     deliveries: mpsc::Sender<T>,
     wrap: impl Fn(Delivery) -> T,
 ) {
-    let mut pauses = Pauses::default();
-    while !lifecycle.is_draining() {
-        match start(&link, queue, prefetch).await {
+    let mut backoff = Backoff::default();
+    while !shutdown.is_draining() {
+        match start(&connection, queue, prefetch).await {
             Ok((channel, mut consumer)) => {
-                pauses.reset();
-                if forward(&channel, &mut consumer, &lifecycle, &deliveries, &wrap).await
-                    == Ended::Draining
+                backoff.reset();
+                if forward(&channel, &mut consumer, &shutdown, &deliveries, &wrap).await
+                    == ForwardEnd::Draining
                 {
                     stop(&channel, &consumer).await;
                     drop(deliveries);
-                    lifecycle.ended().await;
+                    shutdown.ended().await;
                     return;
                 }
-                tracing::warn!(queue, "the consumer was cut off, starting again");
+                tracing::warn!(queue, "the consumer lost its channel, restarting");
             }
-            Err(error) => tracing::warn!(%error, queue, "consuming failed, trying again"),
+            Err(error) => tracing::warn!(%error, queue, "starting a consumer failed, retrying"),
         }
         tokio::select! {
-            () = lifecycle.draining() => {}
-            () = pauses.pause() => {}
+            () = shutdown.draining() => {}
+            () = backoff.wait() => {}
         }
     }
 }
 
 #[derive(PartialEq, Eq)]
-enum Ended {
+enum ForwardEnd {
     Draining,
-    CutOff,
+    Lost,
 }
 
 async fn start(
-    link: &Link,
+    connection: &Connection,
     queue: &'static str,
     prefetch: u16,
 ) -> Result<(Channel, Consumer), Error> {
-    let channel = link.channel().await?;
+    let channel = connection.channel().await?;
     let prefetched = channel.basic_qos(prefetch, BasicQosOptions::default());
     request(&channel, "setting the prefetch", prefetched).await?;
     let started = channel.basic_consume(
@@ -162,20 +165,20 @@ async fn start(
 async fn forward<T: Send>(
     channel: &Channel,
     consumer: &mut Consumer,
-    lifecycle: &Lifecycle,
+    shutdown: &Shutdown,
     deliveries: &mpsc::Sender<T>,
     wrap: &impl Fn(Delivery) -> T,
-) -> Ended {
+) -> ForwardEnd {
     loop {
         let next = tokio::select! {
             biased;
-            () = lifecycle.draining() => return Ended::Draining,
-            next = unless_lost(|| !channel.status().connected(), consumer.next()) => next,
+            () = shutdown.draining() => return ForwardEnd::Draining,
+            next = while_connected(|| !channel.status().connected(), consumer.next()) => next,
         };
-        let Some(Some(Ok(delivery))) = next else { return Ended::CutOff };
-        // The channel has room for the whole prefetch, so this waits for nothing.
+        let Some(Some(Ok(delivery))) = next else { return ForwardEnd::Lost };
+        // The channel has room for the whole prefetch, so this never waits.
         if deliveries.send(wrap(Delivery::new(delivery))).await.is_err() {
-            return Ended::Draining;
+            return ForwardEnd::Draining;
         }
     }
 }
@@ -183,6 +186,6 @@ async fn forward<T: Send>(
 async fn stop(channel: &Channel, consumer: &Consumer) {
     let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
     if let Err(error) = request(channel, "cancelling a consumer", cancelled).await {
-        tracing::debug!(%error, "the consumer goes with its channel");
+        tracing::debug!(%error, "cancelling a consumer failed; it ends with its channel");
     }
 }

@@ -1,4 +1,4 @@
-//! The messages that go out, made from what the ledger has written down.
+//! The messages that this service publishes, built from what the ledger recorded.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
@@ -6,34 +6,53 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    headers::Headers,
-    topology::{
-        EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, UPDATES_EXCHANGE, tier_name,
+    header_map::Headers,
+    names::{
+        EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, UPDATES_EXCHANGE, headers,
+        tier_queue,
     },
 };
 use crate::{
-    job::{Ending, ErrorType, Failure, Job, Reason, Report, SyncPhase},
+    event::Rejected,
+    job::{Ending, ErrorType, Failure, Job, JobReport, Reason, SyncPhase},
     retry::Tier,
     runtime::text_enum::text_enum,
 };
 
-/// A message to publish. It is always persistent.
+/// A message to publish. Messages are always persistent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
     pub(super) exchange: String,
     pub(super) routing_key: String,
-    /// Whether it counts as not published when no queue takes it.
+    /// Whether RabbitMQ returns the message if it is unroutable.
     pub(super) mandatory: bool,
-    /// What it is, for metrics.
-    pub(super) destination: &'static str,
-    /// Empty: none.
+    pub(super) destination: Destination,
+    /// Empty if there is none.
     pub(super) message_id: String,
     pub(super) content_type: Option<String>,
     pub(super) headers: Headers,
     pub(super) body: Vec<u8>,
 }
 
-/// Where a message that failed came from.
+text_enum! {
+    /// The kind of destination of a message, for metrics.
+    Destination {
+        /// The exchange of the events.
+        Event = "event",
+        /// A delay tier.
+        Tier = "tier",
+        /// The failure queue.
+        FailureQueue = "failed",
+        /// The jobs queue.
+        JobsQueue = "jobs",
+        /// The exchange that an unprocessable message came from.
+        Replay = "replay",
+        /// The exchange of the outcomes.
+        Outcome = "outcome",
+    }
+}
+
+/// The origin of a failed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin<'a> {
     /// Its exchange.
@@ -42,9 +61,9 @@ pub struct Origin<'a> {
     pub routing_key: &'a str,
 }
 
-/// A message as it came.
+/// The parts of an unprocessable message that are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Original<'a> {
+pub struct OriginalMessage<'a> {
     /// Its `message_id`.
     pub message_id: Option<&'a str>,
     /// Its `content_type`.
@@ -53,20 +72,20 @@ pub struct Original<'a> {
     pub body: Vec<u8>,
 }
 
-/// A failure that is to be parked again.
+/// A failure to park again.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Parked<'a> {
+pub struct ReparkedMessage<'a> {
     /// The id of its message.
     pub message_id: &'a str,
-    /// Why it is there.
+    /// Why it is in the failure queue.
     pub reason: Reason,
-    /// What went wrong.
+    /// The error message.
     pub error_message: &'a str,
     /// When it failed.
     pub failed_at: DateTime<Utc>,
-    /// Where the failed message came from.
+    /// The origin of the failed message.
     pub origin: Origin<'a>,
-    /// The headers that its message had, an object.
+    /// The headers of its message, a JSON object.
     pub headers: &'a serde_json::Value,
     /// Its content type.
     pub content_type: Option<&'a str>,
@@ -75,11 +94,6 @@ pub struct Parked<'a> {
 }
 
 const JSON: &str = "application/json";
-
-/// Names the failure that a replayed message was.
-pub const REPLAY_HEADER: &str = "x-replay-of";
-/// The `message_id` that a parked message came with.
-pub const ORIGINAL_ID_HEADER: &str = "x-original-message-id";
 
 fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
@@ -91,10 +105,10 @@ impl Message {
         Self {
             exchange: EVENTS_EXCHANGE.to_owned(),
             routing_key: routing_key.to_owned(),
-            // The topology is applied before, so there is a queue; pipelining on one channel is
-            // many times faster.
+            // The topology is applied first, so a queue exists. Pipelining on one channel is many
+            // times faster.
             mandatory: false,
-            destination: "event",
+            destination: Destination::Event,
             message_id: Uuid::now_v7().to_string(),
             content_type: Some(content_type.unwrap_or(JSON).to_owned()),
             headers: Headers::default(),
@@ -102,21 +116,21 @@ impl Message {
         }
     }
 
-    /// Lets a job wait on `tier` for its next try.
+    /// The message that makes a job wait on `tier` for its next attempt.
     pub fn retry(job: &Job, tier: &Tier, failure: Option<&Failure>) -> Self {
         Self {
-            exchange: tier_name(tier),
+            exchange: tier_queue(tier),
             routing_key: String::new(),
             mandatory: true,
-            destination: "tier",
-            message_id: job.ticket().to_string(),
+            destination: Destination::Tier,
+            message_id: job.attempt_id().to_string(),
             content_type: Some(JSON.to_owned()),
             headers: job_headers(job, failure),
             body: job_body(job),
         }
     }
 
-    /// Parks a failed job.
+    /// The message that parks a failed job.
     pub fn failed(
         job: &Job,
         reason: Reason,
@@ -128,96 +142,91 @@ impl Message {
             exchange: FAILED_EXCHANGE.to_owned(),
             routing_key: String::new(),
             mandatory: true,
-            destination: "failed",
-            message_id: format!("{}:failed", job.ticket()),
+            destination: Destination::FailureQueue,
+            message_id: format!("{}:failed", job.attempt_id()),
             content_type: Some(JSON.to_owned()),
             headers: failure_headers(job_headers(job, Some(failure)), reason, at, origin),
             body: job_body(job),
         }
     }
 
-    /// Asks for the try that `job` stands at now.
+    /// The message that asks for the current attempt of `job`.
     pub fn job(job: &Job) -> Self {
         Self {
             exchange: JOBS_EXCHANGE.to_owned(),
             routing_key: String::new(),
             mandatory: true,
-            destination: "jobs",
-            message_id: job.ticket().to_string(),
+            destination: Destination::JobsQueue,
+            message_id: job.attempt_id().to_string(),
             content_type: Some(JSON.to_owned()),
             headers: job_headers(job, None),
             body: job_body(job),
         }
     }
 
-    /// Publishes a message that could not be understood again, as it came. `failure_id` goes with
-    /// it, so that it can be told from the first one if it fails again.
-    pub fn replay(failure_id: Uuid, origin: Origin<'_>, original: Original<'_>) -> Self {
+    /// The message that replays an unprocessable message, with its body unchanged. It carries
+    /// `failure_id`, so that it is a new failure if it fails again.
+    pub fn replay(failure_id: Uuid, origin: Origin<'_>, original: OriginalMessage<'_>) -> Self {
         Self {
             exchange: origin.exchange.to_owned(),
             routing_key: origin.routing_key.to_owned(),
             mandatory: true,
-            destination: "replay",
+            destination: Destination::Replay,
             message_id: original.message_id.unwrap_or_default().to_owned(),
             content_type: original.content_type.map(str::to_owned),
-            headers: Headers::default().text(REPLAY_HEADER, failure_id.to_string()),
+            headers: Headers::default().text(headers::REPLAY_OF, failure_id.to_string()),
             body: original.body,
         }
     }
 
-    /// Parks a failure again, in the queue that people look at and nowhere else.
-    pub fn parked(parked: Parked<'_>) -> Self {
-        // What others, or a broker, put into the headers is not passed on.
-        let ours = [
-            "x-job-id",
-            "x-signup-id",
-            "x-sync-phase",
-            "x-error-type",
-            "x-first-failed-at",
-            "traceparent",
-        ];
+    /// The message that parks a failure again, in the failure queue alone.
+    pub fn reparked(parked: ReparkedMessage<'_>) -> Self {
+        // Headers of other origin, such as those that brokers add, are not passed on.
         let text = |key: &str| parked.headers.get(key).and_then(|value| value.as_str());
-        let mut headers = Headers::default()
-            .text("x-error-message", parked.error_message)
-            .optional(ORIGINAL_ID_HEADER, text(ORIGINAL_ID_HEADER));
-        for key in ours {
-            headers = headers.optional(key, text(key));
+        let mut fields = Headers::default()
+            .text(headers::ERROR_MESSAGE, parked.error_message)
+            .optional(headers::ERROR_PATH, text(headers::ERROR_PATH))
+            .optional(headers::ORIGINAL_MESSAGE_ID, text(headers::ORIGINAL_MESSAGE_ID));
+        for key in headers::OF_JOB {
+            fields = fields.optional(key, text(key));
         }
-        if let Some(attempt) = parked.headers.get("x-attempt").and_then(|value| value.as_i64()) {
-            headers = headers.number("x-attempt", attempt.try_into().unwrap_or(i32::MAX));
+        if let Some(attempt) = parked.headers.get(headers::ATTEMPT).and_then(|value| value.as_i64())
+        {
+            fields = fields.number(headers::ATTEMPT, attempt.try_into().unwrap_or(i32::MAX));
         }
         Self {
             exchange: String::new(),
             routing_key: FAILED_QUEUE.to_owned(),
             mandatory: true,
-            destination: "failed",
+            destination: Destination::FailureQueue,
             message_id: parked.message_id.to_owned(),
             content_type: parked.content_type.map(str::to_owned),
-            headers: failure_headers(headers, parked.reason, parked.failed_at, parked.origin),
+            headers: failure_headers(fields, parked.reason, parked.failed_at, parked.origin),
             body: parked.body.to_vec(),
         }
     }
 
-    /// Parks a message that can't be understood, its body as it came. `id` names the message, the
-    /// same for a repeat.
+    /// The message that parks an unprocessable message, with its body unchanged. A repeat has the
+    /// same `id`.
     pub fn unprocessable(
         id: &str,
-        reason: &str,
+        why: &Rejected,
         at: DateTime<Utc>,
         origin: Origin<'_>,
-        original: Original<'_>,
+        original: OriginalMessage<'_>,
     ) -> Self {
         Self {
             exchange: FAILED_EXCHANGE.to_owned(),
             routing_key: String::new(),
             mandatory: true,
-            destination: "failed",
+            destination: Destination::FailureQueue,
             message_id: format!("unprocessable:{id}"),
             content_type: original.content_type.map(str::to_owned),
             headers: failure_headers(
                 Headers::default()
-                    .text("x-error-message", reason)
-                    .optional(ORIGINAL_ID_HEADER, original.message_id),
+                    .text(headers::ERROR_MESSAGE, why.to_string())
+                    .text(headers::ERROR_PATH, &why.path)
+                    .optional(headers::ORIGINAL_MESSAGE_ID, original.message_id),
                 Reason::Unprocessable,
                 at,
                 origin,
@@ -226,23 +235,24 @@ impl Message {
         }
     }
 
-    /// Tells the world how a job ended; `None` for one that goes on.
-    pub fn outcome(report: &Report) -> Option<Self> {
+    /// The message that publishes the outcome of a job. `None` if the job has not ended.
+    pub fn outcome(report: &JobReport) -> Option<Self> {
         let (outcome, suffix, at) = match &report.ending {
             Ending::Completed { at } => (OutcomeType::Synced, "synced", at),
             Ending::Failed { at, .. } => (OutcomeType::SyncFailed, "sync_failed", at),
             Ending::Retrying { .. } => return None,
         };
-        let message_id = format!("{}:{suffix}", report.job.ticket());
+        let message_id = format!("{}:{suffix}", report.job.attempt_id());
         let body = outcome_body(report, outcome, &message_id, *at);
         Some(Self {
             exchange: UPDATES_EXCHANGE.to_owned(),
             routing_key: outcome.as_str().to_owned(),
             mandatory: false,
-            destination: "outcome",
+            destination: Destination::Outcome,
             message_id,
             content_type: Some(JSON.to_owned()),
-            headers: Headers::default().optional("traceparent", report.job.traceparent.as_deref()),
+            headers: Headers::default()
+                .optional(headers::TRACEPARENT, report.job.traceparent.as_deref()),
             body: serde_json::to_vec(&body).expect("an outcome is JSON"),
         })
     }
@@ -257,7 +267,7 @@ pub struct JobBody {
     pub signup_id: Uuid,
     /// Its phase.
     pub sync_phase: SyncPhase,
-    /// Retries that were scheduled so far.
+    /// Retries scheduled so far.
     pub attempt: i32,
 }
 
@@ -266,9 +276,9 @@ pub struct JobBody {
 #[serde(rename_all = "camelCase")]
 pub struct OutcomeBody {
     r#type: OutcomeType,
-    /// The same for a repeat.
+    /// Id of the outcome. A repeat has the same id.
     id: String,
-    /// When it was written down (RFC 3339).
+    /// When the outcome was recorded (RFC 3339).
     #[schema(format = DateTime)]
     time: String,
     signup_id: Uuid,
@@ -276,27 +286,27 @@ pub struct OutcomeBody {
     sync_phase: SyncPhase,
     /// The person identifier that was used.
     contact_id: Option<String>,
-    /// Retries that were scheduled.
+    /// Retries scheduled.
     attempt_count: i32,
     /// Whether an operator started this run.
     manual_retry: bool,
-    /// Of a failure.
+    /// The kind of error of a failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     error_type: Option<ErrorType>,
-    /// Of a failure.
+    /// The error message of a failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     error_message: Option<String>,
-    /// Of a failure: whether all retries were made.
+    /// Whether a failure exhausted all retries.
     #[serde(skip_serializing_if = "Option::is_none")]
     exhausted_retries: Option<bool>,
 }
 
 text_enum! {
-    /// The two outcomes, which are their routing keys, too.
+    /// The two outcomes. Their texts are also their routing keys.
     OutcomeType {
-        /// Customer.io has it.
+        /// Customer.io accepted the job.
         Synced = "sign_up.customerio_synced",
-        /// It has failed.
+        /// The job failed.
         SyncFailed = "sign_up.customerio_sync_failed",
     }
 }
@@ -313,30 +323,35 @@ fn job_body(job: &Job) -> Vec<u8> {
 
 fn job_headers(job: &Job, failure: Option<&Failure>) -> Headers {
     Headers::default()
-        .text("x-job-id", job.id.to_string())
-        .text("x-signup-id", job.signup_id.to_string())
-        .text("x-sync-phase", job.phase.as_str())
-        .number("x-attempt", job.attempt)
-        .optional("x-error-type", failure.map(|failure| failure.error_type.as_str()))
-        .optional("x-error-message", failure.map(|failure| failure.message.as_str()))
-        .optional("x-first-failed-at", job.first_failed_at.map(time))
-        .optional("traceparent", job.traceparent.as_deref())
+        .text(headers::JOB_ID, job.id.to_string())
+        .text(headers::SIGNUP_ID, job.signup_id.to_string())
+        .text(headers::SYNC_PHASE, job.phase.as_str())
+        .number(headers::ATTEMPT, job.attempt)
+        .optional(headers::ERROR_TYPE, failure.map(|failure| failure.error_type.as_str()))
+        .optional(headers::ERROR_MESSAGE, failure.map(|failure| failure.message.as_str()))
+        .optional(headers::FIRST_FAILED_AT, job.first_failed_at.map(time))
+        .optional(headers::TRACEPARENT, job.traceparent.as_deref())
 }
 
 fn failure_headers(
-    headers: Headers,
+    fields: Headers,
     reason: Reason,
     at: DateTime<Utc>,
     origin: Origin<'_>,
 ) -> Headers {
-    headers
-        .text("x-reason", reason.as_str())
-        .text("x-failed-at", time(at))
-        .text("x-original-exchange", origin.exchange)
-        .text("x-original-routing-key", origin.routing_key)
+    fields
+        .text(headers::REASON, reason.as_str())
+        .text(headers::FAILED_AT, time(at))
+        .text(headers::ORIGINAL_EXCHANGE, origin.exchange)
+        .text(headers::ORIGINAL_ROUTING_KEY, origin.routing_key)
 }
 
-fn outcome_body(report: &Report, r#type: OutcomeType, id: &str, at: DateTime<Utc>) -> OutcomeBody {
+fn outcome_body(
+    report: &JobReport,
+    r#type: OutcomeType,
+    id: &str,
+    at: DateTime<Utc>,
+) -> OutcomeBody {
     let job = &report.job;
     let failure = match &report.ending {
         Ending::Failed { reason, failure, .. } => Some((failure, *reason == Reason::Exhausted)),

@@ -1,14 +1,15 @@
-//! RabbitMQ: the topology, deliveries that come in, messages that go out.
+//! RabbitMQ: the topology, deliveries and published messages.
 //!
-//! Consuming and publishing use a connection each, since a connection that the broker blocks stops
-//! acknowledging, too. A connection that is lost is opened again with growing pauses; delivery tags
-//! of the old one are never used on the new one, and the broker delivers again what was not
-//! acknowledged.
+//! Consuming and publishing use separate connections, since RabbitMQ also stops reading
+//! acknowledgements from a connection that it blocks. A lost connection is reopened with growing
+//! pauses. Delivery tags of the old connection are never used on the new one; RabbitMQ redelivers
+//! unacknowledged messages.
 
 mod connection;
 mod consumer;
-mod headers;
+mod header_map;
 mod message;
+mod names;
 mod publisher;
 mod subscription;
 mod topology;
@@ -22,16 +23,20 @@ use std::{
 use secrecy::SecretString;
 use serde::Deserialize;
 
-pub use connection::{Backlog, Link, differences, vhost};
-pub use consumer::{Acknowledged, Delivery, Receipt, consume};
-pub use headers::{HeaderMap, capped};
+pub use connection::{Backlog, Connection, differences, vhost};
+pub use consumer::{AckResult, Acker, Delivery, consume};
+pub use header_map::{HeaderMap, capped};
 pub use message::{
-    JobBody, Message, ORIGINAL_ID_HEADER, Origin, Original, OutcomeBody, OutcomeType, Parked,
-    REPLAY_HEADER,
+    Destination, JobBody, Message, Origin, OriginalMessage, OutcomeBody, OutcomeType,
+    ReparkedMessage,
+};
+pub use names::{
+    EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, UPDATES_EXCHANGE,
+    WorkQueue, headers, tier_queue, tier_queue_of,
 };
 pub use publisher::Publisher;
-pub use subscription::{Heard, listen};
-pub use topology::{FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, Topology, WorkQueue};
+pub use subscription::{OutcomeEvent, subscribe_outcomes};
+pub use topology::Topology;
 
 /// Settings of the connections.
 #[derive(Debug, Clone, Deserialize)]
@@ -42,12 +47,12 @@ pub struct Config {
     /// Heartbeat interval (<https://www.rabbitmq.com/docs/heartbeats>).
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// How long a connection attempt may take.
+    /// Maximum duration of a connection attempt, including the topology.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// Deliveries in hand at most, a queue.
+    /// Maximum unacknowledged deliveries per queue.
     pub prefetch: NonZeroU16,
-    /// Channels for mandatory publishes; each has one unconfirmed publish at most.
+    /// Number of channels for mandatory publishes. Each has at most one unconfirmed publish.
     pub publish_channels: NonZeroUsize,
 }
 
@@ -57,18 +62,18 @@ pub struct Config {
 pub struct TopologyConfig {
     /// Whether exchanges and queues are declared, or only checked.
     pub declare: bool,
-    /// How often the broker delivers a message of a work queue before it gives it up to the failure
-    /// exchange.
+    /// Maximum deliveries of a message of a work queue. RabbitMQ dead-letters it to the failure
+    /// exchange after that.
     pub delivery_limit: u32,
 }
 
-/// What can go wrong with the broker.
+/// An error of RabbitMQ or of the connection to it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The URL can't be read.
-    #[error("the AMQP URL can't be read: {0}; expected amqp://user:password@host:5672/vhost")]
+    /// The URL is malformed.
+    #[error("the AMQP URL can't be parsed: {0}; expected amqp://user:password@host:5672/vhost")]
     Url(String),
-    /// No connection came about.
+    /// The connection attempt failed.
     #[error("connecting to RabbitMQ: {0}")]
     Connect(lapin::Error),
     /// The connection attempt took too long.
@@ -77,15 +82,15 @@ pub enum Error {
     /// A request failed.
     #[error("{doing}: {source}")]
     Request {
-        /// What was being attempted.
+        /// The operation that failed.
         doing: &'static str,
-        /// The broker's answer.
+        /// The error of the client or of RabbitMQ.
         source: lapin::Error,
     },
-    /// An exchange or a queue stands with other arguments than ours.
-    #[error("{0}; change or delete it, or change the setting that names this value")]
+    /// An exchange or a queue exists with other arguments.
+    #[error("{0}; delete it, or change the setting that this argument comes from")]
     Inequivalent(String),
-    /// An exchange or a queue is missing and may not be declared.
+    /// An exchange or a queue is missing, and `topology.declare` is false.
     #[error(
         "{0} does not exist and topology.declare is false; declare it with `customerio-sync \
             topology`"
@@ -98,8 +103,8 @@ impl Error {
         move |source| Self::Request { doing, source }
     }
 
-    /// Whether trying again may help. A difference between what stands in the broker and what is
-    /// configured stays.
+    /// Whether a retry may succeed. A difference between the topology in RabbitMQ and the
+    /// configured one is permanent.
     pub fn is_transient(&self) -> bool {
         !matches!(self, Self::Url(_) | Self::Inequivalent(_) | Self::Missing(_))
     }

@@ -1,10 +1,9 @@
-//! Publishing with confirms: a message counts as published when the broker says so, and is tried
-//! until then.
+//! Publishing with confirms: a message counts as published when RabbitMQ confirms it, and is
+//! retried until then.
 //!
-//! A mandatory message has a channel to itself until it is confirmed. lapin can attach a returned
+//! A mandatory message has a channel of its own until it is confirmed. lapin can attach a returned
 //! message to the wrong confirm when mandatory publishes are pipelined on one channel, and an
-//! unroutable message would pass for a published one. Outcome events are not mandatory and share
-//! one channel.
+//! unroutable message would count as published. Outcomes are not mandatory and share one channel.
 
 use std::{
     pin::pin,
@@ -24,41 +23,42 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Config, Error, Link, Message, while_connected::request};
-use crate::runtime::{backoff::Pauses, metrics::Metrics};
+use super::{Config, Connection, Error, Message, while_connected::request};
+use crate::runtime::{backoff::Backoff, metrics::Metrics};
 
-/// A message that is not confirmed within this time is late. It is waited for all the same: sent
-/// again, it would be two.
-const LATE_AFTER: Duration = Duration::from_secs(10);
+/// Time after which a missing confirm is reported. The publisher still waits for it: a second
+/// publish would duplicate the message.
+const CONFIRM_OVERDUE_AFTER: Duration = Duration::from_secs(10);
 
-/// Publishes on its own connection. Cheap to clone.
+/// A handle to the publisher, which has its own connection. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Publisher(Arc<Inner>);
+pub struct Publisher(Arc<PublisherShared>);
 
 #[derive(Debug)]
-struct Inner {
-    link: Arc<Link>,
+struct PublisherShared {
+    connection: Arc<Connection>,
     metrics: Arc<Metrics>,
-    /// One permit a channel.
+    /// One permit per channel.
     permits: Semaphore,
     idle: Mutex<Vec<Channel>>,
-    /// For messages that are not mandatory.
+    /// The channel for messages that are not mandatory.
     shared: RwLock<Option<Channel>>,
-    late: AtomicUsize,
+    /// Number of messages whose confirm is overdue.
+    overdue: AtomicUsize,
 }
 
-/// Why a message is not published yet.
+/// Why a publish was not confirmed.
 #[derive(Debug, thiserror::Error)]
-enum NotYet {
-    #[error("no queue took it: {0}")]
+enum PublishError {
+    #[error("it is unroutable: {0}")]
     Returned(String),
-    #[error("the broker refused it")]
+    #[error("RabbitMQ refused it")]
     Nacked,
-    #[error("whether it arrived is not known: {0}")]
+    #[error("it is unknown whether it arrived: {0}")]
     Lost(#[from] Error),
 }
 
-impl NotYet {
+impl PublishError {
     fn label(&self) -> &'static str {
         match self {
             Self::Returned(_) => "returned",
@@ -69,24 +69,24 @@ impl NotYet {
 }
 
 impl Publisher {
-    /// A publisher on `link`.
-    pub fn new(link: Arc<Link>, config: &Config, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner {
-            link,
+    /// A publisher on `connection`.
+    pub fn new(connection: Arc<Connection>, config: &Config, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(PublisherShared {
+            connection,
             metrics,
             permits: Semaphore::new(config.publish_channels.get()),
             idle: Mutex::default(),
             shared: RwLock::default(),
-            late: AtomicUsize::new(0),
+            overdue: AtomicUsize::new(0),
         }))
     }
 
-    /// Publishes `message` and waits for its confirm, however often that has to be tried. A repeat
-    /// has the same `message_id`.
+    /// Publishes `message`, and retries until RabbitMQ confirms it. A repeat has the same
+    /// `message_id`.
     pub async fn publish(&self, message: &Message) {
-        let mut pauses = Pauses::default();
+        let mut backoff = Backoff::default();
         loop {
-            let published = self.tell_when_late(message, async {
+            let published = self.warn_when_overdue(message, async {
                 if message.mandatory {
                     self.publish_mandatory(message).await
                 } else {
@@ -94,48 +94,61 @@ impl Publisher {
                 }
             });
             let published = published.await;
-            let result = published.as_ref().map_or_else(NotYet::label, |()| "confirmed");
-            self.0.metrics.publishes.with_label_values(&[message.destination, result]).inc();
+            let result = published.as_ref().map_or_else(PublishError::label, |()| "confirmed");
+            self.0
+                .metrics
+                .publishes
+                .with_label_values(&[message.destination.as_str(), result])
+                .inc();
             let Err(error) = published else { return };
-            tracing::warn!(%error, message_id = message.message_id, exchange = message.exchange,
-            "not published yet, trying again");
-            pauses.pause().await;
-            if matches!(error, NotYet::Returned(_))
-                && let Err(error) = self.0.link.apply_topology().await
+            tracing::warn!(
+                %error,
+                message_id = message.message_id,
+                exchange = message.exchange,
+                "publishing a message failed, retrying"
+            );
+            backoff.wait().await;
+            if matches!(error, PublishError::Returned(_))
+                && let Err(error) = self.0.connection.apply_topology().await
             {
-                tracing::warn!(%error, "declaring the topology again failed");
+                tracing::warn!(%error, "applying the topology again failed");
             }
         }
     }
 
-    /// What keeps messages from being published, if something does although the broker is there.
-    pub fn trouble(&self) -> Option<String> {
-        let late = self.0.late.load(Ordering::Relaxed);
-        (late > 0).then(|| {
+    /// Describes why RabbitMQ, although connected, does not confirm messages. `None` if it confirms
+    /// them.
+    pub fn problem(&self) -> Option<String> {
+        let overdue = self.0.overdue.load(Ordering::Relaxed);
+        (overdue > 0).then(|| {
             format!(
-                "messages unconfirmed for more than {LATE_AFTER:?}: {late}; RabbitMQ blocks \
-                    publishers, or a queue has no leader"
+                "messages unconfirmed for more than {CONFIRM_OVERDUE_AFTER:?}: {overdue}; \
+                    RabbitMQ blocks publishers, or a queue has no leader"
             )
         })
     }
 
-    async fn tell_when_late<T>(&self, message: &Message, published: impl Future<Output = T>) -> T {
+    async fn warn_when_overdue<T>(
+        &self,
+        message: &Message,
+        published: impl Future<Output = T>,
+    ) -> T {
         let mut published = pin!(published);
-        if let Ok(published) = timeout(LATE_AFTER, &mut published).await {
+        if let Ok(published) = timeout(CONFIRM_OVERDUE_AFTER, &mut published).await {
             return published;
         }
-        let late = Late::new(&self.0.late);
-        if late.is_first {
+        let overdue = OverdueConfirm::new(&self.0.overdue);
+        if overdue.is_first {
             tracing::warn!(
                 exchange = message.exchange,
                 message_id = message.message_id,
-                "a message is not confirmed within {LATE_AFTER:?}; it is waited for"
+                "a message was not confirmed within {CONFIRM_OVERDUE_AFTER:?}, still waiting"
             );
         }
         published.await
     }
 
-    async fn publish_mandatory(&self, message: &Message) -> Result<(), NotYet> {
+    async fn publish_mandatory(&self, message: &Message) -> Result<(), PublishError> {
         let _permit = self.0.permits.acquire().await.expect("the semaphore is never closed");
         let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let channel = match idle.filter(|channel| channel.status().connected()) {
@@ -143,15 +156,15 @@ impl Publisher {
             None => self.confirming_channel().await?,
         };
         let published = publish(&channel, message).await;
-        // After a loss the channel is unfit. After a return it is fit: nothing else is under way on
-        // it.
-        if !matches!(published, Err(NotYet::Lost(_))) {
+        // A channel can be reused after a return, since nothing else is in flight on it, but not
+        // after a loss.
+        if !matches!(published, Err(PublishError::Lost(_))) {
             self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
         }
         published
     }
 
-    async fn publish_shared(&self, message: &Message) -> Result<(), NotYet> {
+    async fn publish_shared(&self, message: &Message) -> Result<(), PublishError> {
         let current = self.0.shared.read().await.clone();
         let channel = match current.filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
@@ -160,7 +173,7 @@ impl Publisher {
         publish(&channel, message).await
     }
 
-    async fn replace_shared(&self) -> Result<Channel, NotYet> {
+    async fn replace_shared(&self) -> Result<Channel, PublishError> {
         let mut shared = self.0.shared.write().await;
         if let Some(channel) = shared.as_ref().filter(|channel| channel.status().connected()) {
             return Ok(channel.clone());
@@ -171,32 +184,32 @@ impl Publisher {
     }
 
     async fn confirming_channel(&self) -> Result<Channel, Error> {
-        let channel = self.0.link.channel().await?;
+        let channel = self.0.connection.channel().await?;
         let confirms = channel.confirm_select(ConfirmSelectOptions::default());
-        request(&channel, "asking for publisher confirms", confirms).await?;
+        request(&channel, "enabling publisher confirms", confirms).await?;
         Ok(channel)
     }
 }
 
-/// Counts as a late message until it is dropped.
-struct Late<'a> {
+/// Counts one overdue confirm until it is dropped.
+struct OverdueConfirm<'a> {
     count: &'a AtomicUsize,
     is_first: bool,
 }
 
-impl<'a> Late<'a> {
+impl<'a> OverdueConfirm<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         Self { count, is_first: count.fetch_add(1, Ordering::Relaxed) == 0 }
     }
 }
 
-impl Drop for Late<'_> {
+impl Drop for OverdueConfirm<'_> {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-async fn publish(channel: &Channel, message: &Message) -> Result<(), NotYet> {
+async fn publish(channel: &Channel, message: &Message) -> Result<(), PublishError> {
     let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
     let published = channel.basic_publish(
         message.exchange.as_str().into(),
@@ -208,10 +221,12 @@ async fn publish(channel: &Channel, message: &Message) -> Result<(), NotYet> {
     let confirm = request(channel, "publishing", published).await?;
     match request(channel, "waiting for a publisher confirm", confirm).await? {
         Confirmation::Ack(None) => Ok(()),
-        // An unroutable message is acknowledged, too; it is returned first.
-        Confirmation::Ack(Some(returned)) => Err(NotYet::Returned(returned.reply_text.to_string())),
-        Confirmation::Nack(_) => Err(NotYet::Nacked),
-        Confirmation::NotRequested => unreachable!("confirms are asked for on every channel"),
+        // RabbitMQ also acknowledges an unroutable message, after returning it.
+        Confirmation::Ack(Some(returned)) => {
+            Err(PublishError::Returned(returned.reply_text.to_string()))
+        }
+        Confirmation::Nack(_) => Err(PublishError::Nacked),
+        Confirmation::NotRequested => unreachable!("confirms are enabled on every channel"),
     }
 }
 
@@ -231,7 +246,7 @@ fn properties(message: &Message) -> BasicProperties {
     }
 }
 
-/// AMQP's short strings hold 255 bytes.
+/// Truncates to the 255 bytes of an AMQP short string.
 fn short(text: &str) -> lapin::types::ShortString {
     text[..text.floor_char_boundary(255)].into()
 }

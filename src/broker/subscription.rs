@@ -1,5 +1,4 @@
-//! Outcomes as they happen, for whoever wants to listen: a queue of this process alone, which goes
-//! when it ends.
+//! A live subscription to outcomes: an exclusive queue of this process, deleted when it ends.
 
 use std::sync::Arc;
 
@@ -11,47 +10,49 @@ use lapin::{
 };
 
 use super::{
-    Error, Link,
-    topology::UPDATES_EXCHANGE,
-    while_connected::{request, unless_lost},
+    Connection, Error,
+    names::UPDATES_EXCHANGE,
+    while_connected::{request, while_connected},
 };
-use crate::runtime::backoff::Pauses;
+use crate::runtime::backoff::Backoff;
 
-/// What a listener hears.
+/// An event that a subscription reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
-    /// It listens from now on. What was published while it did not is not heard.
-    Started,
+pub enum OutcomeEvent {
+    /// It receives outcomes from now on. Earlier outcomes are missed.
+    Subscribed,
     /// The body of an outcome.
     Outcome(Vec<u8>),
 }
 
-/// Listens to the outcomes of all replicas until it is dropped; a lost connection is opened again.
-pub async fn listen(link: Arc<Link>, mut hear: impl FnMut(Heard)) {
-    let mut pauses = Pauses::default();
+/// Reports the outcomes of all replicas until it is dropped. A lost connection is reopened.
+pub async fn subscribe_outcomes(connection: Arc<Connection>, mut report: impl FnMut(OutcomeEvent)) {
+    let mut backoff = Backoff::default();
     loop {
-        match start(&link).await {
+        match start(&connection).await {
             Ok((channel, mut consumer)) => {
-                pauses.reset();
-                hear(Heard::Started);
-                let is_lost = || !channel.status().connected();
-                while let Some(Some(Ok(delivery))) = unless_lost(is_lost, consumer.next()).await {
-                    hear(Heard::Outcome(delivery.data));
+                backoff.reset();
+                report(OutcomeEvent::Subscribed);
+                let is_disconnected = || !channel.status().connected();
+                while let Some(Some(Ok(delivery))) =
+                    while_connected(is_disconnected, consumer.next()).await
+                {
+                    report(OutcomeEvent::Outcome(delivery.data));
                 }
-                tracing::warn!("listening to outcomes was cut off, starting again");
+                tracing::warn!("the subscription to outcomes was lost, restarting");
             }
-            Err(error) => tracing::warn!(%error, "listening to outcomes failed, trying again"),
+            Err(error) => tracing::warn!(%error, "subscribing to outcomes failed, retrying"),
         }
-        pauses.pause().await;
+        backoff.wait().await;
     }
 }
 
-async fn start(link: &Link) -> Result<(Channel, Consumer), Error> {
-    let channel = link.channel().await?;
-    // It goes with its only consumer, and that with the channel when it is dropped.
+async fn start(connection: &Connection) -> Result<(Channel, Consumer), Error> {
+    let channel = connection.channel().await?;
+    // The queue is deleted with its only consumer, which ends with the channel.
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
     let declared = channel.queue_declare("".into(), options, FieldTable::default());
-    let queue = request(&channel, "declaring a queue to listen to", declared).await?;
+    let queue = request(&channel, "declaring a queue for outcomes", declared).await?;
     let (name, everything) = (queue.name().clone(), "#".into());
     let options = QueueBindOptions::default();
     let bound = channel.queue_bind(
@@ -61,9 +62,9 @@ async fn start(link: &Link) -> Result<(Channel, Consumer), Error> {
         options,
         FieldTable::default(),
     );
-    request(&channel, "binding a queue to listen to", bound).await?;
+    request(&channel, "binding a queue for outcomes", bound).await?;
     let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
     let started = channel.basic_consume(name, "".into(), options, FieldTable::default());
-    let consumer = request(&channel, "starting to listen", started).await?;
+    let consumer = request(&channel, "consuming outcomes", started).await?;
     Ok((channel, consumer))
 }

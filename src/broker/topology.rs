@@ -1,9 +1,9 @@
-//! Every exchange, queue and binding, as one table of data. Declaring, printing and checking read
-//! the same table.
+//! Every exchange, queue and binding, as one table. Declaring, printing and checking read the same
+//! table.
 //!
 //! All queues are quorum queues (<https://www.rabbitmq.com/docs/quorum-queues>). A delay tier is an
 //! exchange and a queue without consumers: its messages expire after the tier's delay and are
-//! dead-lettered, at least once, to the jobs exchange. At-least-once dead-lettering needs
+//! dead-lettered, at least once, to the jobs exchange. At-least-once dead-lettering requires
 //! `overflow: reject-publish`.
 
 use lapin::{
@@ -13,64 +13,19 @@ use lapin::{
 };
 use serde_json::{Value, json};
 
-use super::{Error, TopologyConfig};
-use crate::{
-    event::EventType,
-    retry::{Ladder, Tier},
+use super::{
+    Error, TopologyConfig,
+    names::{
+        EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, TIER_PREFIX,
+        UPDATES_EXCHANGE, WorkQueue, tier_queue,
+    },
 };
+use crate::retry::{Ladder, Tier};
 
-pub(super) const EVENTS_EXCHANGE: &str = "signup.events";
-pub(super) const UPDATES_EXCHANGE: &str = "signup.updates";
-/// The exchange that messages for jobs are published to.
-pub const JOBS_EXCHANGE: &str = "customerio-sync.jobs";
-pub(super) const FAILED_EXCHANGE: &str = "customerio-sync.failed";
-/// The queue that people look at.
-pub const FAILED_QUEUE: &str = "customerio-sync.failed";
-/// The queue that the mirror consumes.
-pub const MIRROR_QUEUE: &str = "customerio-sync.failed.mirror";
-
-/// A delivery limit that is never reached. On RabbitMQ 4 a peek in the management UI counts as a
-/// delivery, and without a limit of our own the default of 20 would drop the message; on 3.10 a
-/// limit of -1 drops it at its first requeue.
-const NO_LIMIT: i64 = 1_000_000_000;
-
-/// A queue whose messages ask for work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum WorkQueue {
-    /// Events of one type.
-    Events(EventType),
-    /// Jobs that come back from a tier, or that an operator retries.
-    Jobs,
-}
-
-impl WorkQueue {
-    /// All of them.
-    pub const ALL: [Self; 3] =
-        [Self::Events(EventType::Submitted), Self::Events(EventType::Confirmed), Self::Jobs];
-
-    /// The queue's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Events(EventType::Submitted) => "customerio-sync.signup-submitted",
-            Self::Events(EventType::Confirmed) => "customerio-sync.extraction-confirmed",
-            Self::Jobs => "customerio-sync.jobs",
-        }
-    }
-
-    const fn source(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Events(event_type) => (EVENTS_EXCHANGE, event_type.routing_key()),
-            Self::Jobs => (JOBS_EXCHANGE, ""),
-        }
-    }
-}
-
-const TIER_PREFIX: &str = "customerio-sync.retry.";
-
-/// The name of a tier's exchange, and of its queue.
-pub(super) fn tier_name(tier: &Tier) -> String {
-    format!("{TIER_PREFIX}{}", tier.name)
-}
+/// A delivery limit that is never reached. In RabbitMQ 4, reading a message in the management UI
+/// counts as a delivery, and the default limit of 20 would drop it. In 3.10, a limit of -1 drops a
+/// message at its first requeue.
+const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Argument {
@@ -79,34 +34,34 @@ enum Argument {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Exchange {
+struct ExchangeSpec {
     name: String,
     kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Queue {
+struct QueueSpec {
     name: String,
     arguments: Vec<(&'static str, Argument)>,
     /// The exchange and routing key it is bound to.
     source: (String, &'static str),
 }
 
-/// The table.
+/// The exchanges and queues of this service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Topology {
-    exchanges: Vec<Exchange>,
-    queues: Vec<Queue>,
+    exchanges: Vec<ExchangeSpec>,
+    queues: Vec<QueueSpec>,
     declare: bool,
 }
 
-const DEAD_LETTER_SAFELY: [(&str, Argument); 2] = [
+const AT_LEAST_ONCE_DEAD_LETTERING: [(&str, Argument); 2] = [
     ("x-dead-letter-strategy", Argument::Text("at-least-once")),
     ("x-overflow", Argument::Text("reject-publish")),
 ];
 
 impl Topology {
-    /// The table for a ladder.
+    /// The topology for a ladder.
     pub fn new(ladder: &Ladder, config: &TopologyConfig) -> Self {
         // Two steps of the ladder may share a tier.
         let mut tiers: Vec<&Tier> = Vec::new();
@@ -115,24 +70,25 @@ impl Topology {
                 tiers.push(tier);
             }
         }
-        let exchange = |name: &str, kind| Exchange { name: name.to_owned(), kind };
+        let exchange = |name: &str, kind| ExchangeSpec { name: name.to_owned(), kind };
         let mut exchanges = vec![
             exchange(EVENTS_EXCHANGE, "topic"),
             exchange(UPDATES_EXCHANGE, "topic"),
             exchange(JOBS_EXCHANGE, "fanout"),
             exchange(FAILED_EXCHANGE, "fanout"),
         ];
-        exchanges.extend(tiers.iter().map(|tier| exchange(&tier_name(tier), "fanout")));
+        exchanges.extend(tiers.iter().map(|tier| exchange(&tier_queue(tier), "fanout")));
         let mut queues: Vec<_> = WorkQueue::ALL
             .iter()
-            .map(|&queue| Queue::work(queue, config.delivery_limit.into()))
+            .map(|&queue| QueueSpec::work(queue, config.delivery_limit.into()))
             .collect();
-        queues.extend(tiers.iter().map(|tier| Queue::tier(tier)));
-        queues.extend([FAILED_QUEUE, MIRROR_QUEUE].map(Queue::failed));
+        queues.extend(tiers.iter().map(|tier| QueueSpec::tier(tier)));
+        queues.extend([FAILED_QUEUE, MIRROR_QUEUE].map(QueueSpec::failed));
         Self { exchanges, queues, declare: config.declare }
     }
 
-    /// Declares everything, or checks that everything stands as it would be declared.
+    /// Declares everything, or, with `topology.declare = false`, checks that everything exists as
+    /// it would be declared.
     pub async fn apply(&self, connection: &Connection) -> Result<(), Error> {
         let channel =
             connection.create_channel().await.map_err(Error::doing("opening a channel"))?;
@@ -162,11 +118,11 @@ impl Topology {
             .filter(|name| name.starts_with(TIER_PREFIX))
     }
 
-    /// What is missing, or stands with other arguments. Bindings can't be asked for over AMQP.
+    /// Returns what is missing or was declared with other arguments. Bindings are not checked,
+    /// because AMQP has no request that lists them.
     pub(super) async fn differences(&self, connection: &Connection) -> Result<Vec<Error>, Error> {
         let mut differences = Vec::new();
-        // A channel ends with the first thing that is not as it is said to be, so each has one of
-        // its own.
+        // RabbitMQ closes the channel at the first difference, so each check has its own.
         let fresh =
             async || connection.create_channel().await.map_err(Error::doing("opening a channel"));
         for exchange in &self.exchanges {
@@ -178,8 +134,8 @@ impl Topology {
         Ok(differences)
     }
 
-    /// The table as a RabbitMQ definitions file (<https://www.rabbitmq.com/docs/definitions>) for
-    /// `vhost`.
+    /// The topology as a RabbitMQ definitions file (<https://www.rabbitmq.com/docs/definitions>)
+    /// for `vhost`.
     pub fn definitions(&self, vhost: &str) -> Value {
         let exchanges = self.exchanges.iter().map(|exchange| {
             json!({
@@ -188,16 +144,20 @@ impl Topology {
             })
         });
         let queues = self.queues.iter().map(|queue| {
+            let arguments: serde_json::Map<_, _> = queue
+                .arguments
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.to_json()))
+                .collect();
             json!({
                 "name": queue.name, "vhost": vhost, "durable": true, "auto_delete": false,
-                "arguments": queue.arguments.iter().map(|(key, value)| ((*key).to_owned(),
-                value.to_json())).collect::<serde_json::Map<_, _>>(),
+                "arguments": arguments,
             })
         });
         let bindings = self.queues.iter().map(|queue| {
             json!({
-                "source": queue.source.0, "vhost": vhost, "destination": queue.name,
-                "destination_type": "queue",
+                "source": queue.source.0, "vhost": vhost,
+                "destination": queue.name, "destination_type": "queue",
                 "routing_key": queue.source.1, "arguments": {},
             })
         });
@@ -225,7 +185,7 @@ impl Argument {
     }
 }
 
-impl Exchange {
+impl ExchangeSpec {
     async fn declare(&self, channel: &Channel) -> Result<(), Error> {
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
         let declared = channel
@@ -239,14 +199,13 @@ impl Exchange {
         declared.map_err(|error| inequivalent(error, "declaring an exchange"))
     }
 
-    /// Fails if it is missing, or stands with other arguments. Nothing is made: it is declared only
-    /// where it is there.
+    /// Fails if it is missing or was declared with other arguments. Never creates it.
     async fn check(&self, channel: &Channel) -> Result<(), Error> {
-        self.require(channel).await?;
+        self.check_exists(channel).await?;
         self.declare(channel).await
     }
 
-    async fn require(&self, channel: &Channel) -> Result<(), Error> {
+    async fn check_exists(&self, channel: &Channel) -> Result<(), Error> {
         let options = ExchangeDeclareOptions { passive: true, durable: true, ..Default::default() };
         let found = channel
             .exchange_declare(
@@ -260,32 +219,32 @@ impl Exchange {
     }
 }
 
-impl Queue {
+impl QueueSpec {
     fn work(queue: WorkQueue, delivery_limit: i64) -> Self {
         let (exchange, routing_key) = queue.source();
-        // Never to a tier: a message that came from there and goes back by dead-lettering is a
-        // cycle, and is dropped.
+        // The dead-letter exchange is never that of a tier: RabbitMQ drops a message that
+        // dead-lettering returns to a queue that it came from.
         let mut arguments = vec![
             ("x-delivery-limit", Argument::Number(delivery_limit)),
             ("x-dead-letter-exchange", Argument::Text(FAILED_EXCHANGE)),
         ];
-        arguments.extend(DEAD_LETTER_SAFELY);
+        arguments.extend(AT_LEAST_ONCE_DEAD_LETTERING);
         Self::quorum(queue.name().to_owned(), arguments, (exchange.to_owned(), routing_key))
     }
 
     fn tier(tier: &Tier) -> Self {
         let ttl = i64::try_from(tier.delay.as_millis()).unwrap_or(i64::MAX);
         let mut arguments = vec![
-            ("x-delivery-limit", Argument::Number(NO_LIMIT)),
+            ("x-delivery-limit", Argument::Number(UNLIMITED_DELIVERIES)),
             ("x-message-ttl", Argument::Number(ttl)),
             ("x-dead-letter-exchange", Argument::Text(JOBS_EXCHANGE)),
         ];
-        arguments.extend(DEAD_LETTER_SAFELY);
-        Self::quorum(tier_name(tier), arguments, (tier_name(tier), ""))
+        arguments.extend(AT_LEAST_ONCE_DEAD_LETTERING);
+        Self::quorum(tier_queue(tier), arguments, (tier_queue(tier), ""))
     }
 
     fn failed(name: &str) -> Self {
-        let arguments = vec![("x-delivery-limit", Argument::Number(NO_LIMIT))];
+        let arguments = vec![("x-delivery-limit", Argument::Number(UNLIMITED_DELIVERIES))];
         Self::quorum(name.to_owned(), arguments, (FAILED_EXCHANGE.to_owned(), ""))
     }
 
@@ -309,14 +268,13 @@ impl Queue {
         declared.map(drop).map_err(|error| inequivalent(error, "declaring a queue"))
     }
 
-    /// Fails if it is missing, or stands with other arguments. Nothing is made: it is declared only
-    /// where it is there.
+    /// Fails if it is missing or was declared with other arguments. Never creates it.
     async fn check(&self, channel: &Channel) -> Result<(), Error> {
-        self.require(channel).await?;
+        self.check_exists(channel).await?;
         self.declare(channel).await
     }
 
-    async fn require(&self, channel: &Channel) -> Result<(), Error> {
+    async fn check_exists(&self, channel: &Channel) -> Result<(), Error> {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
         let found = channel
             .queue_declare(self.name.as_str().into(), options, FieldTable::default())
@@ -340,7 +298,7 @@ impl Queue {
     }
 }
 
-/// Keeps a difference, and passes on what is none.
+/// Collects a difference, and returns any other error.
 fn note(differences: &mut Vec<Error>, checked: Result<(), Error>) -> Result<(), Error> {
     match checked {
         Err(error @ (Error::Missing(_) | Error::Inequivalent(_))) => differences.push(error),
@@ -349,7 +307,7 @@ fn note(differences: &mut Vec<Error>, checked: Result<(), Error>) -> Result<(), 
     Ok(())
 }
 
-/// RabbitMQ's own text of a 406 names the object, the argument and both values.
+/// RabbitMQ's text for a 406 names the object, the argument and both values.
 fn inequivalent(error: lapin::Error, doing: &'static str) -> Error {
     match amqp_code(&error) {
         Some((406, text)) => Error::Inequivalent(text),
@@ -378,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shipped_tiers_have_the_ladders_delays() {
+    fn the_default_tiers_have_the_delays_of_the_ladder() {
         let ladder = "5s,25s,125s,625s,3125s".parse().expect("the default ladder");
         let topology =
             Topology::new(&ladder, &TopologyConfig { declare: true, delivery_limit: 50 });
@@ -404,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn every_queue_is_a_quorum_queue_with_a_delivery_limit_of_its_own() {
+    fn every_queue_is_a_quorum_queue_with_an_explicit_delivery_limit() {
         let ladder = "1s,1s,2s".parse().expect("a ladder whose steps share a tier");
         let topology =
             Topology::new(&ladder, &TopologyConfig { declare: true, delivery_limit: 50 });

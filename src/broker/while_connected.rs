@@ -1,8 +1,8 @@
-//! Waits for what lapin promises no longer than the connection lives.
+//! Waits for lapin only while the connection lives.
 //!
-//! A request that is made in the moment in which its connection dies may be forgotten: lapin 4.12.3
-//! rejects what is pending once, and what comes after that stays pending for ever. Whoever waited
-//! for it would hold its messages for as long.
+//! lapin 4.12.3 rejects pending requests once, when the connection dies. A request made just after
+//! that never completes, and a task that waited for it would keep its messages unacknowledged
+//! forever.
 
 use std::{pin::pin, time::Duration};
 
@@ -11,38 +11,38 @@ use tokio::time::timeout;
 
 use super::Error;
 
-/// How often a wait looks whether its connection is there still.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Time between two checks of the connection.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Waits for `promised`. `None`: it was lost, and has not come within [`LOOK_EVERY`] of that being
-/// seen.
-pub(super) async fn unless_lost<T>(
-    is_lost: impl Fn() -> bool,
-    promised: impl Future<Output = T>,
+/// Waits for `response`. Returns `None` if the connection is lost and the response has not arrived
+/// within [`CHECK_INTERVAL`] after that was noticed.
+pub(super) async fn while_connected<T>(
+    is_disconnected: impl Fn() -> bool,
+    response: impl Future<Output = T>,
 ) -> Option<T> {
-    let mut promised = pin!(promised);
-    let mut was_lost = false;
+    let mut response = pin!(response);
+    let mut was_disconnected = false;
     loop {
-        match timeout(LOOK_EVERY, &mut promised).await {
-            Ok(kept) => return Some(kept),
-            Err(_) if was_lost => return None,
-            Err(_) => was_lost = is_lost(),
+        match timeout(CHECK_INTERVAL, &mut response).await {
+            Ok(response) => return Some(response),
+            Err(_) if was_disconnected => return None,
+            Err(_) => was_disconnected = is_disconnected(),
         }
     }
 }
 
-/// Makes a request on `channel`, which fails when the channel is lost.
+/// Waits for the response to a request on `channel`. Fails when the channel is lost.
 pub(super) async fn request<T>(
     channel: &Channel,
     doing: &'static str,
-    promised: impl Future<Output = lapin::Result<T>>,
+    response: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, Error> {
-    let kept = unless_lost(|| !channel.status().connected(), promised).await;
-    kept.unwrap_or_else(|| Err(lost())).map_err(Error::doing(doing))
+    let response = while_connected(|| !channel.status().connected(), response).await;
+    response.unwrap_or_else(|| Err(connection_lost())).map_err(Error::doing(doing))
 }
 
-/// The error of what was lost.
-pub(super) fn lost() -> lapin::Error {
+/// The error of a request whose connection was lost.
+pub(super) fn connection_lost() -> lapin::Error {
     ErrorKind::InvalidConnectionState(ConnectionState::Error).into()
 }
 
@@ -53,24 +53,24 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_slow_is_waited_for() {
+    async fn a_slow_response_is_awaited() {
         let slow = tokio::time::sleep(Duration::from_secs(3600));
-        assert_eq!(unless_lost(|| false, slow).await, Some(()));
+        assert_eq!(while_connected(|| false, slow).await, Some(()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_forgotten_is_given_up_when_the_connection_is_gone() {
-        let looks = Cell::new(0);
-        let is_lost = || {
-            looks.set(looks.get() + 1);
-            looks.get() > 100
+    async fn a_forgotten_request_ends_with_its_connection() {
+        let checks = Cell::new(0);
+        let is_disconnected = || {
+            checks.set(checks.get() + 1);
+            checks.get() > 100
         };
-        assert_eq!(unless_lost(is_lost, pending::<()>()).await, None);
+        assert_eq!(while_connected(is_disconnected, pending::<()>()).await, None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_comes_right_after_the_loss_counts() {
-        let late = tokio::time::sleep(LOOK_EVERY * 3 / 2);
-        assert_eq!(unless_lost(|| true, late).await, Some(()));
+    async fn a_response_right_after_the_loss_counts() {
+        let late = tokio::time::sleep(CHECK_INTERVAL * 3 / 2);
+        assert_eq!(while_connected(|| true, late).await, Some(()));
     }
 }

@@ -1,4 +1,4 @@
-//! `customerio-sync doctor`: one line a check, with the mend where it does not hold.
+//! `customerio-sync doctor`: one line per check, with the fix if it fails.
 
 use std::time::Duration;
 
@@ -11,115 +11,118 @@ use crate::{
     runtime::metrics::Metrics,
 };
 
-/// How long a server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum time to wait for an answer of the database.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What does not hold, and what mends it.
-struct Fault {
-    what: String,
-    mend: String,
+/// A problem that a check found, and its fix.
+struct FailedCheck {
+    problem: String,
+    fix: String,
 }
 
-fn fault(what: impl Into<String>, mend: impl Into<String>) -> Fault {
-    Fault { what: what.into(), mend: mend.into() }
+fn failed(problem: impl Into<String>, fix: impl Into<String>) -> FailedCheck {
+    FailedCheck { problem: problem.into(), fix: fix.into() }
 }
 
-/// Checks everything that the service needs. Fails if anything does not hold.
+/// Checks everything that the service needs. Fails if any check found a problem.
 pub(super) async fn run(config: &Config) -> Result<(), Error> {
-    // What can't be read was told before this was reached.
-    let mut faults = tell("configuration", Vec::new());
+    // An invalid configuration is reported before this point.
+    let mut problems = print_check("configuration", Vec::new());
     let (database, broker, customerio) =
         tokio::join!(database(config), broker(config), customerio(config));
-    faults += tell("database", database);
-    faults += tell("broker", broker);
-    faults += tell("Customer.io", customerio);
-    if faults == 0 {
-        Ok(())
-    } else {
-        Err(Error::Other(format!("{faults} of the checks do not hold")))
+    problems += print_check("database", database);
+    problems += print_check("broker", broker);
+    problems += print_check("Customer.io", customerio);
+    match problems {
+        0 => Ok(()),
+        1 => Err(Error::Other("1 problem found".to_owned())),
+        _ => Err(Error::Other(format!("{problems} problems found"))),
     }
 }
 
-/// Prints a line a fault, or that there is none. Answers how many there are.
-fn tell(what: &str, faults: Vec<Fault>) -> usize {
-    if faults.is_empty() {
-        println!("ok    {what}");
+/// Prints one line per problem, or one line that says that the check passed. Returns the number of
+/// problems.
+fn print_check(name: &str, failures: Vec<FailedCheck>) -> usize {
+    if failures.is_empty() {
+        println!("ok    {name}");
     }
-    for fault in &faults {
-        println!("FAIL  {what}: {}; mend: {}", fault.what, fault.mend);
+    for FailedCheck { problem, fix } in &failures {
+        println!("FAIL  {name}: {problem}; fix: {fix}");
     }
-    faults.len()
+    failures.len()
 }
 
-async fn database(config: &Config) -> Vec<Fault> {
+async fn database(config: &Config) -> Vec<FailedCheck> {
     if let Err(error) = config.require_database() {
-        return vec![fault("DATABASE_URL is not set", error.to_string())];
+        return vec![failed("DATABASE_URL is not set", error.to_string())];
     }
-    let reachable = "start PostgreSQL, or set DATABASE_URL to where it is";
+    let make_reachable = "start PostgreSQL, or set DATABASE_URL to its address";
     let ledger = match Ledger::new(&config.database, config.retry.delays.max_attempts()) {
         Ok(ledger) => ledger,
-        Err(error) => return vec![fault(error.to_string(), reachable)],
+        Err(error) => return vec![failed(error.to_string(), make_reachable)],
     };
-    let checked = tokio::time::timeout(PATIENCE, ledger.check_schema()).await;
+    let checked = tokio::time::timeout(DATABASE_TIMEOUT, ledger.check_schema()).await;
     match checked {
-        Err(_) => vec![fault(format!("no answer within {PATIENCE:?}"), reachable)],
-        Ok(Err(error)) => vec![fault(error.to_string(), reachable)],
+        Err(_) => vec![failed(format!("no answer within {DATABASE_TIMEOUT:?}"), make_reachable)],
+        Ok(Err(error)) => vec![failed(error.to_string(), make_reachable)],
         Ok(Ok(None)) => Vec::new(),
         Ok(Ok(Some(difference))) => {
-            vec![fault(difference, "run `customerio-sync migrate` of this version")]
+            vec![failed(difference, "run `customerio-sync migrate` of this version")]
         }
     }
 }
 
-async fn broker(config: &Config) -> Vec<Fault> {
+async fn broker(config: &Config) -> Vec<FailedCheck> {
     if let Err(error) = config.require_broker() {
-        return vec![fault("AMQP_URL is not set", error.to_string())];
+        return vec![failed("AMQP_URL is not set", error.to_string())];
     }
     let topology = broker::Topology::new(&config.retry.delays, &config.topology);
     match broker::differences(&config.broker, &topology).await {
         Err(error) => {
-            vec![fault(error.to_string(), "start RabbitMQ, or set AMQP_URL to where it is")]
+            vec![failed(error.to_string(), "start RabbitMQ, or set AMQP_URL to its address")]
         }
         Ok(differences) => {
-            let mend = |error: &broker::Error| match error {
+            let fix = |error: &broker::Error| match error {
                 broker::Error::Missing(_) => "run `customerio-sync topology`",
                 _ => {
                     "delete it when it is empty and run `customerio-sync topology`, or change the \
-                        setting that names this value"
+                     setting that this value comes from"
                 }
             };
-            differences.iter().map(|error| fault(error.to_string(), mend(error))).collect()
+            differences.iter().map(|error| failed(error.to_string(), fix(error))).collect()
         }
     }
 }
 
-async fn customerio(config: &Config) -> Vec<Fault> {
-    let credentials = "set CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY to the Track API credentials \
-        of the workspace";
-    let client =
-        match CustomerIo::new(&config.customerio, config.gate.clone(), Metrics::default().into()) {
-            Ok(client) => client,
-            Err(customerio::Error::Credentials) => {
-                return vec![fault(customerio::Error::Credentials.to_string(), credentials)];
-            }
-            Err(error) => {
-                return vec![fault(error.to_string(), "set CUSTOMERIO_TRACK_URL, or leave it out")];
-            }
-        };
+async fn customerio(config: &Config) -> Vec<FailedCheck> {
+    let set_credentials = "set CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY to the Track API \
+        credentials of the workspace";
+    let metrics = Metrics::default().into();
+    let client = match CustomerIo::new(&config.customerio, config.breaker.clone(), metrics) {
+        Ok(client) => client,
+        Err(customerio::Error::Credentials) => {
+            return vec![failed(customerio::Error::Credentials.to_string(), set_credentials)];
+        }
+        Err(error) => {
+            return vec![failed(error.to_string(), "correct CUSTOMERIO_TRACK_URL, or unset it")];
+        }
+    };
     match client.account().await {
         Account::Mock => {
-            vec![fault("mock mode: no credentials are set, nobody is called", credentials)]
+            vec![failed("mock mode: no credentials are set, so no calls are made", set_credentials)]
         }
-        Account::Refused => vec![fault("the credentials are refused", credentials)],
-        Account::NoAnswer(why) => {
-            vec![fault(why, "let this machine reach Customer.io, or set CUSTOMERIO_TRACK_URL")]
+        Account::Refused => vec![failed("the credentials are refused", set_credentials)],
+        Account::NoAnswer(reason) => {
+            let fix = "allow connections from this machine to Customer.io, or set \
+                       CUSTOMERIO_TRACK_URL";
+            vec![failed(reason, fix)]
         }
-        Account::In { region } if !config.customerio.region.is(&region) => {
-            vec![fault(
+        Account::Accepted { region } if !config.customerio.region.is(&region) => {
+            vec![failed(
                 format!("the workspace is in the region {region:?}"),
                 format!("set CUSTOMERIO_REGION={region}"),
             )]
         }
-        Account::In { .. } => Vec::new(),
+        Account::Accepted { .. } => Vec::new(),
     }
 }

@@ -1,4 +1,4 @@
-//! The command line: one function a subcommand.
+//! The command line: one module per subcommand.
 
 mod doctor;
 mod migrate;
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100)]
 struct Cli {
-    /// A TOML file with settings; config/default.toml shows them all.
+    /// TOML file with settings; config/default.toml lists all of them.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -36,24 +36,23 @@ enum Command {
     Serve,
     /// Apply the database migrations and exit.
     Migrate,
-    /// Declare exchanges, queues and bindings and exit.
+    /// Declare the exchanges, queues and bindings and exit.
     Topology(topology::Args),
-    /// Check configuration, database, broker and Customer.io, and tell how to mend what does not
-    /// hold.
+    /// Check configuration, database, broker and Customer.io, and print a fix for each problem.
     Doctor,
     /// Run a simulator of Customer.io's Track API.
     Simulate(simulate::Args),
-    /// Publish events from a JSON-lines file, standard input, or a generator.
+    /// Publish events from a JSON Lines file, standard input or a generator.
     Publish(publish::Args),
-    /// See and mend failures of a running service.
+    /// Show, retry or dismiss failures of a running service.
     Failures(operate::FailuresArgs),
-    /// Look at single jobs of a running service.
+    /// Show a job of a running service.
     Jobs(operate::JobsArgs),
-    /// Tell where a running service stands.
+    /// Show the state of a running service.
     Stats(operate::StatsArgs),
 }
 
-/// Why the program failed.
+/// An error that ends the program.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
@@ -80,7 +79,7 @@ impl Error {
     }
 }
 
-/// Runs the program: 0 done, 1 failed, 2 wrong usage or configuration.
+/// Runs the program. Exit codes: 0 success, 1 failure, 2 wrong usage or configuration.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     match execute(cli) {
@@ -93,12 +92,13 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<(), Error> {
-    let config = Config::load(cli.config.as_deref(), std::env::vars_os().filter_map(readable))?;
+    let config = Config::load(cli.config.as_deref(), std::env::vars_os().filter_map(into_utf8))?;
     let _guard = telemetry::init(&config.telemetry)?;
+    config.warn_of_renamed_keys();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| Error::Other(format!("starting the runtime: {error}")))?;
-    let ended = runtime.block_on(async {
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Serve => serve::run(config).await,
             Command::Migrate => migrate::run(&config).await,
@@ -111,12 +111,12 @@ fn execute(cli: Cli) -> Result<(), Error> {
             Command::Stats(args) => operate::stats(args).await,
         }
     });
-    // Tasks that still wait for something are not waited for.
+    // Do not wait for tasks that are still blocked.
     runtime.shutdown_background();
-    ended
+    result
 }
 
-/// A variable whose name and value are text; others can't be settings.
-fn readable((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(String, String)> {
+/// Returns an environment variable if its name and value are UTF-8. Others cannot be settings.
+fn into_utf8((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(String, String)> {
     Some((name.into_string().ok()?, value.into_string().ok()?))
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use super::{Error, sample};
 use crate::{
     app,
-    broker::{Link, Message, Publisher, Topology},
+    broker::{Connection, Message, Publisher, Topology},
     config::Config,
     event::{CLOUDEVENTS_CONTENT_TYPE, EventType},
     runtime::metrics::Metrics,
@@ -18,36 +18,36 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A file with one event a line; standard input without it.
+    /// File with one event per line; default: standard input.
     #[arg(conflicts_with = "sample")]
     file: Option<PathBuf>,
     /// Publish N generated events.
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
-    /// Publish with this routing key, whatever the events look like.
+    /// Routing key for all lines, which are then published without being parsed.
     #[arg(long, value_name = "KEY")]
     routing_key: Option<String>,
-    /// Publish no more than this many events a second.
+    /// Maximum events per second.
     #[arg(long, value_name = "N")]
     rate: Option<std::num::NonZeroU32>,
 }
 
-/// Publishes that may wait for their confirms at the same time.
-const UNCONFIRMED: usize = 1000;
+/// Maximum publishes that wait for their confirms.
+const MAX_UNCONFIRMED_PUBLISHES: usize = 1000;
 
 pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
     config.require_broker()?;
     let metrics = Arc::new(Metrics::default());
     let topology = Arc::new(Topology::new(&config.retry.delays, &config.topology));
-    let link = Link::open("publish", &config.broker, topology, &metrics)
+    let connection = Connection::open("publish", &config.broker, topology, &metrics)
         .await
         .map_err(app::Error::from)?;
-    let publisher = Publisher::new(link.clone(), &config.broker, metrics);
+    let publisher = Publisher::new(connection.clone(), &config.broker, metrics);
     let count = match (args.sample, &args.file) {
         (Some(count), _) => {
             let events = sample::events()
                 .take(count)
-                .map(|(event_type, body)| Ok(sampled(event_type, &body)));
+                .map(|(event_type, body)| Ok(sample_message(event_type, &body)));
             let bar = progress(Some(count as u64));
             publish_all(&publisher, stream::iter(events), &bar, args.rate).await?
         }
@@ -59,12 +59,12 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
         }
         (None, None) => publish_lines(&publisher, tokio::io::stdin(), &args).await?,
     };
-    link.close().await;
-    eprintln!("{count} events published, each confirmed by the broker");
+    connection.close().await;
+    eprintln!("{count} events published and confirmed by the broker");
     Ok(())
 }
 
-fn sampled(event_type: EventType, body: &Value) -> Message {
+fn sample_message(event_type: EventType, body: &Value) -> Message {
     Message::event(event_type.routing_key(), None, body.to_string().into_bytes())
 }
 
@@ -90,7 +90,7 @@ async fn publish_lines(
     let events = lines.filter_map(|line| async move {
         match line {
             Ok((_, line)) if line.trim_ascii().is_empty() => None,
-            Ok((number, line)) => Some(read_line(number, line, routing_key)),
+            Ok((number, line)) => Some(line_message(number, line, routing_key)),
             Err(error) => Some(Err(error)),
         }
     });
@@ -98,20 +98,24 @@ async fn publish_lines(
     publish_all(publisher, std::pin::pin!(events), &bar, args.rate).await
 }
 
-/// A line as it is, with the routing key that it is meant for.
-fn read_line(number: usize, line: Vec<u8>, routing_key: Option<&str>) -> Result<Message, Error> {
+/// Returns a line, unchanged, as a message. Without a routing key, the line must be an event, whose
+/// content determines the key.
+fn line_message(number: usize, line: Vec<u8>, routing_key: Option<&str>) -> Result<Message, Error> {
     if let Some(key) = routing_key {
         return Ok(Message::event(key, None, line));
     }
-    let told = |problem: &str| {
-        Error::Other(format!("line {number}: {problem}; nothing after it was published"))
+    let failed = |problem: &str| {
+        Error::Other(format!(
+            "line {number}: {problem}; earlier lines may be unconfirmed, and later lines were not \
+                published"
+        ))
     };
     let event: Value =
-        serde_json::from_slice(&line).map_err(|error| told(&format!("not JSON: {error}")))?;
+        serde_json::from_slice(&line).map_err(|error| failed(&format!("not JSON: {error}")))?;
     let is_enveloped = event.get("specversion").is_some();
     let data = if is_enveloped { &event["data"] } else { &event };
     if !data.is_object() {
-        return Err(told("expected a JSON object"));
+        return Err(failed("expected a JSON object"));
     }
     let event_type =
         if data.get("bet_slip").is_some() { EventType::Confirmed } else { EventType::Submitted };
@@ -128,7 +132,7 @@ async fn publish_all(
     bar: &ProgressBar,
     rate: Option<std::num::NonZeroU32>,
 ) -> Result<u64, Error> {
-    // No burst: a rate is a rate from its first event on.
+    // No burst: the limit applies from the first event.
     let quota = |rate| governor::Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN);
     let limiter = rate.map(|rate| governor::RateLimiter::direct(quota(rate)));
     let limiter = limiter.as_ref();
@@ -142,7 +146,7 @@ async fn publish_all(
         publisher.publish(&event?).await;
         Ok::<_, Error>(())
     });
-    let mut published = std::pin::pin!(published.buffer_unordered(UNCONFIRMED));
+    let mut published = std::pin::pin!(published.buffer_unordered(MAX_UNCONFIRMED_PUBLISHES));
     let mut count = 0;
     let mut first_error = None;
     while let Some(result) = published.next().await {

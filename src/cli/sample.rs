@@ -1,4 +1,6 @@
-//! Generated events: for every signup its submission, then its confirmed bet slip.
+//! Generated events: for each signup its submission, then its confirmed bet slip.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: the events are created now")]
 
 use chrono::{SecondsFormat, Utc};
 use serde_json::{Value, json};
@@ -9,8 +11,8 @@ use crate::event::EventType;
 const TEAMS: [&str; 6] = ["Lakers", "Celtics", "Bulls", "Heat", "Knicks", "Nets"];
 const STATES: [&str; 5] = ["NJ", "NY", "PA", "MI", "CO"];
 
-/// Events without end. The customers are `sample-0`, `sample-1` and so on; the signups are new each
-/// time.
+/// Returns an endless iterator of events. The customers are `sample-0`, `sample-1` and so on; the
+/// signups are new in every run.
 pub(super) fn events() -> impl Iterator<Item = (EventType, Value)> {
     (0_usize..).flat_map(|number| {
         let signup_id = Uuid::now_v7();
@@ -44,8 +46,10 @@ fn submitted(number: usize, signup_id: Uuid) -> Value {
         "operator_id": format!("op-{}", number % 20),
         "operator_name": format!("Operator {}", number % 20),
         "customer": customer(number),
-        "attributes": { "plan": if number.is_multiple_of(3) { "gold" } else { "basic" },
-        "visits": number % 50 },
+        "attributes": {
+            "plan": if number.is_multiple_of(3) { "gold" } else { "basic" },
+            "visits": number % 50,
+        },
     })
 }
 

@@ -10,14 +10,14 @@ pub(super) async fn run(config: Config) -> Result<(), Error> {
             .map_err(|error| Error::Other(format!("waiting for signals: {error}")))
     };
     tokio::pin!(stop);
-    // A signal during the start ends it: nothing was taken yet.
+    // A signal during startup ends the program at once: no message has been consumed yet.
     let app = tokio::select! {
         app = App::start(config) => app?,
         stopped = &mut stop => return stopped,
     };
     stop.await?;
-    tracing::info!("stopping");
+    tracing::info!("shutdown started");
     app.stop().await;
-    tracing::info!("stopped");
+    tracing::info!("shutdown complete");
     Ok(())
 }

@@ -7,17 +7,16 @@ use crate::{runtime::shutdown, simulator};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The address to listen on; port 0 takes a free one.
+    /// Address to listen on; port 0 selects a free port.
     #[arg(long, default_value = "127.0.0.1:8090")]
     addr: SocketAddr,
-    /// A fault to begin with, as JSON, such as {"kind":"status","status":503,"calls":20}; may be
-    /// repeated.
+    /// Initial fault as JSON, such as {"kind":"status","status":503,"calls":20}; may be repeated.
     #[arg(long = "fault", value_name = "JSON")]
     faults: Vec<simulator::Fault>,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Error> {
-    let failed = |what: &str, error: std::io::Error| Error::Other(format!("{what}: {error}"));
+    let failed = |doing: &str, error: std::io::Error| Error::Other(format!("{doing}: {error}"));
     let simulator = simulator::Simulator::start(args.addr, args.faults)
         .await
         .map_err(|error| failed(&format!("listening on {}", args.addr), error))?;

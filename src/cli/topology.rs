@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::Error;
 use crate::{
     app,
-    broker::{self, Link, Topology},
+    broker::{self, Connection, Topology},
     config::Config,
     runtime::metrics::Metrics,
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Write a RabbitMQ definitions file to standard output and declare nothing.
+    /// Print a RabbitMQ definitions file instead of declaring anything.
     #[arg(long)]
     print: bool,
 }
@@ -25,8 +25,8 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
         return Ok(());
     }
     config.require_broker()?;
-    let link =
-        Link::open("topology", &config.broker, Arc::new(topology), &Metrics::default()).await;
-    link.map_err(app::Error::from)?.close().await;
+    let connection =
+        Connection::open("topology", &config.broker, Arc::new(topology), &Metrics::default()).await;
+    connection.map_err(app::Error::from)?.close().await;
     Ok(())
 }

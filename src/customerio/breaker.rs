@@ -1,10 +1,10 @@
-//! The gate in front of Customer.io: shut while calls are of no use, so that an outage costs no job
-//! its retries.
+//! Circuit breaker for Customer.io: stops calls while they would fail, so that an outage costs few
+//! jobs a retry.
 //!
-//! It opens the circuit after a run of failed calls, at refused credentials, or when Customer.io
-//! asks to be left alone. Then one job at a time probes, with growing pauses; in an outage that
-//! lasts, after a question whether there is an answer at all. When one goes through, the flow ramps
-//! up.
+//! It opens after a run of failed calls, when half of the last calls failed, on refused
+//! credentials, and on `Retry-After`. Then one job at a time probes, with growing pauses. In a long
+//! outage, and while the credentials are refused, a harmless request goes first. After a successful
+//! probe, the rate ramps up.
 
 use std::{
     collections::VecDeque,
@@ -23,379 +23,440 @@ use utoipa::ToSchema;
 
 use crate::runtime::text_enum::text_enum;
 
-/// Settings of the gate.
+/// Settings of the circuit breaker.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Calls that fail in a row before it shuts.
+    /// Failed calls in a row that open it.
     pub failures_in_a_row: NonZeroU32,
-    /// Time until the first probe; each failed probe doubles it.
+    /// Time until the first probe. Each failed probe doubles it.
     #[serde(with = "humantime_serde")]
     pub probe_after: Duration,
-    /// Time between probes at most.
+    /// Maximum time between probes.
     #[serde(with = "humantime_serde")]
-    pub probe_at_least_every: Duration,
+    pub probe_interval_max: Duration,
 }
 
 text_enum! {
-    /// Why no calls are made.
-    GateReason {
-        /// Calls failed one after the other.
-        Outage = "outage",
-        /// Customer.io refused the credentials, or the region is wrong.
-        Credentials = "credentials",
-        /// Customer.io asked to be left alone (`Retry-After`).
-        Asked = "asked",
+    /// Whether calls go through.
+    BreakerState {
+        /// Calls go through.
+        Closed = "closed",
+        /// No calls are made.
+        Open = "open",
+        /// One probe is in flight; no other calls are made.
+        HalfOpen = "half_open",
     }
 }
 
-/// How a call went, as far as the gate looks at it.
+text_enum! {
+    /// Why the circuit breaker is not closed.
+    BreakerReason {
+        /// Too many calls failed.
+        Outage = "outage",
+        /// Customer.io refused the credentials, or the region is wrong.
+        Credentials = "credentials",
+        /// Customer.io asked for a pause (`Retry-After`).
+        RetryAfter = "retry_after",
+    }
+}
+
+/// The result of a call, as far as it matters to the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Called {
-    /// Customer.io answered, with whatever.
+pub(super) enum CallResult {
+    /// Customer.io answered, even if it refused jobs.
     Answered,
-    /// It did not, or said that it can't now.
+    /// There was no answer, or one after which a retry may succeed.
     Failed,
-    /// It does not accept the credentials.
+    /// The credentials or the address were refused.
     Refused,
 }
 
-/// Whether calls are made, for those who look.
+/// The state of the circuit breaker, for the admin API, the metrics and the page.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct GateView {
+pub struct BreakerStatus {
     /// Whether calls go through.
-    pub is_shut: bool,
-    /// Why not.
+    pub state: BreakerState,
+    /// Why it is not closed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<GateReason>,
-    /// Since when not.
+    pub reason: Option<BreakerReason>,
+    /// When it opened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<DateTime<Utc>>,
 }
 
-/// Calls that are looked back at; it shuts when half of them failed.
-const WINDOW: usize = 50;
-/// So many probes of an outage are a job's. In one that lasts, they would exhaust the retries of
-/// the few jobs there may be.
-const JOBS_FIRST: u32 = 6;
-/// So many probes after these ask first whether Customer.io answers at all, and risk no job while
-/// it does not. The next is a job's in any case: it may be the question alone that finds no answer.
-const QUESTIONS: u32 = 60;
-/// A ramp that has come so far is over.
-const RAMP_ENDS: usize = 256;
-/// The longest time that Customer.io is left alone, whatever it asked for.
-const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
+impl BreakerStatus {
+    /// Whether calls go through.
+    pub fn is_closed(&self) -> bool {
+        self.state == BreakerState::Closed
+    }
+}
+
+/// Maximum number of past calls that are remembered. The breaker opens when half of this number
+/// failed.
+const WINDOW_CALLS: usize = 50;
+/// Number of probes at the start of an outage that use a job at once. Later ones send a harmless
+/// request first, so that a long outage does not exhaust the retries of the few jobs that wait.
+const JOB_PROBES_FIRST: u32 = 6;
+/// Number of later probes in a row that send a harmless request first. The one after them uses
+/// a job in any case: perhaps only the harmless request gets no answer.
+const REQUEST_PROBES: u32 = 60;
+/// Jobs per batch at which the ramp ends.
+const RAMP_JOBS_MAX: usize = 256;
+/// Maximum pause, whatever `Retry-After` says.
+const PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Calls go through, so many jobs in a batch at most.
-    Passing { ramp: usize },
-    Shut {
-        reason: GateReason,
+enum CircuitState {
+    /// Calls go through, with at most `ramp` jobs per batch.
+    Closed { ramp: usize },
+    /// Open, or half-open while `is_probing`.
+    Open {
+        reason: BreakerReason,
         since: DateTime<Utc>,
         probe_at: Instant,
         pause: Duration,
         is_probing: bool,
-        /// Probes since it shut.
+        /// Probes since it opened.
         probes: u32,
     },
 }
 
-/// The decisions, without a clock.
+/// The decisions. They take the time as an argument.
 #[derive(Debug)]
-struct Core {
+struct BreakerCore {
     config: Config,
-    state: State,
-    failures: u32,
-    /// Whether each of the last calls failed.
+    state: CircuitState,
+    failures_in_a_row: u32,
+    /// Whether each of the last calls failed, oldest first.
     window: VecDeque<bool>,
 }
 
-/// What somebody who wants to call is told.
+/// The breaker's answer to a request for a permit.
 #[derive(Debug, PartialEq, Eq)]
-enum Told {
-    Go {
+enum Admission {
+    Allow {
         limit: usize,
     },
     Probe {
-        /// Whether a question that costs no job a try comes first.
-        asks_first: bool,
+        /// Whether a request for the region, which costs no job an attempt, goes first.
+        region_request_first: bool,
     },
-    /// Until then, or until something changes.
+    /// Wait until this time, if there is one, or until the state changes.
     Wait(Option<Instant>),
 }
 
-impl Core {
+impl BreakerCore {
     fn new(config: Config) -> Self {
         Self {
             config,
-            state: State::Passing { ramp: usize::MAX },
-            failures: 0,
+            state: CircuitState::Closed { ramp: usize::MAX },
+            failures_in_a_row: 0,
             window: VecDeque::new(),
         }
     }
 
-    fn ask(&mut self, now: Instant) -> Told {
+    fn admit(&mut self, now: Instant) -> Admission {
         match &mut self.state {
-            State::Passing { ramp } => Told::Go { limit: *ramp },
-            State::Shut { is_probing: true, .. } => Told::Wait(None),
-            State::Shut { probe_at, .. } if *probe_at > now => Told::Wait(Some(*probe_at)),
-            State::Shut { is_probing, reason, probes, .. } => {
+            CircuitState::Closed { ramp } => Admission::Allow { limit: *ramp },
+            CircuitState::Open { is_probing: true, .. } => Admission::Wait(None),
+            CircuitState::Open { probe_at, .. } if *probe_at > now => {
+                Admission::Wait(Some(*probe_at))
+            }
+            CircuitState::Open { is_probing, reason, probes, .. } => {
                 *is_probing = true;
                 *probes += 1;
-                let asks_first = match reason {
-                    GateReason::Credentials => true,
-                    GateReason::Outage => {
-                        *probes > JOBS_FIRST
-                            && !(*probes - JOBS_FIRST).is_multiple_of(QUESTIONS + 1)
+                let region_request_first = match reason {
+                    BreakerReason::Credentials => true,
+                    BreakerReason::Outage => {
+                        *probes > JOB_PROBES_FIRST
+                            && !(*probes - JOB_PROBES_FIRST).is_multiple_of(REQUEST_PROBES + 1)
                     }
-                    // It said itself when to come again.
-                    GateReason::Asked => false,
+                    // Customer.io itself named the time of the next call.
+                    BreakerReason::RetryAfter => false,
                 };
-                Told::Probe { asks_first }
+                Admission::Probe { region_request_first }
             }
         }
     }
 
-    fn record(&mut self, called: Called, is_probe: bool, now: Instant, time: DateTime<Utc>) {
-        match (self.state, called) {
-            (State::Passing { ramp }, Called::Answered) => {
-                self.failures = 0;
+    fn record(&mut self, result: CallResult, is_probe: bool, now: Instant, time: DateTime<Utc>) {
+        match (self.state, result) {
+            (CircuitState::Closed { ramp }, CallResult::Answered) => {
+                self.failures_in_a_row = 0;
                 self.remember(false);
-                let ramp = if ramp >= RAMP_ENDS { usize::MAX } else { ramp * 2 };
-                self.state = State::Passing { ramp };
+                let ramp = if ramp >= RAMP_JOBS_MAX { usize::MAX } else { ramp * 2 };
+                self.state = CircuitState::Closed { ramp };
             }
-            (State::Passing { .. }, Called::Failed) => {
-                self.failures += 1;
+            (CircuitState::Closed { .. }, CallResult::Failed) => {
+                self.failures_in_a_row += 1;
                 self.remember(true);
                 let failed = self.window.iter().filter(|failed| **failed).count();
-                if self.failures >= self.config.failures_in_a_row.get() || failed * 2 >= WINDOW {
-                    self.shut(GateReason::Outage, self.config.probe_after, now, time);
+                if self.failures_in_a_row >= self.config.failures_in_a_row.get()
+                    || failed * 2 >= WINDOW_CALLS
+                {
+                    self.open(BreakerReason::Outage, self.config.probe_after, now, time);
                 }
             }
-            (State::Passing { .. }, Called::Refused) => {
-                self.shut(GateReason::Credentials, self.config.probe_after, now, time);
+            (CircuitState::Closed { .. }, CallResult::Refused) => {
+                self.open(BreakerReason::Credentials, self.config.probe_after, now, time);
             }
-            (State::Shut { .. }, Called::Answered) if is_probe => {
-                self.failures = 0;
+            (CircuitState::Open { .. }, CallResult::Answered) if is_probe => {
+                self.failures_in_a_row = 0;
                 self.window.clear();
-                self.state = State::Passing { ramp: 1 };
+                self.state = CircuitState::Closed { ramp: 1 };
             }
-            (State::Shut { since, pause, probe_at, .. }, _) if is_probe => {
-                let pause = (pause * 2).min(self.config.probe_at_least_every);
-                let reason = match called {
-                    Called::Refused => GateReason::Credentials,
-                    // The probe's answer asked for it.
-                    _ if probe_at > now => GateReason::Asked,
-                    _ => GateReason::Outage,
+            (CircuitState::Open { since, pause, probe_at, .. }, _) if is_probe => {
+                let pause = (pause * 2).min(self.config.probe_interval_max);
+                let reason = match result {
+                    CallResult::Refused => BreakerReason::Credentials,
+                    // The answer to the probe contained a Retry-After.
+                    _ if probe_at > now => BreakerReason::RetryAfter,
+                    _ => BreakerReason::Outage,
                 };
-                self.shut(reason, pause, now, since);
+                self.open(reason, pause, now, since);
             }
-            // Calls that were under way when it shut.
-            (State::Shut { .. }, _) => {}
+            // Calls that were in flight when it opened.
+            (CircuitState::Open { .. }, _) => {}
         }
     }
 
     fn remember(&mut self, failed: bool) {
-        if self.window.len() == WINDOW {
+        if self.window.len() == WINDOW_CALLS {
             self.window.pop_front();
         }
         self.window.push_back(failed);
     }
 
-    fn shut(&mut self, reason: GateReason, pause: Duration, now: Instant, since: DateTime<Utc>) {
-        let (probes, held_until) = match self.state {
-            State::Passing { .. } => (0, now),
-            State::Shut { probes, probe_at, .. } => (probes, probe_at),
+    fn open(&mut self, reason: BreakerReason, pause: Duration, now: Instant, since: DateTime<Utc>) {
+        let (probes, paused_until) = match self.state {
+            CircuitState::Closed { .. } => (0, now),
+            CircuitState::Open { probes, probe_at, .. } => (probes, probe_at),
         };
-        let probe_at = held_until.max(now + pause);
-        self.state = State::Shut { reason, since, probe_at, pause, is_probing: false, probes };
+        let probe_at = paused_until.max(now + pause);
+        self.state =
+            CircuitState::Open { reason, since, probe_at, pause, is_probing: false, probes };
     }
 
-    /// Customer.io asked to be left alone.
-    fn hold(&mut self, wait: Duration, now: Instant, time: DateTime<Utc>) {
-        let until = now + wait.min(LONGEST_HOLD);
+    /// Pauses calls for at least `wait`, as `Retry-After` asks.
+    fn pause(&mut self, wait: Duration, now: Instant, time: DateTime<Utc>) {
+        let until = now + wait.min(PAUSE_MAX);
         match &mut self.state {
-            State::Shut { probe_at, .. } => *probe_at = until.max(*probe_at),
-            State::Passing { .. } => {
-                self.shut(GateReason::Asked, self.config.probe_after, now, time);
-                if let State::Shut { probe_at, .. } = &mut self.state {
+            CircuitState::Open { probe_at, .. } => *probe_at = until.max(*probe_at),
+            CircuitState::Closed { .. } => {
+                self.open(BreakerReason::RetryAfter, self.config.probe_after, now, time);
+                if let CircuitState::Open { probe_at, .. } = &mut self.state {
                     *probe_at = until;
                 }
             }
         }
     }
 
-    /// A probe made no call: another may.
-    fn probe_came_to_nothing(&mut self) {
-        if let State::Shut { is_probing, .. } = &mut self.state {
+    /// A probe made no call, so another may start.
+    fn release_probe(&mut self) {
+        if let CircuitState::Open { is_probing, .. } = &mut self.state {
             *is_probing = false;
         }
     }
 
-    fn view(&self) -> GateView {
+    fn status(&self) -> BreakerStatus {
         match self.state {
-            State::Passing { .. } => GateView { is_shut: false, reason: None, since: None },
-            State::Shut { reason, since, .. } => {
-                GateView { is_shut: true, reason: Some(reason), since: Some(since) }
+            CircuitState::Closed { .. } => {
+                BreakerStatus { state: BreakerState::Closed, reason: None, since: None }
             }
+            CircuitState::Open { reason, since, is_probing, .. } => BreakerStatus {
+                state: if is_probing { BreakerState::HalfOpen } else { BreakerState::Open },
+                reason: Some(reason),
+                since: Some(since),
+            },
         }
     }
 }
 
-/// The gate, shared by all batches.
+/// The circuit breaker, shared by all batches.
 #[derive(Debug)]
-pub(super) struct Gate {
-    core: Mutex<Core>,
-    view: watch::Sender<GateView>,
-    /// Counts changes that somebody may wait for.
+pub(super) struct CircuitBreaker {
+    core: Mutex<BreakerCore>,
+    status: watch::Sender<BreakerStatus>,
+    /// Counts the changes that a request for a permit may wait for.
     changes: watch::Sender<u64>,
-    /// Until when Customer.io has asked this replica to be left alone, the last time it did.
-    asked: watch::Sender<Option<Instant>>,
+    /// The end of the last pause that Customer.io asked this replica for.
+    paused_until: watch::Sender<Option<Instant>>,
 }
 
-/// The leave to call. That of a probe has to be used or dropped before another can probe.
+/// The permission to call. A probe's permit must be used or dropped before another probe can start.
 #[derive(Debug)]
-pub struct Pass<'a> {
-    gate: &'a Gate,
+pub struct Permit<'a> {
+    breaker: &'a CircuitBreaker,
     limit: usize,
     is_probe: bool,
     /// Whether a call was made with it.
     is_used: AtomicBool,
 }
 
-impl<'a> Pass<'a> {
-    fn new(gate: &'a Gate, limit: usize, is_probe: bool) -> Self {
-        Self { gate, limit, is_probe, is_used: AtomicBool::new(false) }
+impl<'a> Permit<'a> {
+    fn new(breaker: &'a CircuitBreaker, limit: usize, is_probe: bool) -> Self {
+        Self { breaker, limit, is_probe, is_used: AtomicBool::new(false) }
     }
 }
 
-impl Pass<'_> {
-    /// Jobs that may be called for with it at most.
+#[expect(clippy::disallowed_methods, reason = "an edge: the decisions take the time")]
+impl Permit<'_> {
+    /// Maximum jobs that it permits calls for.
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Whether it is of use still: the gate did not shut meanwhile.
-    pub fn holds(&self) -> bool {
-        self.is_probe || !self.gate.view().is_shut
+    /// Whether it still permits a call: the breaker has not opened meanwhile.
+    pub fn is_valid(&self) -> bool {
+        self.is_probe || self.breaker.status().is_closed()
     }
 
-    pub(super) fn record(&self, called: Called) {
+    pub(super) fn record(&self, result: CallResult) {
         self.is_used.store(true, Ordering::Relaxed);
-        self.gate.change(|core| core.record(called, self.is_probe, Instant::now(), Utc::now()));
+        self.breaker.change(|core| core.record(result, self.is_probe, Instant::now(), Utc::now()));
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.is_probe && !self.is_used.load(Ordering::Relaxed) {
-            self.gate.change(Core::probe_came_to_nothing);
+            self.breaker.change(BreakerCore::release_probe);
         }
     }
 }
 
-impl Gate {
+#[expect(clippy::disallowed_methods, reason = "an edge: the decisions take the time")]
+impl CircuitBreaker {
     pub(super) fn new(config: Config) -> Self {
-        let core = Core::new(config);
-        let view = watch::Sender::new(core.view());
+        let core = BreakerCore::new(config);
+        let status = watch::Sender::new(core.status());
         Self {
             core: Mutex::new(core),
-            view,
+            status,
             changes: watch::Sender::new(0),
-            asked: watch::Sender::new(None),
+            paused_until: watch::Sender::new(None),
         }
     }
 
-    fn core(&self) -> MutexGuard<'_, Core> {
+    fn core(&self) -> MutexGuard<'_, BreakerCore> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Core)) {
+    fn change(&self, change: impl FnOnce(&mut BreakerCore)) {
         let mut core = self.core();
         change(&mut core);
-        let view = core.view();
-        self.view.send_if_modified(|current| {
-            let is_new = *current != view;
-            if is_new {
-                tracing::warn!(
-                    is_shut = view.is_shut,
-                    reason = view.reason.map(GateReason::as_str),
-                    since = view.since.map(|since| since.to_rfc3339()),
-                    "the gate to Customer.io"
-                );
-                *current = view;
-            }
-            is_new
-        });
+        self.publish(&core);
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Waits for the leave to call. Says, too, whether a question has to be answered before a job
-    /// is risked for it.
-    pub(super) async fn pass(&self) -> (Pass<'_>, bool) {
+    /// Publishes the state. The caller owns the lock on `core`, so an older state never replaces a
+    /// newer one.
+    fn publish(&self, core: &BreakerCore) {
+        let status = core.status();
+        self.status.send_if_modified(|current| {
+            let is_new = *current != status;
+            if is_new {
+                log_change(current, &status);
+                *current = status;
+            }
+            is_new
+        });
+    }
+
+    /// Waits for a permit. Also returns whether Customer.io must answer a harmless request before a
+    /// job is risked.
+    pub(super) async fn permit(&self) -> (Permit<'_>, bool) {
         let mut changes = self.changes.subscribe();
         loop {
             changes.mark_unchanged();
-            let told = self.core().ask(Instant::now());
-            let until = match told {
-                Told::Go { limit } => return (Pass::new(self, limit, false), false),
-                Told::Probe { asks_first } => return (Pass::new(self, 1, true), asks_first),
-                Told::Wait(until) => until,
+            let admission = self.admit();
+            let until = match admission {
+                Admission::Allow { limit } => return (Permit::new(self, limit, false), false),
+                Admission::Probe { region_request_first } => {
+                    return (Permit::new(self, 1, true), region_request_first);
+                }
+                Admission::Wait(until) => until,
             };
-            let in_time = async {
+            let is_due = async {
                 match until {
                     Some(until) => tokio::time::sleep_until(until).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = in_time => {}
+                () = is_due => {}
                 _ = changes.changed() => {}
             }
         }
     }
 
-    /// The leave to call, if calls go through now.
-    pub(super) fn try_pass(&self) -> Option<Pass<'_>> {
+    fn admit(&self) -> Admission {
+        let mut core = self.core();
+        let admission = core.admit(Instant::now());
+        // Admitting a probe makes the breaker half-open; no waiter has to be woken.
+        self.publish(&core);
+        admission
+    }
+
+    /// Returns a permit if the breaker is closed.
+    pub(super) fn try_permit(&self) -> Option<Permit<'_>> {
         match self.core().state {
-            State::Passing { ramp } => Some(Pass::new(self, ramp, false)),
-            State::Shut { .. } => None,
+            CircuitState::Closed { ramp } => Some(Permit::new(self, ramp, false)),
+            CircuitState::Open { .. } => None,
         }
     }
 
-    /// Customer.io asked for it.
-    pub(super) fn asked(&self, wait: Duration) {
-        let wait = wait.min(LONGEST_HOLD);
-        self.hold(wait);
-        self.asked.send_replace(Some(Instant::now() + wait));
+    /// Pauses calls because a response to this replica contained a `Retry-After`.
+    pub(super) fn retry_after(&self, wait: Duration) {
+        let wait = wait.min(PAUSE_MAX);
+        self.pause(wait);
+        self.paused_until.send_replace(Some(Instant::now() + wait));
     }
 
-    pub(super) fn watch_asked(&self) -> watch::Receiver<Option<Instant>> {
-        self.asked.subscribe()
+    pub(super) fn watch_paused_until(&self) -> watch::Receiver<Option<Instant>> {
+        self.paused_until.subscribe()
     }
 
-    pub(super) fn hold(&self, wait: Duration) {
-        self.change(|core| core.hold(wait, Instant::now(), Utc::now()));
+    pub(super) fn pause(&self, wait: Duration) {
+        self.change(|core| core.pause(wait, Instant::now(), Utc::now()));
     }
 
-    pub(super) fn view(&self) -> GateView {
-        self.view.borrow().clone()
+    pub(super) fn status(&self) -> BreakerStatus {
+        self.status.borrow().clone()
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<GateView> {
-        self.view.subscribe()
+    pub(super) fn watch(&self) -> watch::Receiver<BreakerStatus> {
+        self.status.subscribe()
     }
 
-    /// Time until the next probe.
+    /// Time until the next probe. `None` while the breaker is closed or half-open.
     pub(super) fn probe_in(&self) -> Option<Duration> {
         match self.core().state {
-            State::Passing { .. } => None,
-            State::Shut { probe_at, .. } => {
+            CircuitState::Closed { .. } | CircuitState::Open { is_probing: true, .. } => None,
+            CircuitState::Open { probe_at, .. } => {
                 Some(probe_at.saturating_duration_since(Instant::now()))
             }
         }
+    }
+}
+
+/// Logs that the breaker opened, closed, or stays open for another reason. Probes are not logged.
+fn log_change(before: &BreakerStatus, after: &BreakerStatus) {
+    let since = after.since.map(|since| since.to_rfc3339());
+    match after.reason {
+        _ if before.reason == after.reason => {}
+        Some(reason) => tracing::warn!(
+            state = after.state.as_str(),
+            reason = reason.as_str(),
+            since,
+            "the circuit breaker for Customer.io is open ({reason}); calls are paused"
+        ),
+        None => tracing::warn!(
+            state = after.state.as_str(),
+            "the circuit breaker for Customer.io is closed; calls resume"
+        ),
     }
 }
 

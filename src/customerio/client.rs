@@ -1,7 +1,10 @@
-//! Carries batches to Customer.io and brings answers back.
+//! Sends batches of jobs to Customer.io and returns an outcome per job.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: calls are timed")]
 
 use std::{
     collections::HashSet,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,113 +20,111 @@ use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    Config, GateConfig, Identifier,
-    breaker::{Called, Gate, GateView, Pass},
+    BreakerConfig, Config, Identifier,
+    breaker::{BreakerStatus, CallResult, CircuitBreaker, Permit},
     operation::{self, Prepared},
-    rate_limiter::Budget,
-    response::{self, Answer, Meaning},
+    rate_limiter::RateLimiter,
+    response::{self, BatchResponse, RawResponse},
 };
 use crate::{
-    job::{Attempt, ErrorType, Failure, Outcome, Work},
+    job::{Attempt, ClaimedJob, Failure, FailureCause, Outcome},
     runtime::metrics::Metrics,
 };
 
-/// Bytes of a call at most. The documentation says 500 kB and not which kind; this leaves room.
-const MAX_CALL_BYTES: usize = 475_000;
-/// An answer is read no further than this.
-const MAX_ANSWER_BYTES: usize = 1024 * 1024;
-/// A kept connection is closed before the far side is likely to.
+/// Maximum bytes per call. The documentation says 500 kB without saying whether a kB is 1000 or
+/// 1024 bytes; this leaves room.
+const CALL_BYTES_MAX: usize = 475_000;
+/// Maximum bytes that are read of a response.
+const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
+/// An idle connection is closed after this time, before the far side is likely to close it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What can be wrong with the settings.
+/// An error in the settings of the client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The base URL can't be read.
+    /// The base URL is malformed.
     #[error(
         "customerio.track_url {url:?} is not a URL ({why}); expected one such as \
-            https://track.customer.io"
+         https://track.customer.io"
     )]
     Url {
         /// The setting.
         url: String,
-        /// Why.
+        /// The parser's message.
         why: String,
     },
-    /// The credentials hold bytes that no header can.
+    /// The credentials contain bytes that a header can't carry.
     #[error("the Customer.io credentials can't be sent in a header; expected printable characters")]
     Credentials,
-    /// The HTTP client could not be made.
-    #[error("making the HTTP client: {0}")]
+    /// The HTTP client could not be built.
+    #[error("building the HTTP client: {0}")]
     Http(#[from] reqwest::Error),
 }
 
-/// What became of a job that was to be called for.
+/// The result of pushing one job.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Pushed {
-    /// It was tried.
-    Tried {
+pub enum PushResult {
+    /// An attempt was made.
+    Attempted {
         /// The person identifier that was used.
         contact_id: Option<String>,
-        /// How it went.
+        /// The attempt and its outcome.
         attempt: Attempt,
     },
-    /// Its holder had lost it when its turn came. It was not sent.
-    Lost,
-    /// The gate had shut when its turn came. It was not sent.
-    Held,
+    /// Another message owned the job when its call was due. The job was not sent.
+    ClaimLost,
+    /// The breaker had opened when the call was due. The job was not sent.
+    NotSent,
 }
 
-/// Whoever has jobs called for.
-pub trait Holder: Sync {
-    /// Which of `jobs` may be called for still. Asked when a call's turn has come, which may be
-    /// long after it was wanted.
-    fn still_held(&self, jobs: Vec<Uuid>) -> BoxFuture<'_, HashSet<Uuid>>;
-}
+/// A function that returns those of the given jobs that are still claimed. It runs when a call is
+/// due, which may be long after the jobs were claimed.
+pub type RetainClaimed<'a> = dyn Fn(Vec<Uuid>) -> BoxFuture<'a, HashSet<Uuid>> + Sync + 'a;
 
 /// A job that is ready to be sent.
 #[derive(Debug)]
-struct Ready {
-    /// Its place among the jobs that were given.
+struct PreparedJob {
+    /// Its index among the jobs that were pushed.
     index: usize,
     job: Uuid,
     prepared: Prepared,
 }
 
-/// What Customer.io says of the credentials.
+/// Customer.io's answer about the credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Account {
-    /// There are none, so nobody was asked.
+    /// There are no credentials, so no request was made.
     Mock,
-    /// It does not accept them.
+    /// The credentials are refused.
     Refused,
-    /// It accepts them.
-    In {
+    /// The credentials are accepted.
+    Accepted {
         /// Where the account's data is kept, `us` or `eu`.
         region: String,
     },
-    /// It could not be asked, for this reason.
+    /// There was no usable answer, for this reason.
     NoAnswer(String),
 }
 
-/// The Track API.
+/// A client of the Track API.
 #[derive(Debug)]
 pub struct CustomerIo {
     transport: Transport,
     identifier: Identifier,
     max_jobs: usize,
-    budget: Budget,
-    gate: Gate,
-    metrics: std::sync::Arc<Metrics>,
+    rate_limiter: RateLimiter,
+    breaker: CircuitBreaker,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
 enum Transport {
-    /// Calls nobody; every call succeeds.
+    /// Sends nothing; every job counts as accepted.
     Mock,
     Http(Box<Http>),
 }
 
-/// Where calls go, and as whom.
+/// The address and the credentials of the Track API.
 #[derive(Debug)]
 struct Http {
     client: reqwest::Client,
@@ -132,24 +133,23 @@ struct Http {
     authorization: HeaderValue,
 }
 
-/// One call's answer, or what happened instead.
-struct Call {
-    meaning: Meaning,
+/// The result of one batch call.
+struct BatchCall {
+    response: BatchResponse,
     http_status: Option<u16>,
 }
 
 impl CustomerIo {
-    /// A client for these settings; without credentials, one that calls nobody and warns about it
-    /// once.
+    /// Builds a client. Without credentials it runs in mock mode: it makes no calls and warns once.
     pub fn new(
         config: &Config,
-        gate: GateConfig,
-        metrics: std::sync::Arc<Metrics>,
+        breaker: BreakerConfig,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
         let transport = if config.site_id.is_empty() || config.api_key.expose_secret().is_empty() {
             tracing::warn!(
-                "mock mode: CUSTOMERIO_SITE_ID or CUSTOMERIO_API_KEY is missing, no call is made \
-                    and every call succeeds"
+                "mock mode: CUSTOMERIO_SITE_ID or CUSTOMERIO_API_KEY is missing, so no calls are \
+                    made and every job counts as accepted"
             );
             Transport::Mock
         } else {
@@ -159,135 +159,138 @@ impl CustomerIo {
             transport,
             identifier: config.identifier,
             max_jobs: (config.max_operations / 2).max(1),
-            budget: Budget::new(),
-            gate: Gate::new(gate),
+            rate_limiter: RateLimiter::new(),
+            breaker: CircuitBreaker::new(breaker),
             metrics,
         })
     }
 
-    /// Waits for the leave to call: until calls go through, or until it is this one's turn to
-    /// probe.
-    pub async fn pass(&self) -> Pass<'_> {
+    /// Waits for a permit to call: until the breaker is closed, or until the next probe is due.
+    pub async fn permit(&self) -> Permit<'_> {
         loop {
-            let (pass, asks_first) = self.gate.pass().await;
-            // No job is risked to learn that nothing has changed: it would spend a retry, or fail
-            // for good.
-            if !asks_first || self.is_answered(&pass).await {
-                return pass;
+            let (permit, region_request_first) = self.breaker.permit().await;
+            // No job is risked to learn that nothing has changed: that would spend a retry, or fail
+            // the job.
+            if !region_request_first || self.is_answering(&permit).await {
+                return permit;
             }
         }
     }
 
-    /// The leave to call, if calls go through now.
-    pub fn try_pass(&self) -> Option<Pass<'_>> {
-        self.gate.try_pass()
+    /// Returns a permit if the breaker is closed.
+    pub fn try_permit(&self) -> Option<Permit<'_>> {
+        self.breaker.try_permit()
     }
 
-    /// How many calls a second it may make, which is none until some are granted.
-    pub fn budget(&self) -> &Budget {
-        &self.budget
+    /// The limit of calls per second. No call is made until a rate is granted.
+    pub fn rate_limiter(&self) -> &RateLimiter {
+        &self.rate_limiter
     }
 
-    /// Makes no calls for `wait`: another replica was asked for it.
-    pub fn hold(&self, wait: Duration) {
-        self.gate.hold(wait);
+    /// Pauses calls for `wait`, because Customer.io asked another replica for it.
+    pub fn pause(&self, wait: Duration) {
+        self.breaker.pause(wait);
     }
 
-    /// Tells until when Customer.io has asked to be left alone, each time it does.
-    pub fn watch_asked(&self) -> watch::Receiver<Option<Instant>> {
-        self.gate.watch_asked()
+    /// Reports the end of each pause that Customer.io asks this replica for.
+    pub fn watch_paused_until(&self) -> watch::Receiver<Option<Instant>> {
+        self.breaker.watch_paused_until()
     }
 
-    /// Whether calls go through.
-    pub fn gate(&self) -> GateView {
-        self.gate.view()
+    /// The state of the circuit breaker.
+    pub fn breaker(&self) -> BreakerStatus {
+        self.breaker.status()
     }
 
-    /// Tells when that changes.
-    pub fn watch_gate(&self) -> watch::Receiver<GateView> {
-        self.gate.watch()
+    /// Reports changes of the circuit breaker.
+    pub fn watch_breaker(&self) -> watch::Receiver<BreakerStatus> {
+        self.breaker.watch()
     }
 
-    /// Time until the next probe, while no calls go through.
+    /// Time until the next probe. `None` while the breaker is closed or half-open.
     pub fn probe_in(&self) -> Option<Duration> {
-        self.gate.probe_in()
+        self.breaker.probe_in()
     }
 
-    /// What Customer.io says of the credentials.
+    /// Asks Customer.io for the account's region. The answer also shows whether it accepts the
+    /// credentials.
     pub async fn account(&self) -> Account {
         #[derive(serde::Deserialize)]
-        struct Region {
+        struct RegionResponse {
             region: String,
         }
         let Transport::Http(http) = &self.transport else { return Account::Mock };
-        let request =
-            http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
-        match exchange(request).await {
+        match exchange(http.region_request()).await {
             Err(error) => Account::NoAnswer(describe(&error)),
-            Ok(Answered { status: 401 | 403, .. }) => Account::Refused,
-            Ok(answered) => match serde_json::from_slice::<Region>(&answered.body) {
-                Ok(Region { region }) => Account::In { region },
+            Ok(HttpResponse { status: 401 | 403, .. }) => Account::Refused,
+            Ok(response) => match serde_json::from_slice::<RegionResponse>(&response.body) {
+                Ok(RegionResponse { region }) => Account::Accepted { region },
                 Err(_) => {
-                    Account::NoAnswer(format!("the answer {} can't be read", answered.status))
+                    Account::NoAnswer(format!("the response {} can't be parsed", response.status))
                 }
             },
         }
     }
 
-    /// Whether Customer.io answers, and accepts the credentials. It is asked for the account's
-    /// region, which changes nothing. An answer that tells neither leaves it to a job's call: a
-    /// proxy may know the batch endpoint alone.
-    async fn is_answered(&self, pass: &Pass<'_>) -> bool {
+    /// Whether Customer.io answers and accepts the credentials.
+    ///
+    /// Asks for the account's region, which changes nothing. An unclear answer leaves the decision
+    /// to a job's call: a proxy may forward the batch endpoint alone.
+    async fn is_answering(&self, permit: &Permit<'_>) -> bool {
         let Transport::Http(http) = &self.transport else { return true };
-        self.budget.turn().await;
-        let request =
-            http.client.get(http.region_url.clone()).header(AUTHORIZATION, &http.authorization);
-        let called = match self.exchange(request).await {
-            Ok(Answered { status: 401 | 403, .. }) => Called::Refused,
-            Ok(Answered { status: 408 | 429 | 500..=599, .. }) | Err(_) => Called::Failed,
-            Ok(_) => Called::Answered,
+        self.rate_limiter.acquire().await;
+        let result = match self.exchange(http.region_request()).await {
+            Ok(HttpResponse { status: 401 | 403, .. }) => CallResult::Refused,
+            Ok(HttpResponse { status: 408 | 429 | 500..=599, .. }) | Err(_) => CallResult::Failed,
+            Ok(_) => CallResult::Answered,
         };
-        if called != Called::Answered {
-            pass.record(called);
+        if result != CallResult::Answered {
+            permit.record(result);
         }
-        called == Called::Answered
+        result == CallResult::Answered
     }
 
-    /// Makes a request. An answer that asks for it holds all others back.
-    async fn exchange(&self, request: reqwest::RequestBuilder) -> reqwest::Result<Answered> {
-        let answered = exchange(request).await?;
-        if let Some(wait) = answered.retry_after {
-            self.gate.asked(wait);
+    /// Sends a request. A `Retry-After` in the response pauses all calls.
+    async fn exchange(&self, request: reqwest::RequestBuilder) -> reqwest::Result<HttpResponse> {
+        let response = exchange(request).await?;
+        if let Some(wait) = response.retry_after {
+            self.breaker.retry_after(wait);
         }
-        Ok(answered)
+        Ok(response)
     }
 
-    /// Sends the jobs, in as few calls as the limits allow. One answer a job, in their order.
-    pub async fn push(&self, jobs: &[Work], pass: &Pass<'_>, holder: &impl Holder) -> Vec<Pushed> {
-        let mut pushed = Vec::with_capacity(jobs.len());
-        let mut ready = Vec::with_capacity(jobs.len());
-        for (index, work) in jobs.iter().enumerate() {
-            match operation::prepare(work, self.identifier) {
-                Ok(prepared) => ready.push(Ready { index, job: work.job.id, prepared }),
-                Err(outcome) => pushed.push((index, without_call(work, outcome))),
+    /// Sends the jobs, in as few calls as the limits allow. Returns one result per job, in the
+    /// order of `jobs`.
+    pub async fn push(
+        &self,
+        jobs: &[ClaimedJob],
+        permit: &Permit<'_>,
+        retain_claimed: &RetainClaimed<'_>,
+    ) -> Vec<PushResult> {
+        let mut results = Vec::with_capacity(jobs.len());
+        let mut prepared = Vec::with_capacity(jobs.len());
+        for (index, claimed) in jobs.iter().enumerate() {
+            match operation::prepare(claimed, self.identifier) {
+                Ok(one) => prepared.push(PreparedJob { index, job: claimed.job.id, prepared: one }),
+                Err(outcome) => results.push((index, attempt_without_call(claimed, outcome))),
             }
         }
         let calls = self
-            .split(&ready)
+            .split(&prepared)
             .into_iter()
-            .map(|call| self.send(call.iter().collect(), pass, holder));
-        pushed.extend(join_all(calls).await.into_iter().flatten());
-        pushed.sort_unstable_by_key(|(index, _)| *index);
-        pushed.into_iter().map(|(_, pushed)| pushed).collect()
+            .map(|call| self.send(call.iter().collect(), permit, retain_claimed));
+        results.extend(join_all(calls).await.into_iter().flatten());
+        results.sort_unstable_by_key(|(index, _)| *index);
+        results.into_iter().map(|(_, result)| result).collect()
     }
 
-    /// Cuts the jobs into calls, none over the limits of size and number.
-    fn split<'a>(&self, jobs: &'a [Ready]) -> Vec<&'a [Ready]> {
+    /// Divides the jobs into calls within the limits of size and number.
+    fn split<'a>(&self, jobs: &'a [PreparedJob]) -> Vec<&'a [PreparedJob]> {
         let mut calls = Vec::new();
         let (mut start, mut bytes) = (0, 0);
-        for (end, ready) in jobs.iter().enumerate() {
-            let size = ready.prepared.json.len() + 1;
-            if end > start && (end - start >= self.max_jobs || bytes + size > MAX_CALL_BYTES) {
+        for (end, job) in jobs.iter().enumerate() {
+            let size = job.prepared.json.len() + 1;
+            if end > start && (end - start >= self.max_jobs || bytes + size > CALL_BYTES_MAX) {
                 calls.push(&jobs[start..end]);
                 (start, bytes) = (end, 0);
             }
@@ -299,62 +302,59 @@ impl CustomerIo {
         calls
     }
 
-    /// Makes one call, when its turn has come, for those of the jobs that are held still, unless
-    /// the gate has shut in the meantime. A call that is refused whole is cut in halves until the
-    /// culprit stands alone. Answers what became of each job, by its place among those that were
-    /// given.
+    /// Makes one call, when the rate limiter allows it, for those of the jobs that are still
+    /// claimed, unless the breaker has opened meanwhile. A call that is refused as a whole is
+    /// halved until the offending job is alone. Returns the result of each job with its index.
     fn send<'a>(
         &'a self,
-        jobs: Vec<&'a Ready>,
-        pass: &'a Pass<'_>,
-        holder: &'a impl Holder,
-    ) -> BoxFuture<'a, Vec<(usize, Pushed)>> {
+        jobs: Vec<&'a PreparedJob>,
+        permit: &'a Permit<'_>,
+        retain_claimed: &'a RetainClaimed<'_>,
+    ) -> BoxFuture<'a, Vec<(usize, PushResult)>> {
         Box::pin(async move {
-            self.budget.turn().await;
-            let held = holder.still_held(jobs.iter().map(|ready| ready.job).collect()).await;
+            self.rate_limiter.acquire().await;
+            let claimed = retain_claimed(jobs.iter().map(|job| job.job).collect()).await;
             let (mut jobs, lost): (Vec<_>, Vec<_>) =
-                jobs.into_iter().partition(|ready| held.contains(&ready.job));
-            let mut pushed: Vec<_> =
-                lost.into_iter().map(|ready| (ready.index, Pushed::Lost)).collect();
-            if jobs.is_empty() || !pass.holds() {
-                pushed.extend(jobs.into_iter().map(|ready| (ready.index, Pushed::Held)));
-                return pushed;
+                jobs.into_iter().partition(|job| claimed.contains(&job.job));
+            let mut results: Vec<_> =
+                lost.into_iter().map(|job| (job.index, PushResult::ClaimLost)).collect();
+            if jobs.is_empty() || !permit.is_valid() {
+                results.extend(jobs.into_iter().map(|job| (job.index, PushResult::NotSent)));
+                return results;
             }
             let (started_at, started) = (Utc::now(), Instant::now());
             let call = self.call(&jobs).await;
             let duration = started.elapsed();
-            pass.record(called(call.http_status, &call.meaning));
+            permit.record(call_result(call.http_status, &call.response));
             self.metrics.call_duration.observe(duration.as_secs_f64());
             self.metrics.calls.with_label_values(&[status_label(call.http_status)]).inc();
-            let outcomes = match call.meaning {
-                Meaning::Each(outcomes) => outcomes,
-                Meaning::Whole(failure) if jobs.len() == 1 => vec![Outcome::Refused(failure)],
-                Meaning::Whole(_) => {
+            let outcomes = match call.response {
+                BatchResponse::PerJob(outcomes) => outcomes,
+                BatchResponse::RejectedWhole(failure) if jobs.len() == 1 => {
+                    vec![Outcome::Refused(failure)]
+                }
+                BatchResponse::RejectedWhole(_) => {
                     let right = jobs.split_off(jobs.len() / 2);
-                    pushed.extend(self.send(jobs, pass, holder).await);
-                    pushed.extend(self.send(right, pass, holder).await);
-                    return pushed;
+                    results.extend(self.send(jobs, permit, retain_claimed).await);
+                    results.extend(self.send(right, permit, retain_claimed).await);
+                    return results;
                 }
             };
-            let tried = |(ready, outcome): (&Ready, _)| {
+            let attempted = |(job, outcome): (&PreparedJob, _)| {
                 let attempt =
                     Attempt { started_at, duration, http_status: call.http_status, outcome };
-                (
-                    ready.index,
-                    Pushed::Tried { contact_id: Some(ready.prepared.contact_id.clone()), attempt },
-                )
+                let contact_id = Some(job.prepared.contact_id.clone());
+                (job.index, PushResult::Attempted { contact_id, attempt })
             };
-            pushed.extend(jobs.into_iter().zip(outcomes).map(tried));
-            pushed
+            results.extend(jobs.into_iter().zip(outcomes).map(attempted));
+            results
         })
     }
 
-    async fn call(&self, jobs: &[&Ready]) -> Call {
+    async fn call(&self, jobs: &[&PreparedJob]) -> BatchCall {
+        let all = |outcome| BatchResponse::PerJob(vec![outcome; jobs.len()]);
         let Transport::Http(http) = &self.transport else {
-            return Call {
-                meaning: Meaning::Each(vec![Outcome::Accepted; jobs.len()]),
-                http_status: None,
-            };
+            return BatchCall { response: all(Outcome::Accepted), http_status: None };
         };
         let request = http
             .client
@@ -363,28 +363,34 @@ impl CustomerIo {
             .header(CONTENT_TYPE, "application/json")
             .body(batch_body(jobs));
         match self.exchange(request).await {
-            Ok(answered) => {
-                let meaning = response::read(answered.answer(), jobs.len());
-                Call { meaning, http_status: Some(answered.status) }
-            }
+            Ok(received) => BatchCall {
+                response: response::read(received.raw(), jobs.len()),
+                http_status: Some(received.status),
+            },
             Err(error) => {
-                let failure = Failure { error_type: ErrorType::Network, message: describe(&error) };
+                let failure = Failure::new(FailureCause::NoResponse, describe(&error));
                 let outcome = Outcome::Retryable { failure, retry_after: None };
-                Call { meaning: Meaning::Each(vec![outcome; jobs.len()]), http_status: None }
+                BatchCall { response: all(outcome), http_status: None }
             }
         }
     }
 }
 
+impl Http {
+    fn region_request(&self) -> reqwest::RequestBuilder {
+        self.client.get(self.region_url.clone()).header(AUTHORIZATION, &self.authorization)
+    }
+}
+
 impl Transport {
     fn http(config: &Config) -> Result<Self, Error> {
-        // The provider is the process's; a second client finds it installed.
+        // The provider is global to the process; for a second client it is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
             .connect_timeout(config.connect_timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            // A redirect means the wrong region: followed, the data would pass through it.
+            // A redirect means the wrong region. Following it would send the data through that one.
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .user_agent(concat!("customerio-sync/", env!("CARGO_PKG_VERSION")))
@@ -419,29 +425,33 @@ fn basic_auth(site_id: &str, api_key: &SecretString) -> Result<HeaderValue, Erro
     Ok(header)
 }
 
-fn batch_body(jobs: &[&Ready]) -> String {
-    let operations: Vec<_> = jobs.iter().map(|ready| ready.prepared.json.as_str()).collect();
+fn batch_body(jobs: &[&PreparedJob]) -> String {
+    let operations: Vec<_> = jobs.iter().map(|job| job.prepared.json.as_str()).collect();
     format!("{{\"batch\":[{}]}}", operations.join(","))
 }
 
-fn without_call(work: &Work, outcome: Outcome) -> Pushed {
-    let customer = &work.signup.customer;
+/// An attempt that ended before a call could be made.
+fn attempt_without_call(claimed: &ClaimedJob, outcome: Outcome) -> PushResult {
+    let customer = &claimed.signup.customer;
     let attempt =
         Attempt { started_at: Utc::now(), duration: Duration::ZERO, http_status: None, outcome };
-    Pushed::Tried { contact_id: customer.id.clone().or_else(|| customer.email.clone()), attempt }
+    PushResult::Attempted {
+        contact_id: customer.id.clone().or_else(|| customer.email.clone()),
+        attempt,
+    }
 }
 
-/// An answer, read to its end.
-struct Answered {
+/// A response, read to its end.
+struct HttpResponse {
     status: u16,
     retry_after: Option<Duration>,
     location: Option<String>,
     body: Vec<u8>,
 }
 
-impl Answered {
-    fn answer(&self) -> Answer<'_> {
-        Answer {
+impl HttpResponse {
+    fn raw(&self) -> RawResponse<'_> {
+        RawResponse {
             status: self.status,
             retry_after: self.retry_after,
             location: self.location.as_deref(),
@@ -450,7 +460,7 @@ impl Answered {
     }
 }
 
-async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<Answered> {
+async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<HttpResponse> {
     let mut response = request.send().await?;
     let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
     let retry_after =
@@ -459,11 +469,11 @@ async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<Answered>
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
-        if body.len() > MAX_ANSWER_BYTES {
+        if body.len() > RESPONSE_BYTES_MAX {
             break;
         }
     }
-    Ok(Answered { status: response.status().as_u16(), retry_after, location, body })
+    Ok(HttpResponse { status: response.status().as_u16(), retry_after, location, body })
 }
 
 /// The error with its causes, without the URL.
@@ -473,7 +483,7 @@ fn describe(error: &reqwest::Error) -> String {
     } else if error.is_connect() {
         "no connection to Customer.io"
     } else {
-        "the call broke off"
+        "the connection was lost during the call"
     };
     let mut text = what.to_owned();
     let mut cause = std::error::Error::source(error);
@@ -485,18 +495,18 @@ fn describe(error: &reqwest::Error) -> String {
     text
 }
 
-/// How a call went, as far as the gate looks at it.
-fn called(status: Option<u16>, meaning: &Meaning) -> Called {
+/// The result of a call, as far as it matters to the breaker.
+fn call_result(status: Option<u16>, response: &BatchResponse) -> CallResult {
     let is_retryable = |outcome: &Outcome| matches!(outcome, Outcome::Retryable { .. });
-    match (status, meaning) {
-        (Some(401 | 403 | 404 | 405 | 300..=399), _) => Called::Refused,
-        (Some(408 | 429 | 500..=599), _) => Called::Failed,
-        (_, Meaning::Each(outcomes))
+    match (status, response) {
+        (Some(401 | 403 | 404 | 405 | 300..=399), _) => CallResult::Refused,
+        (Some(408 | 429 | 500..=599), _) => CallResult::Failed,
+        (_, BatchResponse::PerJob(outcomes))
             if !outcomes.is_empty() && outcomes.iter().all(is_retryable) =>
         {
-            Called::Failed
+            CallResult::Failed
         }
-        _ => Called::Answered,
+        _ => CallResult::Answered,
     }
 }
 

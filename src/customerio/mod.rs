@@ -1,8 +1,8 @@
 //! Customer.io's Track API (<https://docs.customer.io/integrations/api/track/>): jobs become batch
-//! calls, answers become outcomes.
+//! calls, responses become outcomes.
 //!
-//! What is sent ([`operation`]) and what an answer means ([`response`]) are pure; the client only
-//! carries. It never tries a call again by itself: the broker's tiers do.
+//! Building operations ([`operation`]) and reading responses ([`response`]) are pure; the client
+//! sends. It never retries a call: the broker's delay tiers do.
 
 mod breaker;
 mod client;
@@ -17,9 +17,9 @@ use std::{num::NonZeroU32, time::Duration};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-pub use breaker::{Config as GateConfig, GateReason, GateView, Pass};
-pub use client::{Account, CustomerIo, Error, Holder, Pushed};
-pub use rate_limiter::Budget;
+pub use breaker::{BreakerReason, BreakerState, BreakerStatus, Config as BreakerConfig, Permit};
+pub use client::{Account, CustomerIo, Error, PushResult, RetainClaimed};
+pub use rate_limiter::RateLimiter;
 
 /// Where the account's data is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -32,7 +32,7 @@ pub enum Region {
 }
 
 impl Region {
-    /// Whether Customer.io calls it so.
+    /// Whether `name` is Customer.io's name of this region.
     pub fn is(self, name: &str) -> bool {
         matches!((self, name), (Self::Us, "us") | (Self::Eu, "eu"))
     }
@@ -45,7 +45,7 @@ impl Region {
     }
 }
 
-/// What a person is identified by.
+/// The identifier of a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Identifier {
@@ -57,28 +57,28 @@ pub enum Identifier {
     Email,
 }
 
-/// Settings of the calls.
+/// Settings of the Track API client.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Track API site id; empty: mock mode.
+    /// Track API site id. Empty for mock mode.
     pub site_id: String,
-    /// Track API key; empty: mock mode.
+    /// Track API key. Empty for mock mode.
     pub api_key: SecretString,
     /// Where the account's data is kept.
     pub region: Region,
-    /// Base URL in place of the region's; empty: the region's.
+    /// Base URL that replaces the region's, if it is not empty.
     pub track_url: String,
-    /// What a person is identified by.
+    /// The identifier of a person.
     pub identifier: Identifier,
-    /// How long a call may take, from the connection to the end of the answer.
+    /// Maximum duration of a call, from the connection to the end of the response.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// How long a connection attempt may take.
+    /// Maximum duration of a connection attempt.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// Requests a second at most, of all replicas together.
+    /// Maximum requests per second, of all replicas together.
     pub requests_per_second: NonZeroU32,
-    /// Operations in one call at most; a job is two.
+    /// Maximum operations per call; a job needs two.
     pub max_operations: usize,
 }

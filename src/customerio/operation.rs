@@ -1,40 +1,40 @@
-//! What is sent for a job: an identify and a tracked event, within Customer.io's documented limits.
-//! Pure.
+//! Builds the operations of a job, an identify and a tracked event, within Customer.io's documented
+//! limits. Pure.
 //!
-//! A value over its limit refuses its job here, with the field and both sizes; nothing is cut off.
+//! A value over its limit fails its job here, with the field and both sizes. Nothing is truncated.
 
 use serde_json::{Map, Value, json};
 
 use super::Identifier;
-use crate::job::{ErrorType, Failure, Outcome, Signup, SyncPhase, Work, tracked_event_id};
+use crate::job::{ClaimedJob, Failure, FailureCause, Outcome, Signup, SyncPhase, tracked_event_id};
 
-/// Bytes of one operation at most. The documentation says 32 kB and not which kind; this is the
-/// smaller one.
-const MAX_OPERATION_BYTES: usize = 32_000;
-/// Bytes of a person's `id` at most.
-const MAX_ID_BYTES: usize = 150;
-/// Attributes of an identify at most.
-const MAX_ATTRIBUTES: usize = 300;
-/// Bytes of an attribute's name at most.
-const MAX_NAME_BYTES: usize = 150;
-/// Bytes of an attribute's value at most.
-const MAX_VALUE_BYTES: usize = 1000;
+/// Maximum bytes per operation. The documentation says 32 kB without saying whether a kB is 1000 or
+/// 1024 bytes; this is the smaller size.
+const OPERATION_BYTES_MAX: usize = 32_000;
+/// Maximum bytes of a person's `id`.
+const ID_BYTES_MAX: usize = 150;
+/// Maximum attributes per identify.
+const ATTRIBUTES_MAX: usize = 300;
+/// Maximum bytes of an attribute's name.
+const NAME_BYTES_MAX: usize = 150;
+/// Maximum bytes of an attribute's value.
+const VALUE_BYTES_MAX: usize = 1000;
 
 /// A job's two operations, ready to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Prepared {
-    /// The person identifier that is used.
+    /// The person identifier.
     pub(super) contact_id: String,
-    /// Both operations as JSON, with a comma between.
+    /// Both operations as JSON, separated by a comma.
     pub(super) json: String,
 }
 
-/// Prepares a job, or says how it ends without a call.
-pub(super) fn prepare(work: &Work, identifier: Identifier) -> Result<Prepared, Outcome> {
-    let Work { job, signup } = work;
+/// Prepares a job, or returns the outcome of an attempt that needs no call.
+pub(super) fn prepare(claimed: &ClaimedJob, identifier: Identifier) -> Result<Prepared, Outcome> {
+    let ClaimedJob { job, signup } = claimed;
     let Some(email) = signup.customer.email.as_deref() else {
         return Err(Outcome::Retryable {
-            failure: other("signup not known yet".to_owned()),
+            failure: Failure::new(FailureCause::SignupUnknown, "signup not known yet"),
             retry_after: None,
         });
     };
@@ -42,15 +42,16 @@ pub(super) fn prepare(work: &Work, identifier: Identifier) -> Result<Prepared, O
         (Identifier::Auto | Identifier::Id, Some(id)) => ("id", id),
         (Identifier::Auto | Identifier::Email, _) => ("email", email),
         (Identifier::Id, None) => {
-            return Err(refused(
-                "customer.id is missing, and customerio.identifier is \"id\"".to_owned(),
-            ));
+            return Err(Outcome::Refused(Failure::new(
+                FailureCause::IdentifierMissing,
+                "customer.id is missing, and customerio.identifier is \"id\"",
+            )));
         }
     };
-    if key == "id" && contact_id.len() > MAX_ID_BYTES {
-        return Err(too_large("customer.id", contact_id.len(), MAX_ID_BYTES));
+    if key == "id" && contact_id.len() > ID_BYTES_MAX {
+        return Err(too_large("customer.id", contact_id.len(), ID_BYTES_MAX));
     }
-    let attributes = profile(work);
+    let attributes = profile(claimed);
     check_attributes(&attributes)?;
     let timestamp = job.occurred_at.timestamp();
     let identify = json!({
@@ -61,21 +62,21 @@ pub(super) fn prepare(work: &Work, identifier: Identifier) -> Result<Prepared, O
         "type": "person", "identifiers": { key: contact_id }, "action": "event",
         "id": tracked_event_id(job.signup_id, job.phase).to_string(),
         "name": job.phase.tracked_event(),
-        "timestamp": timestamp, "attributes": event_data(work),
+        "timestamp": timestamp, "attributes": event_data(claimed),
     });
     let [identify, event] = [identify.to_string(), event.to_string()];
     for (what, json) in [("the identify", &identify), ("the event", &event)] {
-        if json.len() > MAX_OPERATION_BYTES {
-            return Err(too_large(what, json.len(), MAX_OPERATION_BYTES));
+        if json.len() > OPERATION_BYTES_MAX {
+            return Err(too_large(what, json.len(), OPERATION_BYTES_MAX));
         }
     }
     Ok(Prepared { contact_id: contact_id.to_owned(), json: format!("{identify},{event}") })
 }
 
-/// The attributes of the identify. A field that is absent is left out: sent as null it would remove
-/// the attribute.
-fn profile(work: &Work) -> Map<String, Value> {
-    let Work { job, signup } = work;
+/// The attributes of the identify. An absent field is left out, since null would remove the
+/// attribute.
+fn profile(claimed: &ClaimedJob) -> Map<String, Value> {
+    let ClaimedJob { job, signup } = claimed;
     let customer = &signup.customer;
     let mut attributes = signup.attributes.clone();
     let fields = [
@@ -96,8 +97,8 @@ fn profile(work: &Work) -> Map<String, Value> {
 }
 
 /// The data of the tracked event.
-fn event_data(work: &Work) -> Map<String, Value> {
-    let Work { job, signup } = work;
+fn event_data(claimed: &ClaimedJob) -> Map<String, Value> {
+    let ClaimedJob { job, signup } = claimed;
     let mut data = Map::new();
     data.insert("signup_id".to_owned(), job.signup_id.to_string().into());
     match job.phase {
@@ -138,38 +139,36 @@ fn put_bet_slip(map: &mut Map<String, Value>, signup: &Signup) {
 }
 
 fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Outcome> {
-    if attributes.len() > MAX_ATTRIBUTES {
+    if attributes.len() > ATTRIBUTES_MAX {
         let count = attributes.len();
-        return Err(refused(format!("{count} attributes, Customer.io allows {MAX_ATTRIBUTES}")));
+        return Err(over_limit(format!(
+            "{count} attributes; Customer.io allows at most {ATTRIBUTES_MAX}"
+        )));
     }
     for (name, value) in attributes {
-        if name.len() > MAX_NAME_BYTES {
+        if name.len() > NAME_BYTES_MAX {
             let start = &name[..name.floor_char_boundary(40)];
             return Err(too_large(
                 &format!("the name of the attribute {start}…"),
                 name.len(),
-                MAX_NAME_BYTES,
+                NAME_BYTES_MAX,
             ));
         }
         if let Value::String(text) = value
-            && text.len() > MAX_VALUE_BYTES
+            && text.len() > VALUE_BYTES_MAX
         {
-            return Err(too_large(name, text.len(), MAX_VALUE_BYTES));
+            return Err(too_large(name, text.len(), VALUE_BYTES_MAX));
         }
     }
     Ok(())
 }
 
 fn too_large(what: &str, found: usize, allowed: usize) -> Outcome {
-    refused(format!("{what} is {found} bytes, Customer.io allows {allowed}"))
+    over_limit(format!("{what} is {found} bytes; Customer.io allows at most {allowed}"))
 }
 
-fn refused(message: String) -> Outcome {
-    Outcome::Refused(other(message))
-}
-
-fn other(message: String) -> Failure {
-    Failure { error_type: ErrorType::Other, message }
+fn over_limit(message: String) -> Outcome {
+    Outcome::Refused(Failure::new(FailureCause::LimitExceeded, message))
 }
 
 #[cfg(test)]
@@ -181,10 +180,10 @@ pub(super) mod tests {
     };
     use uuid::Uuid;
 
-    pub(crate) fn work(phase: SyncPhase) -> Work {
+    pub(crate) fn work(phase: SyncPhase) -> ClaimedJob {
         let signup_id = Uuid::from_u128(7);
         let text = |text: &str| Some(text.to_owned());
-        Work {
+        ClaimedJob {
             job: Job {
                 id: job_id(signup_id, phase),
                 signup_id,
@@ -221,12 +220,12 @@ pub(super) mod tests {
         }
     }
 
-    fn operations(work: &Work, identifier: Identifier) -> Value {
+    fn operations(work: &ClaimedJob, identifier: Identifier) -> Value {
         let prepared = prepare(work, identifier).expect("it can be sent");
         serde_json::from_str(&format!("[{}]", prepared.json)).expect("valid JSON")
     }
 
-    fn refusal(work: &Work) -> String {
+    fn refusal(work: &ClaimedJob) -> String {
         match prepare(work, Identifier::Auto) {
             Err(Outcome::Refused(failure)) => failure.message,
             other => panic!("expected a refusal, got {other:?}"),
@@ -238,19 +237,36 @@ pub(super) mod tests {
         let sent = operations(&work(SyncPhase::Initial), Identifier::Auto);
         let signup_id = Uuid::from_u128(7).to_string();
         let expected = json!([
-            { "type": "person", "identifiers": { "id": "c-991" }, "action": "identify",
-            "timestamp": 1_739_880_000,
-              "attributes": { "email": "ann@example.com", "first_name": "Ann", "last_name": "Lee",
-                "phone": "+15550100", "operator_id": "op-12", "operator_name": "Acme Sports",
-                "plan": "gold",
-                "signup_id": signup_id } },
-            { "type": "person", "identifiers": { "id": "c-991" }, "action": "event",
-            "name": "signup_submitted",
-              "id": tracked_event_id(Uuid::from_u128(7), SyncPhase::Initial).to_string(),
-              "timestamp": 1_739_880_000,
-              "attributes": { "signup_id": signup_id, "operator_id": "op-12",
-              "operator_name": "Acme Sports",
-                "submitted_at": "2025-02-18T12:00:00Z" } }
+            {
+                "type": "person",
+                "identifiers": { "id": "c-991" },
+                "action": "identify",
+                "timestamp": 1_739_880_000,
+                "attributes": {
+                    "email": "ann@example.com",
+                    "first_name": "Ann",
+                    "last_name": "Lee",
+                    "phone": "+15550100",
+                    "operator_id": "op-12",
+                    "operator_name": "Acme Sports",
+                    "plan": "gold",
+                    "signup_id": signup_id,
+                },
+            },
+            {
+                "type": "person",
+                "identifiers": { "id": "c-991" },
+                "action": "event",
+                "name": "signup_submitted",
+                "id": tracked_event_id(Uuid::from_u128(7), SyncPhase::Initial).to_string(),
+                "timestamp": 1_739_880_000,
+                "attributes": {
+                    "signup_id": signup_id,
+                    "operator_id": "op-12",
+                    "operator_name": "Acme Sports",
+                    "submitted_at": "2025-02-18T12:00:00Z",
+                },
+            },
         ]);
         assert_eq!(sent, expected);
     }
@@ -288,7 +304,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_signup_without_an_address_is_not_known_yet() {
+    fn a_signup_without_an_address_is_retried() {
         let mut work = work(SyncPhase::Enriched);
         work.signup.customer.email = None;
         let Err(Outcome::Retryable { failure, .. }) = prepare(&work, Identifier::Auto) else {
@@ -298,22 +314,22 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_value_over_its_limit_is_told_with_both_sizes() {
+    fn a_value_over_its_limit_is_refused_with_both_sizes() {
         let mut long = work(SyncPhase::Initial);
         long.signup.customer.first_name = Some("x".repeat(1001));
-        assert_eq!(refusal(&long), "first_name is 1001 bytes, Customer.io allows 1000");
+        assert_eq!(refusal(&long), "first_name is 1001 bytes; Customer.io allows at most 1000");
 
         let mut long = work(SyncPhase::Initial);
         long.signup.customer.id = Some("x".repeat(151));
-        assert_eq!(refusal(&long), "customer.id is 151 bytes, Customer.io allows 150");
+        assert_eq!(refusal(&long), "customer.id is 151 bytes; Customer.io allows at most 150");
 
         let mut long = work(SyncPhase::Initial);
         long.signup.attributes.insert("n".repeat(151), true.into());
-        assert!(refusal(&long).ends_with("is 151 bytes, Customer.io allows 150"));
+        assert!(refusal(&long).ends_with("is 151 bytes; Customer.io allows at most 150"));
 
         let mut many = work(SyncPhase::Initial);
         many.signup.attributes = (0..300).map(|n| (format!("a{n}"), n.into())).collect();
-        assert_eq!(refusal(&many), "307 attributes, Customer.io allows 300");
+        assert_eq!(refusal(&many), "307 attributes; Customer.io allows at most 300");
 
         let mut large = work(SyncPhase::Initial);
         large.signup.attributes =

@@ -1,4 +1,6 @@
-//! Paces the calls: so many a second, for as long as that is granted.
+//! Limits the calls per second to the rate that was granted, for as long as the grant lasts.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: calls wait for their time")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,63 +9,63 @@ use tokio::{
     time::Instant,
 };
 
-/// How late a call may be and still not cost those after it their time. Timers are not exact.
-const SLACK: Duration = Duration::from_millis(10);
-/// Less than this is no share: a call every quarter of an hour.
-const LEAST: f64 = 0.001;
+/// A call this late does not delay the calls behind it: timers are not exact.
+const LATENESS_MAX: Duration = Duration::from_millis(10);
+/// Rates below this, about one call per quarter of an hour, count as zero.
+const CALLS_PER_SECOND_MIN: f64 = 0.001;
 
-/// What this process may use of the calls a second.
+/// The rate that this process may use, and until when.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Share {
+struct Grant {
     calls_per_second: f64,
     until: Instant,
 }
 
-impl Share {
-    /// When the next call is due, if one is while the share lasts.
+impl Grant {
+    /// When the next call is due, if that is before the grant ends.
     fn next(self, last: Option<Instant>, now: Instant) -> Option<Instant> {
-        if self.calls_per_second < LEAST {
+        if self.calls_per_second < CALLS_PER_SECOND_MIN {
             return None;
         }
-        // The slack is made up for, so that no second holds more calls than it may.
-        let gap = (Duration::from_secs(1) + SLACK).div_f64(self.calls_per_second);
-        let due = last.map_or(now, |last| (last + gap).max(now - SLACK));
+        // The gap makes up for late calls, so that no second contains more calls than granted.
+        let gap = (Duration::from_secs(1) + LATENESS_MAX).div_f64(self.calls_per_second);
+        let due = last.map_or(now, |last| (last + gap).max(now - LATENESS_MAX));
         (due.max(now) < self.until).then_some(due)
     }
 }
 
-/// The calls a second that may be made now. Without a grant none are made. Cheap to clone.
+/// Limits calls per second. Without a grant no call is allowed. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Budget {
-    share: Arc<watch::Sender<Option<Share>>>,
-    /// When the last call was due. Whoever waits for a turn holds the lock, so that the first to
-    /// come goes first.
+pub struct RateLimiter {
+    grant: Arc<watch::Sender<Option<Grant>>>,
+    /// When the last call was due. A waiting call keeps the lock, so that calls proceed in the
+    /// order of arrival.
     last: Arc<Mutex<Option<Instant>>>,
 }
 
-impl Budget {
+impl RateLimiter {
     pub(super) fn new() -> Self {
-        Self { share: Arc::new(watch::Sender::new(None)), last: Arc::default() }
+        Self { grant: Arc::new(watch::Sender::new(None)), last: Arc::default() }
     }
 
-    /// Grants so many calls a second until then. What was granted before is void.
+    /// Grants `calls_per_second` until `until`. It replaces the previous grant.
     pub fn grant(&self, calls_per_second: f64, until: Instant) {
-        self.share.send_replace(Some(Share { calls_per_second, until }));
+        self.grant.send_replace(Some(Grant { calls_per_second, until }));
     }
 
-    /// Whether somebody waits for a turn.
-    pub fn is_exhausted(&self) -> bool {
+    /// Whether a call is waiting.
+    pub fn is_saturated(&self) -> bool {
         self.last.try_lock().is_err()
     }
 
-    /// Waits until a call may be made, and counts it.
-    pub(super) async fn turn(&self) {
+    /// Waits until a call is allowed, and counts it.
+    pub(super) async fn acquire(&self) {
         let mut last = self.last.lock().await;
-        let mut share = self.share.subscribe();
+        let mut grant = self.grant.subscribe();
         loop {
-            let granted = *share.borrow_and_update();
+            let granted = *grant.borrow_and_update();
             let now = Instant::now();
-            let next = granted.and_then(|share| share.next(*last, now));
+            let next = granted.and_then(|grant| grant.next(*last, now));
             if let Some(due) = next.filter(|due| *due <= now) {
                 *last = Some(due);
                 return;
@@ -76,7 +78,7 @@ impl Budget {
             };
             tokio::select! {
                 () = is_due => {}
-                _ = share.changed() => {}
+                _ = grant.changed() => {}
             }
         }
     }
@@ -88,22 +90,22 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    async fn turns_within(budget: &Budget, time: Duration) -> usize {
+    async fn calls_within(rate_limiter: &RateLimiter, time: Duration) -> usize {
         let end = Instant::now() + time;
-        let mut turns = 0;
-        while tokio::time::timeout_at(end, budget.turn()).await.is_ok() {
-            turns += 1;
+        let mut calls = 0;
+        while tokio::time::timeout_at(end, rate_limiter.acquire()).await.is_ok() {
+            calls += 1;
         }
-        turns
+        calls
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_second_holds_no_more_calls_than_are_granted() {
-        let budget = Budget::new();
+    async fn no_second_has_more_calls_than_granted() {
+        let rate_limiter = RateLimiter::new();
         for granted in [1.0, 7.0, 900.0] {
-            budget.grant(granted, Instant::now() + 60 * SECOND);
+            rate_limiter.grant(granted, Instant::now() + 60 * SECOND);
             tokio::time::sleep(5 * SECOND).await;
-            let made = turns_within(&budget, SECOND).await;
+            let made = calls_within(&rate_limiter, SECOND).await;
             assert!(
                 made as f64 <= granted + 1.0 && made as f64 >= granted * 0.97,
                 "{made} of {granted}"
@@ -112,29 +114,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_called_without_a_grant_or_after_it() {
-        let budget = Budget::new();
-        assert_eq!(turns_within(&budget, SECOND).await, 0);
-        budget.grant(10.0, Instant::now() + SECOND);
-        let made = turns_within(&budget, 10 * SECOND).await;
+    async fn no_call_is_allowed_without_a_grant_or_after_it() {
+        let rate_limiter = RateLimiter::new();
+        assert_eq!(calls_within(&rate_limiter, SECOND).await, 0);
+        rate_limiter.grant(10.0, Instant::now() + SECOND);
+        let made = calls_within(&rate_limiter, 10 * SECOND).await;
         assert!((9..=10).contains(&made), "{made}");
-        budget.grant(0.0, Instant::now() + SECOND);
-        assert_eq!(turns_within(&budget, SECOND).await, 0);
+        rate_limiter.grant(0.0, Instant::now() + SECOND);
+        assert_eq!(calls_within(&rate_limiter, SECOND).await, 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_goes_on_when_more_is_granted() {
-        let budget = Budget::new();
-        budget.grant(0.01, Instant::now() + 600 * SECOND);
-        budget.turn().await;
+    async fn a_waiting_call_proceeds_when_more_is_granted() {
+        let rate_limiter = RateLimiter::new();
+        rate_limiter.grant(0.01, Instant::now() + 600 * SECOND);
+        rate_limiter.acquire().await;
         let waiting = tokio::spawn({
-            let budget = budget.clone();
-            async move { budget.turn().await }
+            let rate_limiter = rate_limiter.clone();
+            async move { rate_limiter.acquire().await }
         });
         tokio::time::sleep(SECOND).await;
-        assert!(budget.is_exhausted());
-        budget.grant(1.0, Instant::now() + 600 * SECOND);
+        assert!(rate_limiter.is_saturated());
+        rate_limiter.grant(1.0, Instant::now() + 600 * SECOND);
         tokio::time::timeout(2 * SECOND, waiting).await.expect("in time").expect("no panic");
-        assert!(!budget.is_exhausted());
+        assert!(!rate_limiter.is_saturated());
     }
 }

@@ -1,28 +1,28 @@
-//! What an answer of the batch endpoint means for the jobs of its call. Pure.
+//! Reads a response of the batch endpoint as an outcome per job. Pure.
 
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use crate::job::{ErrorType, Failure, Outcome};
+use crate::job::{Failure, FailureCause, Outcome};
 
-/// An answer as it came.
+/// A response as it was received.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answer<'a> {
+pub(super) struct RawResponse<'a> {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
-    /// Where a redirect points to.
+    /// The target of a redirect.
     pub(super) location: Option<&'a str>,
     pub(super) body: &'a [u8],
 }
 
-/// What it means.
+/// A response of the batch endpoint, read for the jobs of its call.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Meaning {
-    /// One outcome a job.
-    Each(Vec<Outcome>),
-    /// The call was refused whole. With more than one job in it, one of them may be the culprit.
-    Whole(Failure),
+pub(super) enum BatchResponse {
+    /// One outcome per job, in the order of the call.
+    PerJob(Vec<Outcome>),
+    /// The call was refused as a whole. With more than one job in it, one of them may be the cause.
+    RejectedWhole(Failure),
 }
 
 /// The errors of a 207, or of a 400.
@@ -32,11 +32,11 @@ struct Errors {
 }
 
 impl Errors {
-    /// `None` if the body is no JSON object.
+    /// Returns `None` if the body is not a JSON object.
     fn read(body: &[u8]) -> Option<Vec<ItemError>> {
-        // serde_json does not look whether a text that it skips is UTF-8.
+        // serde_json does not check that text it skips is UTF-8.
         let text = std::str::from_utf8(body).ok()?;
-        // Alone, a derived `Deserialize` would take an array for the fields in their order, too.
+        // A derived `Deserialize` would also accept an array of the fields in their order.
         let read: Self =
             text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok())??;
         Some(read.errors.unwrap_or_default())
@@ -61,49 +61,50 @@ impl ItemError {
     }
 }
 
-/// Reads the answer to a call with `jobs` jobs, two operations each.
-pub(super) fn read(answer: Answer<'_>, jobs: usize) -> Meaning {
-    let all = |outcome: Outcome| Meaning::Each(vec![outcome; jobs]);
-    let failure = |error_type| Failure { error_type, message: describe(answer) };
-    let retryable = |error_type| Outcome::Retryable {
-        failure: failure(error_type),
-        retry_after: answer.retry_after,
-    };
-    match answer.status {
-        200..=299 => read_success(answer, jobs),
-        300..=399 => all(Outcome::Refused(Failure {
-            error_type: ErrorType::Other,
-            message: format!(
-                "Customer.io answered {} and points to {}: the region or the URL is wrong",
-                answer.status,
-                answer.location.unwrap_or("nowhere")
-            ),
-        })),
-        400 | 413 => Meaning::Whole(failure(ErrorType::Other)),
-        408 => all(retryable(ErrorType::Other)),
-        429 => all(retryable(ErrorType::RateLimit)),
-        500..=599 => all(retryable(ErrorType::ServerError)),
-        _ => all(Outcome::Refused(failure(ErrorType::Other))),
+/// Reads the response to a call with `jobs` jobs of two operations each.
+pub(super) fn read(response: RawResponse<'_>, jobs: usize) -> BatchResponse {
+    let all = |outcome: Outcome| BatchResponse::PerJob(vec![outcome; jobs]);
+    let failure = || Failure::new(FailureCause::of_status(response.status), describe(response));
+    match response.status {
+        200..=299 => read_success(response, jobs),
+        300..=399 => {
+            let redirect = match response.location {
+                Some(location) => format!("redirects to {location}"),
+                None => "redirects without a Location header".to_owned(),
+            };
+            all(Outcome::Refused(Failure::new(
+                FailureCause::AddressRefused,
+                format!(
+                    "Customer.io answered {} and {redirect}: the region or the URL is wrong",
+                    response.status
+                ),
+            )))
+        }
+        400 | 413 => BatchResponse::RejectedWhole(failure()),
+        408 | 429 | 500..=599 => {
+            all(Outcome::Retryable { failure: failure(), retry_after: response.retry_after })
+        }
+        _ => all(Outcome::Refused(failure())),
     }
 }
 
-/// A success names the items that were refused; all others were accepted. An answer that can't be
-/// read is no proof of acceptance: trying again does no harm, since Customer.io ignores a tracked
-/// event that it knows.
-fn read_success(answer: Answer<'_>, jobs: usize) -> Meaning {
+/// A success names the items that were refused; all others were accepted. A response that can't be
+/// parsed does not prove acceptance. Retrying is harmless, since Customer.io ignores a tracked
+/// event whose id it has received.
+fn read_success(response: RawResponse<'_>, jobs: usize) -> BatchResponse {
     let unclear = |why: String| {
-        let failure = Failure { error_type: ErrorType::Other, message: why };
-        Meaning::Each(vec![Outcome::Retryable { failure, retry_after: None }; jobs])
+        let failure = Failure::new(FailureCause::ResponseUnclear, why);
+        BatchResponse::PerJob(vec![Outcome::Retryable { failure, retry_after: None }; jobs])
     };
-    let errors = match Errors::read(answer.body) {
+    let errors = match Errors::read(response.body) {
         Some(errors) => errors,
-        None if answer.status != 207 && answer.body.trim_ascii().is_empty() => Vec::new(),
-        None => return unclear(format!("{}, which can't be read", describe(answer))),
+        None if response.status != 207 && response.body.trim_ascii().is_empty() => Vec::new(),
+        None => return unclear(format!("{}, which can't be parsed", describe(response))),
     };
     let mut outcomes = vec![Outcome::Accepted; jobs];
     for error in &errors {
         let Some(outcome) = error.batch_index.and_then(|index| outcomes.get_mut(index / 2)) else {
-            return unclear(format!("{}, which names no item of the call", describe(answer)));
+            return unclear(format!("{}, which names no item of this call", describe(response)));
         };
         let what = if error.batch_index.is_some_and(|index| index % 2 == 0) {
             "identify"
@@ -111,31 +112,33 @@ fn read_success(answer: Answer<'_>, jobs: usize) -> Meaning {
             "event"
         };
         let message = format!("Customer.io refused the {what}: {}", error.describe());
-        // The first error of a job speaks for it.
+        // The first error of a job becomes its failure.
         if *outcome == Outcome::Accepted {
-            *outcome = Outcome::Refused(Failure { error_type: ErrorType::Other, message });
+            *outcome = Outcome::Refused(Failure::new(FailureCause::ItemRefused, message));
         }
     }
-    Meaning::Each(outcomes)
+    BatchResponse::PerJob(outcomes)
 }
 
-/// The status and the start of the body, in one line.
-fn describe(answer: Answer<'_>) -> String {
-    let told = match Errors::read(answer.body) {
+/// Describes the response in one line: the status and the start of the errors or the body.
+fn describe(response: RawResponse<'_>) -> String {
+    let details = match Errors::read(response.body) {
         Some(errors) if !errors.is_empty() => {
             errors.iter().map(ItemError::describe).collect::<Vec<_>>().join("; ")
         }
-        _ => String::from_utf8_lossy(answer.body).split_whitespace().collect::<Vec<_>>().join(" "),
+        _ => {
+            String::from_utf8_lossy(response.body).split_whitespace().collect::<Vec<_>>().join(" ")
+        }
     };
-    let told = &told[..told.floor_char_boundary(300)];
-    if told.is_empty() {
-        format!("Customer.io answered {}", answer.status)
+    let details = &details[..details.floor_char_boundary(300)];
+    if details.is_empty() {
+        format!("Customer.io answered {}", response.status)
     } else {
-        format!("Customer.io answered {}: {told}", answer.status)
+        format!("Customer.io answered {}: {details}", response.status)
     }
 }
 
-/// The time that a `Retry-After` header asks for: seconds, or a date (RFC 9110, section 10.2.3).
+/// Parses a `Retry-After` header: seconds, or a date (RFC 9110, section 10.2.3).
 pub(super) fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
     let header = header.trim();
     if let Ok(seconds) = header.parse::<u64>() {
@@ -148,15 +151,16 @@ pub(super) fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::ErrorType;
 
-    fn answer(status: u16, body: &str) -> Answer<'_> {
-        Answer { status, retry_after: None, location: None, body: body.as_bytes() }
+    fn answer(status: u16, body: &str) -> RawResponse<'_> {
+        RawResponse { status, retry_after: None, location: None, body: body.as_bytes() }
     }
 
     fn each(status: u16, body: &str, jobs: usize) -> Vec<Outcome> {
         match read(answer(status, body), jobs) {
-            Meaning::Each(outcomes) => outcomes,
-            Meaning::Whole(failure) => panic!("refused whole: {failure:?}"),
+            BatchResponse::PerJob(outcomes) => outcomes,
+            BatchResponse::RejectedWhole(failure) => panic!("refused whole: {failure:?}"),
         }
     }
 
@@ -193,7 +197,10 @@ mod tests {
             );
         }
         for status in [400, 413] {
-            assert!(matches!(read(answer(status, "{}"), 2), Meaning::Whole(_)), "{status}");
+            assert!(
+                matches!(read(answer(status, "{}"), 2), BatchResponse::RejectedWhole(_)),
+                "{status}"
+            );
         }
     }
 
@@ -211,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_cannot_be_read_is_tried_again() {
+    fn a_response_that_cannot_be_parsed_is_retried() {
         for (status, body) in [
             (200, "<html>"),
             (200, "[]"),
@@ -226,8 +233,8 @@ mod tests {
             );
         }
         let body = b"{\"skipped\":\"\xff\"}";
-        let not_utf8 = read(Answer { body, ..answer(207, "") }, 1);
-        assert!(matches!(not_utf8, Meaning::Each(outcomes) if matches!(outcomes[0],
+        let not_utf8 = read(RawResponse { body, ..answer(207, "") }, 1);
+        assert!(matches!(not_utf8, BatchResponse::PerJob(outcomes) if matches!(outcomes[0],
             Outcome::Retryable { .. })));
         for body in ["", "{}\n", r#"{"errors":null}"#] {
             assert_eq!(each(200, body, 1), [Outcome::Accepted], "{body}");
@@ -235,16 +242,18 @@ mod tests {
     }
 
     #[test]
-    fn errors_inside_a_200_are_looked_at() {
+    fn errors_inside_a_200_are_honoured() {
         let outcomes = each(200, r#"{"errors":[{"batch_index":0,"reason":"required"}]}"#, 2);
         assert!(matches!(outcomes[0], Outcome::Refused(_)));
         assert_eq!(outcomes[1], Outcome::Accepted);
     }
 
     #[test]
-    fn a_refusal_tells_what_customer_io_said() {
+    fn a_refusal_quotes_customer_io() {
         let body = r#"{"errors":[{"reason":"invalid","field":"batch","message":"not an array"}]}"#;
-        let Meaning::Whole(failure) = read(answer(400, body), 1) else { panic!("refused whole") };
+        let BatchResponse::RejectedWhole(failure) = read(answer(400, body), 1) else {
+            panic!("refused whole")
+        };
         assert_eq!(failure.message, "Customer.io answered 400: invalid: batch: not an array");
         let html = each(503, "<html>\n  <h1>Sorry</h1>\n</html>", 1);
         let Outcome::Retryable { failure, .. } = &html[0] else { panic!("retryable") };

@@ -1,5 +1,5 @@
-//! The fields of the events, each checked while it is deserialized, so that an error carries its
-//! JSON path.
+//! Fields of the events. Each is validated while it is deserialized, so that an error has a JSON
+//! path.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -13,8 +13,8 @@ use utoipa::{
     openapi::{ObjectBuilder, Schema, Type, schema::SchemaType},
 };
 
-/// Profile fields of ours. An attribute with one of these names is left out: the named field alone
-/// speaks.
+/// Profile fields that this service sets. An attribute with one of these names is ignored, so that
+/// it cannot override the field.
 pub const NAMED_FIELDS: &[&str] = &[
     "id",
     "cio_id",
@@ -32,8 +32,8 @@ pub const NAMED_FIELDS: &[&str] = &[
     "confidence",
 ];
 
-/// Names that Customer.io gives a meaning of its own, in an identify or in an event.
-const RESERVED: &[&str] = &[
+/// Attribute names with a special meaning to Customer.io, in an identify or in an event.
+const RESERVED_NAMES: &[&str] = &[
     "cio_subscription_preferences",
     "cio_relationships",
     "_update",
@@ -42,8 +42,7 @@ const RESERVED: &[&str] = &[
     "reply_to",
 ];
 
-/// A JSON object. Alone, a derived `Deserialize` would take an array for the fields in their order,
-/// too.
+/// A JSON object. A derived `Deserialize` on its own also accepts an array of the fields in order.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -75,7 +74,8 @@ impl Text {
         &self.0
     }
 
-    /// An empty optional field is an absent one: Customer.io would take it for a removal.
+    /// Returns `None` if it is empty: an empty optional field counts as absent, because Customer.io
+    /// would remove the attribute.
     pub(super) fn non_empty(self) -> Option<String> {
         Some(self.0).filter(|text| !text.is_empty())
     }
@@ -97,7 +97,7 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// A [`Text`] that is not empty.
+/// A [`Text`] that contains more than whitespace.
 pub(super) struct NonEmpty(String);
 
 impl NonEmpty {
@@ -129,11 +129,11 @@ fn optional<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     Ok(Option::<Text>::deserialize(deserializer)?.and_then(Text::non_empty))
 }
 
-/// What an event says of the person. Absent and empty are the same.
+/// Data about the person. An empty field counts as absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Customer {
-    /// The customer's id in the publisher's system.
+    /// Id of the customer in the publisher's system.
     #[serde(deserialize_with = "optional")]
     pub id: Option<String>,
     /// E-mail address.
@@ -177,22 +177,22 @@ impl From<CustomerWithEmail> for Customer {
     }
 }
 
-/// The bet slip that was read from an upload.
+/// The bet slip that was extracted from an upload.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 pub struct BetSlip {
     /// Stake, at least 0, in the currency of the operator.
     #[serde(deserialize_with = "amount")]
     #[schema(minimum = 0)]
     pub bet_amount: f64,
-    /// The team.
+    /// Team that the bet is on.
     #[serde(deserialize_with = "required")]
     #[schema(pattern = r"\S")]
     pub team_bet_on: String,
-    /// A JSON string or number, kept as it was sent.
+    /// Odds, a JSON string or number, passed on as received.
     #[serde(deserialize_with = "odds")]
     #[schema(schema_with = odds_schema)]
     pub odds: Value,
-    /// How sure the extraction is, 0 to 1.
+    /// Confidence of the extraction, 0 to 1.
     #[serde(deserialize_with = "confidence")]
     #[schema(minimum = 0, maximum = 1)]
     pub confidence: f64,
@@ -243,11 +243,11 @@ pub(super) fn attributes_schema() -> Schema {
         ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::Object, Type::Null]));
     let names = ObjectBuilder::new()
         .schema_type(Type::String)
-        .pattern(Some(format!("^(?!({})$)", RESERVED.join("|"))));
+        .pattern(Some(format!("^(?!({})$)", RESERVED_NAMES.join("|"))));
     attributes.additional_properties(Some(value)).property_names(Some(names)).into()
 }
 
-/// A string, a number or a boolean.
+/// Deserializes a string, a number or a boolean.
 fn scalar<'de, D: Deserializer<'de>>(
     deserializer: D,
     expected: &'static str,
@@ -288,13 +288,13 @@ fn scalar<'de, D: Deserializer<'de>>(
     deserializer.deserialize_any(Scalar(expected))
 }
 
-/// A flat map of string, number or boolean, passed through to the profile. It holds no name that is
-/// ours or that Customer.io reserves.
+/// A flat map of strings, numbers and booleans, passed through to the profile. It contains none of
+/// [`NAMED_FIELDS`] and no name that Customer.io reserves.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Attributes(Map<String, Value>);
 
 impl Attributes {
-    /// The map.
+    /// Returns the attributes by name.
     pub fn as_map(&self) -> &Map<String, Value> {
         &self.0
     }
@@ -312,7 +312,7 @@ impl<'de> Visitor<'de> for AttributesVisitor {
     type Value = Attributes;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a flat map of string, number or boolean")
+        f.write_str("a flat map of strings, numbers and booleans")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Attributes, A::Error> {
@@ -327,9 +327,9 @@ impl<'de> Visitor<'de> for AttributesVisitor {
         let mut attributes = Map::new();
         while let Some(name) = access.next_key::<Cow<'de, str>>()? {
             let Attribute(value) = access.next_value()?;
-            if RESERVED.contains(&name.as_ref()) {
+            if RESERVED_NAMES.contains(&name.as_ref()) {
                 return Err(A::Error::custom(format!(
-                    "the name {name:?} is reserved by Customer.io, expected another"
+                    "the name {name:?} is reserved by Customer.io, expected another name"
                 )));
             }
             if name.contains('\0') {

@@ -1,7 +1,7 @@
-//! The two events that upstream services publish, and the only way to make one: [`parse`].
+//! The two events that upstream services publish, and their parser, [`parse`].
 //!
-//! Bytes become an [`Event`] whose every field was checked, or a [`Rejected`] that says where the
-//! message is wrong and what was expected there. What happens to either is for others to decide.
+//! Bytes become an [`Event`] with validated fields, or a [`Rejected`] that names the location of
+//! the error and what was expected there. Callers decide what happens to either.
 
 mod fields;
 #[cfg(any(test, fuzzing))]
@@ -21,14 +21,14 @@ use uuid::Uuid;
 pub use fields::{Attributes, BetSlip, Customer, NAMED_FIELDS};
 use fields::{CustomerWithEmail, NonEmpty, Object, Text};
 
-/// The largest body that is read, in bytes.
-pub const MAX_BODY_BYTES: usize = 256 * 1024;
+/// Maximum size of a body, in bytes. A larger one is rejected without being parsed.
+pub const EVENT_BYTES_MAX: usize = 256 * 1024;
 
-/// The content type of a CloudEvents 1.0 structured event
+/// Content type of a CloudEvents 1.0 structured event
 /// ([specification](https://github.com/cloudevents/spec), `amqp-protocol-binding.md`, section 3).
 pub const CLOUDEVENTS_CONTENT_TYPE: &str = "application/cloudevents+json";
 
-/// Which of the two events a message is said to be.
+/// Type of an event. The queue of a message determines the type that is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventType {
     /// A person signed up.
@@ -38,10 +38,10 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// Both.
+    /// Both types.
     pub const ALL: [Self; 2] = [Self::Submitted, Self::Confirmed];
 
-    /// The routing key that the event is published with.
+    /// Returns the routing key of its messages.
     pub const fn routing_key(self) -> &'static str {
         match self {
             Self::Submitted => "signup.submitted",
@@ -50,61 +50,61 @@ impl EventType {
     }
 }
 
-/// A message as it came: its body, and the properties that say how to read it.
+/// A message as received: its body, and the properties that affect parsing.
 #[derive(Debug, Clone, Copy)]
 pub struct RawEvent<'a> {
-    /// Which event it should be.
+    /// Expected type.
     pub event_type: EventType,
-    /// The AMQP `content_type`.
+    /// AMQP property `content_type`.
     pub content_type: Option<&'a str>,
-    /// The AMQP `message_id`.
+    /// AMQP property `message_id`.
     pub message_id: Option<&'a str>,
-    /// The body.
+    /// Body, unchanged.
     pub body: &'a [u8],
 }
 
-/// An event that was understood.
+/// A valid event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// CloudEvents `id`, else `event_id`, else the AMQP `message_id`, else a hash of the body.
     pub id: String,
-    /// When it happened, if the event says so.
+    /// Time at which it happened, if the event states one.
     pub occurred_at: Option<DateTime<Utc>>,
-    /// The signup it is about.
+    /// Id of the signup that it belongs to.
     pub signup_id: Uuid,
-    /// What it says of the person.
+    /// Data about the person.
     pub customer: Customer,
-    /// What only this event type says.
-    pub details: Details,
+    /// Fields of its type.
+    pub details: EventDetails,
 }
 
-/// What only one of the event types says.
+/// Fields that only one of the event types has.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Details {
-    /// Of `signup.submitted`.
+pub enum EventDetails {
+    /// Fields of `signup.submitted`.
     Submitted {
-        /// The operator the person signed up with.
+        /// Id of the operator that the person signed up with.
         operator_id: String,
-        /// Its name.
+        /// Name of the operator.
         operator_name: Option<String>,
-        /// Passed through to the profile.
+        /// Attributes for the profile, passed through.
         attributes: Attributes,
     },
-    /// Of `signup.extraction_confirmed`.
+    /// Fields of `signup.extraction_confirmed`.
     Confirmed {
-        /// The extraction that read the bet slip.
+        /// Id of the extraction that read the bet slip.
         extraction_id: Option<String>,
-        /// The bet slip.
+        /// Contents of the bet slip.
         bet_slip: BetSlip,
     },
 }
 
-/// A message that can't be understood: where, and what was expected there.
+/// The reason why a message is unprocessable: where the error is and what was expected there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// The JSON path, such as `customer.email`; `$` is the whole message.
+    /// JSON path of the error, such as `customer.email`; `$` is the whole message.
     pub path: String,
-    /// What was found and what was expected.
+    /// Description of the value found and of the value expected.
     pub expected: String,
 }
 
@@ -115,7 +115,7 @@ impl fmt::Display for Rejected {
 }
 
 impl Rejected {
-    /// A reason of the caller's own.
+    /// Creates a rejection for an error that the parser does not detect.
     pub fn new(path: impl Into<String>, expected: impl Into<String>) -> Self {
         Self { path: path.into(), expected: expected.into() }
     }
@@ -124,21 +124,22 @@ impl Rejected {
 /// A person signed up.
 #[derive(Deserialize, ToSchema)]
 struct Submitted {
-    /// Tells this event from others; else the message's id does, else its body.
+    /// Unique id of the event. Default: the message's id, else a hash of the body.
     #[schema(value_type = Option<String>)]
     event_id: Option<Text>,
-    /// When it happened; else when it arrives.
+    /// Time of the event. Default: the time of arrival.
     occurred_at: Option<DateTime<Utc>>,
     signup_id: Uuid,
-    /// The operator that the person signed up with.
+    /// Id of the operator that the person signed up with.
     #[schema(value_type = String, pattern = r"\S")]
     operator_id: NonEmpty,
     #[schema(value_type = Option<String>)]
     operator_name: Option<Text>,
     #[schema(value_type = CustomerWithEmail)]
     customer: Object<CustomerWithEmail>,
-    /// A flat map of string, number or boolean, passed through to the profile. A name that
-    /// Customer.io reserves is refused; one of a named field is left out.
+    /// A flat map of strings, numbers and booleans, passed through to the profile. A name that
+    /// Customer.io reserves makes the message unprocessable. The name of another profile field is
+    /// ignored.
     #[serde(default)]
     #[schema(schema_with = fields::attributes_schema)]
     attributes: Option<Attributes>,
@@ -147,13 +148,13 @@ struct Submitted {
 /// The bet slip of an upload was read and confirmed.
 #[derive(Deserialize, ToSchema)]
 struct Confirmed {
-    /// Tells this event from others; else the message's id does, else its body.
+    /// Unique id of the event. Default: the message's id, else a hash of the body.
     #[schema(value_type = Option<String>)]
     event_id: Option<Text>,
-    /// When it happened; else when it arrives.
+    /// Time of the event. Default: the time of arrival.
     occurred_at: Option<DateTime<Utc>>,
     signup_id: Uuid,
-    /// The extraction that read the bet slip.
+    /// Id of the extraction that read the bet slip.
     #[schema(value_type = Option<String>)]
     extraction_id: Option<Text>,
     #[schema(value_type = BetSlip)]
@@ -162,25 +163,25 @@ struct Confirmed {
     customer: Option<Object<Customer>>,
 }
 
-/// The JSON Schema of an event's body, and those that it refers to by name.
+/// Returns the JSON Schema of an event's body, and the schemas that it refers to, by name.
 pub fn schema(event_type: EventType) -> (RefOr<Schema>, Vec<(String, RefOr<Schema>)>) {
-    let mut referred = Vec::new();
+    let mut referenced = Vec::new();
     let schema = match event_type {
         EventType::Submitted => {
-            Submitted::schemas(&mut referred);
+            Submitted::schemas(&mut referenced);
             Submitted::schema()
         }
         EventType::Confirmed => {
-            Confirmed::schemas(&mut referred);
+            Confirmed::schemas(&mut referenced);
             Confirmed::schema()
         }
     };
-    (schema, referred)
+    (schema, referenced)
 }
 
-/// A CloudEvents 1.0 envelope; its `data` is read in a second step.
+/// A CloudEvents 1.0 envelope. Its `data` is parsed in a second step.
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct CloudEvent<'a> {
     specversion: Text,
     id: NonEmpty,
     #[serde(rename = "type")]
@@ -190,13 +191,13 @@ struct Envelope<'a> {
     data: &'a RawValue,
 }
 
-/// Reads one message.
+/// Parses and validates one message.
 pub fn parse(raw: RawEvent<'_>) -> Result<Event, Rejected> {
-    if raw.body.len() > MAX_BODY_BYTES {
+    if raw.body.len() > EVENT_BYTES_MAX {
         let found = raw.body.len();
         return Err(Rejected::new(
             "$",
-            format!("body of {found} bytes, expected at most {MAX_BODY_BYTES}"),
+            format!("body of {found} bytes, expected at most {EVENT_BYTES_MAX}"),
         ));
     }
     let text = std::str::from_utf8(raw.body)
@@ -208,19 +209,19 @@ pub fn parse(raw: RawEvent<'_>) -> Result<Event, Rejected> {
     if !is_enveloped {
         return parse_data(raw, text, "");
     }
-    let envelope: Envelope<'_> = read(text, "")?;
+    let envelope: CloudEvent<'_> = read(text, "")?;
     envelope.check(raw.event_type)?;
     let event = parse_data(raw, envelope.data.get(), "data.")?;
     Ok(Event { id: envelope.id.into(), occurred_at: event.occurred_at.or(envelope.time), ..event })
 }
 
-impl Envelope<'_> {
+impl CloudEvent<'_> {
     fn check(&self, event_type: EventType) -> Result<(), Rejected> {
         if !self.specversion.as_str().starts_with("1.") {
             let found = self.specversion.as_str();
             return Err(Rejected::new("specversion", format!("found {found:?}, expected \"1.0\"")));
         }
-        // A type is usually prefixed with a reversed domain name and often carries a version.
+        // A type usually begins with a reversed domain name and often ends with a version.
         let key = event_type.routing_key();
         if !self.event_type.as_str().contains(key) {
             let found = self.event_type.as_str();
@@ -247,7 +248,7 @@ fn parse_data(raw: RawEvent<'_>, text: &str, prefix: &str) -> Result<Event, Reje
                 occurred_at: data.occurred_at,
                 signup_id: data.signup_id,
                 customer: data.customer.0.into(),
-                details: Details::Submitted {
+                details: EventDetails::Submitted {
                     operator_id: data.operator_id.into(),
                     operator_name: data.operator_name.and_then(Text::non_empty),
                     attributes: data.attributes.unwrap_or_default(),
@@ -261,7 +262,7 @@ fn parse_data(raw: RawEvent<'_>, text: &str, prefix: &str) -> Result<Event, Reje
                 occurred_at: data.occurred_at,
                 signup_id: data.signup_id,
                 customer: data.customer.map(|Object(customer)| customer).unwrap_or_default(),
-                details: Details::Confirmed {
+                details: EventDetails::Confirmed {
                     extraction_id: data.extraction_id.and_then(Text::non_empty),
                     bet_slip: data.bet_slip.0,
                 },
@@ -270,22 +271,22 @@ fn parse_data(raw: RawEvent<'_>, text: &str, prefix: &str) -> Result<Event, Reje
     })
 }
 
-/// The id of a message that brought none: the same for the same body (RFC 9562, section 5.5).
+/// Returns the id of a message that has none: a UUIDv5 of its body (RFC 9562, section 5.5).
 pub fn body_id(body: &[u8]) -> Uuid {
     const NAMESPACE: Uuid = Uuid::from_u128(0x7d2e_40a9_58c3_4b1f_8f05_2ab6_91d4_e03a);
     Uuid::new_v5(&NAMESPACE, body)
 }
 
-/// Deserializes, and reads a second time with the path recorded when the first time fails: the good
-/// case stays fast.
+/// Deserializes a JSON object. On failure, it deserializes again and records the path, so that the
+/// common case stays fast.
 fn read<'a, T: Deserialize<'a>>(text: &'a str, prefix: &str) -> Result<T, Rejected> {
     if let Ok(Object(value)) = serde_json::from_str(text) {
         return Ok(value);
     }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     match serde_path_to_error::deserialize::<_, Object<T>>(&mut deserializer) {
-        // The value itself was fine, so what follows it is not.
-        Ok(_) => Err(Rejected::new("$", "found something after the JSON object, expected the end")),
+        // The object itself is valid, so the error is in the bytes after it.
+        Ok(_) => Err(Rejected::new("$", "found more data after the JSON object, expected the end")),
         Err(error) => Err(explain(&error, prefix)),
     }
 }
@@ -293,13 +294,13 @@ fn read<'a, T: Deserialize<'a>>(text: &'a str, prefix: &str) -> Result<T, Reject
 fn explain(error: &serde_path_to_error::Error<serde_json::Error>, prefix: &str) -> Rejected {
     let mut path = error.path().to_string();
     let message = error.inner().to_string();
-    // serde names the parent of a missing field; a reader wants the field.
+    // serde reports the parent of a missing field, which is less helpful than the field.
     if let Some(field) =
         message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next())
     {
         path = if path == "." { field.to_owned() } else { format!("{path}.{field}") };
     }
-    // Below a key without a name, the path is empty.
+    // Below a key that is the empty string, the path is empty.
     let path =
         if matches!(path.as_str(), "." | "") { "$".to_owned() } else { format!("{prefix}{path}") };
     Rejected { path, expected: message }

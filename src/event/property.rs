@@ -1,23 +1,23 @@
-//! What holds for any bytes: property tests and the fuzzer look whether it does.
+//! Invariants of the parser, checked by property tests and by the fuzzer.
 
-use super::{CLOUDEVENTS_CONTENT_TYPE, EventType, MAX_BODY_BYTES, RawEvent, parse};
+use super::{CLOUDEVENTS_CONTENT_TYPE, EVENT_BYTES_MAX, EventType, RawEvent, parse};
 
-/// Any bytes are read, or it is told where they are wrong; and the same ones are understood the
-/// same way again, since the id of a message that brought none and all that is stored come from
-/// them.
-pub fn any_bytes_are_read_or_told(body: &[u8]) {
+/// Parses any bytes: the result is a valid event, or a rejection that names the location of the
+/// error. The same bytes give the same result again, because everything that is stored comes from
+/// them, including the id of a message that has none.
+pub fn parse_never_panics_and_is_deterministic(body: &[u8]) {
     for event_type in EventType::ALL {
         for content_type in ["application/json", CLOUDEVENTS_CONTENT_TYPE] {
             let raw =
                 RawEvent { event_type, content_type: Some(content_type), message_id: None, body };
-            let read = parse(raw);
-            match &read {
-                Ok(event) => assert!(!event.id.is_empty() && body.len() <= MAX_BODY_BYTES),
+            let result = parse(raw);
+            match &result {
+                Ok(event) => assert!(!event.id.is_empty() && body.len() <= EVENT_BYTES_MAX),
                 Err(rejected) => {
                     assert!(!rejected.path.is_empty() && !rejected.expected.is_empty())
                 }
             }
-            assert_eq!(read, parse(raw));
+            assert_eq!(result, parse(raw));
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Works bulk retries off, at a bounded rate and behind live traffic.
+//! Runs bulk retries at a bounded rate, after live traffic.
 //!
-//! Every replica runs this; the ledger lets one at a time take a step. Between a step's commit and
-//! the confirm of its messages a crash leaves pending jobs without a message, as after a manual
-//! retry.
+//! Every replica runs this; the ledger lets one at a time take a step. A crash between the commit
+//! of a step and the confirm of its messages leaves pending jobs without a message, as after a
+//! manual retry; recovery publishes them.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -10,29 +10,28 @@ use futures_util::future::join_all;
 use serde::Deserialize;
 
 use crate::{
-    broker::{Link, Message, Publisher},
-    ledger::{self, Ledger, Step},
-    runtime::{backoff::Pauses, shutdown::Lifecycle},
+    broker::{Connection, Message, Publisher},
+    ledger::{BulkStep, Ledger},
+    runtime::{backoff::Backoff, shutdown::Shutdown},
 };
 
 /// Settings of bulk retries.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Jobs that are started afresh a second at most, by all replicas together.
+    /// Maximum jobs that are restarted per second, by all replicas together.
     pub jobs_per_second: NonZeroU32,
-    /// Messages that may wait in the work queues; with more, live traffic goes first.
+    /// Messages in the work queues above which bulk retries wait for live traffic.
     pub backlog: u32,
 }
 
-/// How often it is looked whether there is a bulk retry, or whether live traffic has been worked
-/// off.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Steps a second, unless that would be less than a job a step.
+/// Time between two polls for a bulk retry, or for the backlog to drain.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Steps per second, unless a step would have fewer than one job.
 const STEPS_PER_SECOND: u32 = 5;
 
 impl Config {
-    /// Jobs a step at most, and the time from one step to the next.
+    /// The maximum jobs per step, and the time between two steps.
     fn step(&self) -> (i64, Duration) {
         let rate = self.jobs_per_second.get();
         let jobs = (rate / STEPS_PER_SECOND).max(1);
@@ -40,62 +39,68 @@ impl Config {
     }
 }
 
-/// Takes steps until nothing new is to be taken. While `are_calls_short` says that calls wait for
-/// their turn, live traffic goes first.
-pub async fn run(
-    config: Config,
-    are_calls_short: impl Fn() -> bool,
-    link: Arc<Link>,
-    ledger: Ledger,
-    publisher: Publisher,
-    lifecycle: Lifecycle,
-) {
-    let mut pauses = Pauses::default();
-    let (most, pace) = config.step();
-    while !lifecycle.is_draining() {
-        if are_calls_short() {
-            wait(&lifecycle, pace).await;
-            continue;
-        }
-        match ledger.bulk_step(most, pace).await {
-            Ok(Step::Idle) => wait(&lifecycle, LOOK_EVERY).await,
-            Ok(Step::Started(jobs)) => {
-                pauses.reset();
-                let messages: Vec<_> = jobs.iter().map(Message::job).collect();
-                join_all(messages.iter().map(|message| publisher.publish(message))).await;
-                wait(&lifecycle, pace).await;
-                let_live_traffic_go_first(&config, &link, &lifecycle).await;
+/// Runs bulk retries.
+#[derive(Debug)]
+pub struct BulkRetries {
+    /// Settings.
+    pub config: Config,
+    /// Counts the messages in the work queues.
+    pub connection: Arc<Connection>,
+    /// Restarts the jobs.
+    pub ledger: Ledger,
+    /// Publishes the restarted jobs.
+    pub publisher: Publisher,
+}
+
+impl BulkRetries {
+    /// Takes steps until shutdown. While `calls_are_scarce` returns true, live traffic goes first.
+    pub async fn run(self, calls_are_scarce: impl Fn() -> bool, shutdown: Shutdown) {
+        let mut backoff = Backoff::default();
+        let (jobs_max, pace) = self.config.step();
+        while !shutdown.is_draining() {
+            if calls_are_scarce() {
+                wait(&shutdown, pace).await;
+                continue;
             }
-            Err(error) => {
-                report(&error);
-                tokio::select! {
-                    () = lifecycle.draining() => {}
-                    () = pauses.pause() => {}
+            match self.ledger.bulk_step(jobs_max, pace).await {
+                Ok(BulkStep::Idle) => wait(&shutdown, POLL_INTERVAL).await,
+                Ok(BulkStep::Restarted(jobs)) => {
+                    backoff.reset();
+                    let messages: Vec<_> = jobs.iter().map(Message::job).collect();
+                    join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
+                    wait(&shutdown, pace).await;
+                    self.wait_for_live_traffic(&shutdown).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a step of a bulk retry failed, retrying");
+                    tokio::select! {
+                        () = shutdown.draining() => {}
+                        () = backoff.wait() => {}
+                    }
                 }
             }
         }
     }
+
+    /// Waits while the work queues contain more than the backlog. If they can't be counted, it does
+    /// not wait.
+    async fn wait_for_live_traffic(&self, shutdown: &Shutdown) {
+        while !shutdown.is_draining()
+            && matches!(
+                self.connection.backlog().await,
+                Ok(backlog) if backlog.total() > self.config.backlog
+            )
+        {
+            wait(shutdown, POLL_INTERVAL).await;
+        }
+    }
 }
 
-async fn wait(lifecycle: &Lifecycle, time: Duration) {
+async fn wait(shutdown: &Shutdown, time: Duration) {
     tokio::select! {
-        () = lifecycle.draining() => {}
+        () = shutdown.draining() => {}
         () = tokio::time::sleep(time) => {}
     }
-}
-
-/// Waits while more than the backlog waits in the work queues. A broker that can't tell is not
-/// waited for.
-async fn let_live_traffic_go_first(config: &Config, link: &Link, lifecycle: &Lifecycle) {
-    while !lifecycle.is_draining()
-        && matches!(link.backlog().await, Ok(backlog) if backlog.total() > config.backlog)
-    {
-        wait(lifecycle, LOOK_EVERY).await;
-    }
-}
-
-fn report(error: &ledger::Error) {
-    tracing::warn!(%error, "a step of a bulk retry failed, trying again");
 }
 
 #[cfg(test)]

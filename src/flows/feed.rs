@@ -1,8 +1,10 @@
-//! What happens, as it happens, to everybody who watches: outcomes of all replicas, and the
-//! progress of bulk retries.
+//! The live feed: outcomes of all replicas, the progress of bulk retries, and the state of the
+//! circuit breaker, for every subscriber.
 //!
-//! Nothing is consumed while nobody watches. A watcher that reads slowly misses frames and is told
-//! how many; it never holds up another.
+//! Nothing is consumed while there are no subscribers. A slow subscriber misses frames and receives
+//! their number; it never delays another.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: the progress since the subscription")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,68 +15,68 @@ use tokio::sync::{Notify, broadcast, watch};
 use utoipa::ToSchema;
 
 use crate::{
-    broker::{Heard, Link, listen},
-    customerio::GateView,
+    broker::{Connection, OutcomeEvent, subscribe_outcomes},
+    customerio::BreakerStatus,
     ledger::{BulkRetry, Ledger},
-    runtime::shutdown::Lifecycle,
+    runtime::shutdown::Shutdown,
 };
 
-/// Frames that a slow watcher may be behind.
-const BACKLOG: usize = 4096;
-/// How long a new watcher waits for the first frame to be possible.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How often the progress of bulk retries is looked at.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Maximum frames that a slow subscriber may lag behind.
+const LAG_FRAMES_MAX: usize = 4096;
+/// Maximum time that a new subscriber waits for the subscription to outcomes.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time between two queries for the progress of bulk retries.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A frame of our own, beside the outcomes.
+/// A frame that is not an outcome.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(tag = "type")]
 pub enum Notice {
-    /// A bulk retry went on.
+    /// A bulk retry made progress.
     #[serde(rename = "bulk_retry.progress", rename_all = "camelCase")]
     Progress {
-        /// Where it stands.
+        /// The bulk retry.
         bulk_retry: BulkRetry,
     },
-    /// The gate to Customer.io shut or opened, at one replica.
-    #[serde(rename = "gate.changed")]
-    Gate {
-        /// How it stands now.
-        gate: GateView,
+    /// The circuit breaker of one replica opened, closed, or is open for another reason.
+    #[serde(rename = "breaker.changed")]
+    Breaker {
+        /// Its new state.
+        breaker: BreakerStatus,
     },
-    /// The watcher missed frames.
+    /// The subscriber missed frames.
     #[serde(rename = "feed.missed")]
     Missed {
-        /// How many; absent if that is not known, after the broker was away.
+        /// Their number. Absent if it is unknown, after the connection to RabbitMQ was lost.
         #[serde(skip_serializing_if = "Option::is_none")]
         missed: Option<u64>,
     },
 }
 
 impl Notice {
-    /// Its text frame.
+    /// Returns the notice as a text frame.
     pub fn frame(&self) -> Bytes {
         serde_json::to_vec(self).expect("a notice is valid JSON").into()
     }
 }
 
-/// The feed. Cheap to clone.
+/// A handle to the feed. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Feed(Arc<Inner>);
+pub struct Feed(Arc<FeedShared>);
 
 #[derive(Debug)]
-struct Inner {
+struct FeedShared {
     frames: broadcast::Sender<Bytes>,
     is_live: watch::Sender<bool>,
     wanted: Notify,
 }
 
-/// Frames from now on.
+/// A subscription to the frames from now on.
 #[derive(Debug)]
-pub struct Watcher(broadcast::Receiver<Bytes>);
+pub struct FeedSubscriber(broadcast::Receiver<Bytes>);
 
-impl Watcher {
-    /// The next frame; `None` when the feed has ended.
+impl FeedSubscriber {
+    /// Returns the next frame, or `None` when the feed has ended.
     pub async fn next(&mut self) -> Option<Bytes> {
         match self.0.recv().await {
             Ok(frame) => Some(frame),
@@ -88,8 +90,8 @@ impl Watcher {
 
 impl Default for Feed {
     fn default() -> Self {
-        Self(Arc::new(Inner {
-            frames: broadcast::Sender::new(BACKLOG),
+        Self(Arc::new(FeedShared {
+            frames: broadcast::Sender::new(LAG_FRAMES_MAX),
             is_live: watch::Sender::new(false),
             wanted: Notify::new(),
         }))
@@ -97,45 +99,44 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// Watches from now on: what happens after this has answered is not missed, if the broker is
-    /// there.
-    pub async fn watch(&self) -> Watcher {
-        let watcher = Watcher(self.0.frames.subscribe());
+    /// Subscribes. What happens after this returns is not missed, unless RabbitMQ is unreachable.
+    pub async fn subscribe(&self) -> FeedSubscriber {
+        let subscriber = FeedSubscriber(self.0.frames.subscribe());
         self.0.wanted.notify_one();
         let mut is_live = self.0.is_live.subscribe();
-        // Without the broker, the watcher hears of it when it is back.
-        let _ = tokio::time::timeout(PATIENCE, is_live.wait_for(|is_live| *is_live)).await;
-        watcher
+        // Without RabbitMQ, the subscriber receives `feed.missed` when it is back.
+        let _ = tokio::time::timeout(SUBSCRIBE_TIMEOUT, is_live.wait_for(|is_live| *is_live)).await;
+        subscriber
     }
 
-    /// Listens while there are watchers, until nothing new is to be taken.
+    /// Consumes outcomes while there are subscribers, until shutdown.
     pub async fn run(
         self,
-        link: Arc<Link>,
+        connection: Arc<Connection>,
         ledger: Ledger,
-        mut gate: watch::Receiver<GateView>,
-        lifecycle: Lifecycle,
+        mut breaker: watch::Receiver<BreakerStatus>,
+        shutdown: Shutdown,
     ) {
         loop {
             tokio::select! {
-                () = lifecycle.draining() => return,
+                () = shutdown.draining() => return,
                 () = self.0.wanted.notified() => {}
             }
             tokio::select! {
-                () = lifecycle.draining() => return,
-                () = self.listen(link.clone()) => {}
-                () = self.tell_progress(&ledger) => {}
-                () = self.tell_of_gate(&mut gate) => {}
+                () = shutdown.draining() => return,
+                () = self.forward_outcomes(connection.clone()) => {}
+                () = self.send_progress(&ledger) => {}
+                () = self.send_breaker_changes(&mut breaker) => {}
                 () = self.0.frames.closed() => {}
             }
             self.0.is_live.send_replace(false);
         }
     }
 
-    async fn listen(&self, link: Arc<Link>) {
-        listen(link, |heard| match heard {
-            Heard::Outcome(body) => self.send(body.into()),
-            Heard::Started => {
+    async fn forward_outcomes(&self, connection: Arc<Connection>) {
+        subscribe_outcomes(connection, |event| match event {
+            OutcomeEvent::Outcome(body) => self.send(body.into()),
+            OutcomeEvent::Subscribed => {
                 if self.0.is_live.send_replace(true) {
                     self.send(Notice::Missed { missed: None }.frame());
                 }
@@ -144,9 +145,9 @@ impl Feed {
         .await;
     }
 
-    async fn tell_progress(&self, ledger: &Ledger) {
+    async fn send_progress(&self, ledger: &Ledger) {
         let mut since = Utc::now() - TimeDelta::seconds(10);
-        let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+        let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             ticks.tick().await;
             match ledger.bulk_retries(since, 20).await {
@@ -156,21 +157,28 @@ impl Feed {
                         self.send(Notice::Progress { bulk_retry }.frame());
                     }
                 }
-                Err(error) => tracing::debug!(%error, "looking at the progress of bulk retries"),
+                Err(error) => {
+                    tracing::debug!(%error, "reading the progress of bulk retries failed")
+                }
             }
         }
     }
 
-    async fn tell_of_gate(&self, gate: &mut watch::Receiver<GateView>) {
-        gate.mark_unchanged();
-        while gate.changed().await.is_ok() {
-            let gate = gate.borrow_and_update().clone();
-            self.send(Notice::Gate { gate }.frame());
+    async fn send_breaker_changes(&self, breaker: &mut watch::Receiver<BreakerStatus>) {
+        // A probe makes the breaker half-open, often many times per second. That is not worth a
+        // frame.
+        let summary = |status: &BreakerStatus| (status.is_closed(), status.reason);
+        let mut last = summary(&breaker.borrow_and_update());
+        while breaker.changed().await.is_ok() {
+            let breaker = breaker.borrow_and_update().clone();
+            if std::mem::replace(&mut last, summary(&breaker)) != summary(&breaker) {
+                self.send(Notice::Breaker { breaker }.frame());
+            }
         }
     }
 
     fn send(&self, frame: Bytes) {
-        // It fails only when nobody watches.
+        // It fails only if there is no subscriber.
         let _ = self.0.frames.send(frame);
     }
 }

@@ -1,8 +1,8 @@
-//! Conservation, watched all the time: whatever was taken in is in one place now, and ledger,
-//! mirror and queues agree.
+//! Checks continuously that nothing is lost or duplicated: everything that was received is in
+//! exactly one place, and ledger, mirror and queues agree.
 //!
-//! It only looks. Recovery and the sweep mend what they can; what stays for longer than they need
-//! is for people to see.
+//! The check changes nothing. Recovery and the sweep fix what they can; a discrepancy that outlasts
+//! them needs a person.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,139 +10,150 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::{
-    broker::{self, FAILED_QUEUE, Link, MIRROR_QUEUE},
-    ledger::{self, Balance, Drift, Drifted, Duty, Lead, Ledger, Suspects},
-    runtime::{metrics::Metrics, shutdown::Lifecycle},
+    broker::{self, Connection, FAILED_QUEUE, MIRROR_QUEUE},
+    ledger::{
+        self, Balance, Drift, DriftEntry, LeaderLock, LeaderTask, Ledger, LostMessageScope,
+        WaitingMessages,
+    },
+    runtime::{metrics::Metrics, shutdown::Shutdown},
 };
 
-/// Settings of the watch.
+/// Settings of the integrity check.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// How often it looks.
+    /// Time between checks.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
 }
 
-/// What is younger than this may be on its way from one place to the next.
-const GRACE: Duration = Duration::from_secs(60);
-/// Jobs of a kind that are named at most.
-const SAMPLE: i32 = 50;
+/// A state younger than this may be about to change, and is not reported.
+const GRACE_PERIOD: Duration = Duration::from_secs(60);
+/// Maximum jobs that are listed per kind of discrepancy.
+const SAMPLE_JOBS_MAX: i32 = 50;
 
-/// What can't be looked at.
+/// Why the check could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The ledger.
+    /// The ledger could not be read.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
-    /// The queues.
+    /// The queues could not be counted.
     #[error(transparent)]
     Broker(#[from] broker::Error),
 }
 
-/// Messages that are ready, by where they wait.
+/// Messages that are ready, by queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queues {
+pub struct QueueDepths {
     /// In the work queues: events, and jobs that are due.
     pub work: u32,
     /// In the delay tiers.
     pub tiers: u32,
     /// In the failure queue.
     pub failed: u32,
-    /// On their way into the mirror.
+    /// In the mirror's queue.
     pub mirror: u32,
 }
 
-/// What was found at one look.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Findings {
-    /// What was taken in, and where it is.
+pub struct IntegrityReport {
+    /// Everything that was received, and where it is.
     pub balance: Balance,
-    /// What the queues hold.
-    pub queues: Queues,
-    /// What is not as it should be.
-    pub drifted: Vec<Drifted>,
+    /// The depths of the queues.
+    pub queues: QueueDepths,
+    /// The discrepancies.
+    pub drifted: Vec<DriftEntry>,
 }
 
-/// Looks once. While `is_held`, no calls are made and jobs may be long due.
-pub async fn look(ledger: &Ledger, link: &Link, is_held: bool) -> Result<Findings, Error> {
-    let backlog = link.backlog().await?;
-    let suspects = Suspects::among(backlog.events, backlog.jobs, is_held);
-    let mut drifted = ledger.drifted(suspects, GRACE, SAMPLE).await?;
-    let (waiting, waiting_jobs) = ledger.waiting(GRACE, SAMPLE).await?;
-    let queues = Queues {
+/// Checks once. While calls are paused, jobs become overdue without a loss.
+pub async fn check(
+    ledger: &Ledger,
+    connection: &Connection,
+    calls_are_paused: bool,
+) -> Result<IntegrityReport, Error> {
+    let backlog = connection.backlog().await?;
+    let waiting = WaitingMessages { events: backlog.events, jobs: backlog.jobs };
+    let scope = LostMessageScope::for_backlog(waiting, calls_are_paused);
+    let mut drifted = ledger.drifted(scope, GRACE_PERIOD, SAMPLE_JOBS_MAX).await?;
+    let (in_tiers, waiting_jobs) = ledger.waiting(GRACE_PERIOD, SAMPLE_JOBS_MAX).await?;
+    let queues = QueueDepths {
         work: backlog.total(),
-        tiers: link.in_tiers().await?,
-        failed: link.depth(FAILED_QUEUE).await?,
-        mirror: link.depth(MIRROR_QUEUE).await?,
+        tiers: connection.messages_in_tiers().await?,
+        failed: connection.depth(FAILED_QUEUE).await?,
+        mirror: connection.depth(MIRROR_QUEUE).await?,
     };
     let balance = ledger.balance().await?;
-    // What waits in the mirror's queue is mirrored in a moment.
+    // A failure in the mirror's queue is about to be mirrored.
     drifted.retain(|one| one.drift != Drift::NotMirrored || queues.mirror == 0);
     let mut note = |drift, count: i64, jobs: Vec<Uuid>| {
         if count != 0 {
-            drifted.push(Drifted { drift, count: count.abs(), jobs });
+            drifted.push(DriftEntry { drift, count: count.abs(), jobs });
         }
     };
-    note(Drift::Balance, balance.taken_in() - balance.accounted_for(), Vec::new());
-    note(Drift::Waiting, (waiting - i64::from(queues.tiers)).max(0), waiting_jobs);
+    note(Drift::Balance, balance.received() - balance.accounted_for(), Vec::new());
+    note(Drift::Waiting, (in_tiers - i64::from(queues.tiers)).max(0), waiting_jobs);
     if queues.mirror == 0 {
         note(Drift::FailureQueue, balance.open_failures - i64::from(queues.failed), Vec::new());
     }
-    Ok(Findings { balance, queues, drifted })
+    Ok(IntegrityReport { balance, queues, drifted })
 }
 
-/// What watches.
+/// Compares ledger, mirror and queues.
 #[derive(Debug)]
-pub struct Watch {
+pub struct IntegrityCheck {
     /// Settings.
     pub config: Config,
-    /// Where the queues are looked at.
-    pub link: Arc<Link>,
-    /// Where the jobs are looked at.
+    /// Counts the messages in the queues.
+    pub connection: Arc<Connection>,
+    /// Reads the jobs.
     pub ledger: Ledger,
-    /// Where it is told.
+    /// Publishes the discrepancies.
     pub metrics: Arc<Metrics>,
 }
 
-impl Watch {
-    /// Looks now and then, on one replica at a time, until nothing new is to be taken.
-    pub async fn run(self, is_held: impl Fn() -> bool, lifecycle: Lifecycle) {
-        let mut lead = self.ledger.stand_by(Duty::Integrity);
+impl IntegrityCheck {
+    /// Checks at intervals, on one replica at a time, until shutdown.
+    pub async fn run(self, calls_are_paused: impl Fn() -> bool, shutdown: Shutdown) {
+        let mut leader = self.ledger.leader_lock(LeaderTask::Integrity);
         loop {
             tokio::select! {
-                () = lifecycle.draining() => break,
+                () = shutdown.draining() => break,
                 () = tokio::time::sleep(self.config.interval) => {}
             }
-            if let Err(error) = self.tell(&mut lead, is_held()).await {
-                tracing::warn!(%error, "holding what was taken in against what became of it \
-                    failed, trying again");
+            if let Err(error) = self.check_as_leader(&mut leader, calls_are_paused()).await {
+                tracing::warn!(%error, "the integrity check failed, retrying");
             }
         }
-        lead.end().await;
+        leader.release().await;
     }
 
-    async fn tell(&self, lead: &mut Lead, is_held: bool) -> Result<(), Error> {
-        if !lead.is_ours().await? {
-            // Who does not lead tells nothing: what it found last may have been mended.
+    async fn check_as_leader(
+        &self,
+        leader: &mut LeaderLock,
+        calls_are_paused: bool,
+    ) -> Result<(), Error> {
+        if !leader.try_acquire().await? {
+            // Only the leader reports: the last result of this replica may be outdated.
             self.metrics.drift.reset();
             return Ok(());
         }
-        self.ledger.add_up().await?;
-        let findings = look(&self.ledger, &self.link, is_held).await?;
+        self.ledger.sum_received().await?;
+        let report = check(&self.ledger, &self.connection, calls_are_paused).await?;
         for &drift in Drift::ALL {
-            let found = findings.drifted.iter().find(|one| one.drift == drift);
+            let found = report.drifted.iter().find(|one| one.drift == drift);
             self.metrics
                 .drift
                 .with_label_values(&[drift.as_str()])
                 .set(found.map_or(0, |one| one.count));
-            if let Some(Drifted { count, jobs, .. }) = found {
+            if let Some(DriftEntry { count, jobs, .. }) = found {
                 let jobs: Vec<_> = jobs.iter().take(3).map(Uuid::to_string).collect();
                 tracing::warn!(
                     drift = drift.as_str(),
                     count,
                     ?jobs,
-                    "ledger, mirror and queues do not agree"
+                    "integrity check: {drift}, {count} jobs or messages"
                 );
             }
         }

@@ -1,86 +1,101 @@
-//! Keeps all replicas together under the calls a second that are allowed: each leases its share in
-//! the database, uses no more, and none at all when the lease is over. What Customer.io asks of one
-//! replica, to be left alone for a while, is told to the others on the same way.
+//! Keeps the calls of all replicas together within the rate limit. Each replica leases its part of
+//! the rate in the database, uses no more, and makes no call without a lease. A `Retry-After` that
+//! one replica received reaches the others the same way.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: a lease starts before its request")]
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
 use crate::{
     customerio::CustomerIo,
-    ledger::{CallShare, Error, Ledger},
-    runtime::shutdown::Lifecycle,
+    ledger::{CallRateLease, CallRateRequest, Error, Ledger},
+    runtime::shutdown::Shutdown,
 };
 
-/// How often a share is renewed. Shares follow replicas that come and go within three of these.
-const RENEW_EVERY: Duration = Duration::from_millis(500);
-/// How long a share lasts. That of a replica that was killed is lost to the others for as long.
-const LEASE: Duration = Duration::from_secs(2);
+/// Time between renewals. When a replica starts or stops, the leases adapt within three of these
+/// intervals.
+const RENEWAL_INTERVAL: Duration = Duration::from_millis(500);
+/// Duration of a lease. The rate of a killed replica is unused for that long.
+const LEASE_DURATION: Duration = Duration::from_secs(2);
 
-/// What this replica has of the calls.
-struct Lease {
+/// This replica's lease.
+struct CurrentLease {
     replica: Uuid,
-    /// Calls a second that all replicas may make together.
-    all: f64,
-    share: f64,
+    /// Calls per second that all replicas may make together.
+    total: f64,
+    calls_per_second: f64,
     ends: Instant,
-    /// Until when calls are to be held, while the others have not been told.
-    untold: Option<Instant>,
+    /// End of a pause that the other replicas do not know of yet.
+    unpublished_pause: Option<Instant>,
 }
 
-/// Renews this replica's share of `all` calls a second until everything has to end: calls in hand
-/// need it, too.
+/// Renews this replica's lease until the second stage of the shutdown: calls in flight need it.
 pub async fn run(
-    all: NonZeroU32,
+    total: NonZeroU32,
     customerio: Arc<CustomerIo>,
     ledger: Ledger,
-    lifecycle: Lifecycle,
+    shutdown: Shutdown,
 ) {
-    let mut lease = Lease {
+    let mut lease = CurrentLease {
         replica: Uuid::now_v7(),
-        all: all.get().into(),
-        share: 0.0,
+        total: total.get().into(),
+        calls_per_second: 0.0,
         ends: Instant::now(),
-        untold: None,
+        unpublished_pause: None,
     };
-    let mut asked = customerio.watch_asked();
-    let mut renewals = tokio::time::interval(RENEW_EVERY);
-    renewals.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut pauses = customerio.watch_paused_until();
+    let mut renewals = tokio::time::interval(RENEWAL_INTERVAL);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = lifecycle.ended() => break,
-            Ok(()) = asked.changed() => lease.untold = *asked.borrow_and_update(),
+            () = shutdown.ended() => break,
+            Ok(()) = pauses.changed() => lease.unpublished_pause = *pauses.borrow_and_update(),
             _ = renewals.tick() => {}
         }
-        // The lease counts from before the database is asked, so that it ends here first.
+        // The lease starts before the request to the database, so that it ends here first.
         let now = Instant::now();
-        match tokio::time::timeout(LEASE, lease.renew(&ledger, now)).await {
-            Ok(Ok(CallShare { calls_per_second, held_for })) => {
-                if !held_for.is_zero() {
-                    customerio.hold(held_for);
+        match tokio::time::timeout(LEASE_DURATION, lease.renew(&ledger, now)).await {
+            Ok(Ok(CallRateLease { calls_per_second, paused_for })) => {
+                if !paused_for.is_zero() {
+                    customerio.pause(paused_for);
                 }
-                (lease.share, lease.ends) = (calls_per_second, now + LEASE);
-                customerio.budget().grant(lease.share, lease.ends);
+                (lease.calls_per_second, lease.ends) = (calls_per_second, now + LEASE_DURATION);
+                customerio.rate_limiter().grant(calls_per_second, lease.ends);
             }
             Ok(Err(error)) => {
-                tracing::warn!(%error, "no calls are made without a share; trying again")
+                tracing::warn!(
+                    %error,
+                    "renewing the lease on the call rate failed, retrying; no call is made \
+                        without it"
+                );
             }
-            Err(_) => tracing::warn!("renewing the share of the calls took too long; trying again"),
+            Err(_) => tracing::warn!(
+                "renewing the lease on the call rate took longer than {LEASE_DURATION:?}, \
+                 retrying; no call is made without it"
+            ),
         }
     }
-    if let Err(error) = ledger.give_call_share_up(lease.replica).await {
-        tracing::debug!(%error, "the share of the calls ends with its lease");
+    if let Err(error) = ledger.release_call_lease(lease.replica).await {
+        tracing::debug!(%error, "the lease on the call rate was not released and will expire");
     }
 }
 
-impl Lease {
-    async fn renew(&mut self, ledger: &Ledger, now: Instant) -> Result<CallShare, Error> {
-        if let Some(until) = self.untold {
-            ledger.hold_calls(until.saturating_duration_since(now)).await?;
-            self.untold = None;
+impl CurrentLease {
+    async fn renew(&mut self, ledger: &Ledger, now: Instant) -> Result<CallRateLease, Error> {
+        if let Some(until) = self.unpublished_pause {
+            ledger.pause_calls(until.saturating_duration_since(now)).await?;
+            self.unpublished_pause = None;
         }
-        let in_use = if now < self.ends { self.share } else { 0.0 };
-        ledger.renew_call_share(self.replica, self.all, in_use, LEASE).await
+        let current = if now < self.ends { self.calls_per_second } else { 0.0 };
+        let request = CallRateRequest {
+            replica: self.replica,
+            total: self.total,
+            current,
+            lease: LEASE_DURATION,
+        };
+        ledger.renew_call_lease(&request).await
     }
 }

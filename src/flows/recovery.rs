@@ -1,14 +1,13 @@
-//! Finds jobs that nobody works on any more and sends them on their way again. One replica at a
-//! time does it.
+//! Finds jobs that no message would advance, and lets them continue. One replica at a time does
+//! this.
 //!
-//! - A job that has been `processing` for over five minutes goes back to `pending`: whoever held it
+//! - A job that has been `processing` for more than five minutes is reset to `pending`: its owner
 //!   is gone.
-//! - A pending job that is long overdue has lost its message, if none waits in the queue that it
-//!   would be in and calls are made: it is published again, and not once more before
-//!   `send_again_after`. A message too many does no harm, since the ledger answers it; a flood of
-//!   them would.
-//! - A failed job that the mirror does not have was lost on its way there, if none is on that way
-//!   now: it is parked again.
+//! - A pending job that is overdue has lost its message if none waits in the queue that it would be
+//!   in, and calls are not paused. It is published again, at most once within `resend_after`. A
+//!   superfluous message is harmless, since the ledger answers it; a flood of them would not be.
+//! - A failed job that is not in the mirror was lost on its way there, unless messages still wait
+//!   for the mirror. It is parked again.
 
 use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
@@ -16,40 +15,54 @@ use futures_util::future::join_all;
 use serde::Deserialize;
 
 use crate::{
-    broker::{self, JOBS_EXCHANGE, Link, MIRROR_QUEUE, Message, Origin, Publisher},
-    ledger::{self, Duty, Lead, Ledger, Suspects},
-    runtime::{metrics::Metrics, shutdown::Lifecycle},
+    broker::{self, Connection, JOBS_EXCHANGE, MIRROR_QUEUE, Message, Origin, Publisher},
+    ledger::{
+        self, LeaderLock, LeaderTask, Ledger, LostMessageScope, RecoveryLimits, WaitingMessages,
+    },
+    runtime::{metrics::Metrics, shutdown::Shutdown, text_enum::text_enum},
 };
 
-/// Settings of the recovery.
+/// Settings of recovery.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// How often it looks.
+    /// Time between checks.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// How long after its time a pending job counts as one that lost its message.
+    /// Time after which a pending job counts as one that lost its message.
     #[serde(with = "humantime_serde")]
     pub overdue_after: Duration,
-    /// How long the message that was sent again may take before another is sent.
+    /// Minimum time between two messages that are published for one job.
     #[serde(with = "humantime_serde")]
-    pub send_again_after: Duration,
-    /// Messages that are sent again at one look at most.
+    pub resend_after: Duration,
+    /// Maximum messages that are published per check.
     pub batch_size: NonZeroU16,
 }
 
-/// What recovers.
+text_enum! {
+    /// The action of recovery on a job.
+    RecoveryAction {
+        /// It was reset to `pending`.
+        Reset = "reset",
+        /// Its message was published again.
+        Resent = "resent",
+        /// Its failure was parked again.
+        Reparked = "reparked",
+    }
+}
+
+/// Republishes lost messages and resets abandoned jobs.
 #[derive(Debug)]
 pub struct Recovery {
     /// Settings.
     pub config: Config,
-    /// Where the work queues are looked at.
-    pub link: Arc<Link>,
-    /// Where messages are sent again.
+    /// Counts the messages in the queues.
+    pub connection: Arc<Connection>,
+    /// Publishes the lost messages again.
     pub publisher: Publisher,
-    /// The truth.
+    /// Finds the jobs.
     pub ledger: Ledger,
-    /// What is counted.
+    /// Counts the recovered jobs.
     pub metrics: Arc<Metrics>,
 }
 
@@ -62,68 +75,74 @@ enum Error {
 }
 
 impl Recovery {
-    /// Looks now and then until nothing new is to be taken. While `is_held` says that no calls are
-    /// made, overdue jobs wait where they are.
-    pub async fn run(self, is_held: impl Fn() -> bool, lifecycle: Lifecycle) {
-        let mut lead = self.ledger.stand_by(Duty::Recovery);
+    /// Checks at intervals until shutdown. While calls are paused, overdue jobs are left alone.
+    pub async fn run(self, calls_are_paused: impl Fn() -> bool, shutdown: Shutdown) {
+        let mut leader = self.ledger.leader_lock(LeaderTask::Recovery);
         loop {
-            // First after a while: what an earlier process left is delivered again in the meantime.
+            // The first check is not immediate: RabbitMQ redelivers what an earlier process left.
             tokio::select! {
-                () = lifecycle.draining() => break,
+                () = shutdown.draining() => break,
                 () = tokio::time::sleep(self.config.interval) => {}
             }
-            if let Err(error) = self.look(&mut lead, &is_held).await {
-                tracing::warn!(%error, "looking for lost jobs failed, trying again");
+            if let Err(error) = self.check(&mut leader, &calls_are_paused).await {
+                tracing::warn!(%error, "the check for lost messages failed, retrying");
             }
         }
-        lead.end().await;
+        leader.release().await;
     }
 
-    async fn look(&self, lead: &mut Lead, is_held: impl Fn() -> bool) -> Result<(), Error> {
-        if !lead.is_ours().await? {
+    async fn check(
+        &self,
+        leader: &mut LeaderLock,
+        calls_are_paused: &impl Fn() -> bool,
+    ) -> Result<(), Error> {
+        if !leader.try_acquire().await? {
             return Ok(());
         }
         let reset = self.ledger.cleanup(ledger::SERVICE).await?;
-        self.count("reset", reset);
-        self.park_unmirrored().await?;
-        let backlog = self.link.backlog().await?;
-        let Some(suspects) = Suspects::among(backlog.events, backlog.jobs, is_held()) else {
+        self.count(RecoveryAction::Reset, reset.unsigned_abs());
+        self.repark_unmirrored().await?;
+        let backlog = self.connection.backlog().await?;
+        let waiting = WaitingMessages { events: backlog.events, jobs: backlog.jobs };
+        let Some(scope) = LostMessageScope::for_backlog(waiting, calls_are_paused()) else {
             return Ok(());
         };
-        let Config { overdue_after, send_again_after, batch_size, .. } = self.config;
-        let lost = self
-            .ledger
-            .take_overdue(suspects, overdue_after, send_again_after, batch_size.get().into())
-            .await?;
+        let lost = self.ledger.take_overdue(scope, self.limits()).await?;
         let messages: Vec<_> = lost.iter().map(Message::job).collect();
         join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
-        self.count("sent_again", i64::try_from(lost.len()).unwrap_or(i64::MAX));
+        self.count(RecoveryAction::Resent, lost.len() as u64);
         Ok(())
     }
 
-    async fn park_unmirrored(&self) -> Result<(), Error> {
-        if self.link.depth(MIRROR_QUEUE).await? > 0 {
+    async fn repark_unmirrored(&self) -> Result<(), Error> {
+        if self.connection.depth(MIRROR_QUEUE).await? > 0 {
             return Ok(());
         }
-        let Config { overdue_after, send_again_after, batch_size, .. } = self.config;
-        let unmirrored = self
-            .ledger
-            .take_unmirrored(overdue_after, send_again_after, batch_size.get().into())
-            .await?;
+        let unmirrored = self.ledger.take_unmirrored(self.limits()).await?;
         let origin = Origin { exchange: JOBS_EXCHANGE, routing_key: "" };
         let messages: Vec<_> = unmirrored
             .iter()
             .map(|one| Message::failed(&one.job, one.reason, &one.failure, one.at, origin))
             .collect();
         join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
-        self.count("parked_again", i64::try_from(messages.len()).unwrap_or(i64::MAX));
+        self.count(RecoveryAction::Reparked, messages.len() as u64);
         Ok(())
     }
 
-    fn count(&self, what: &str, jobs: i64) {
+    fn limits(&self) -> RecoveryLimits {
+        let Config { overdue_after, resend_after, batch_size, .. } = self.config;
+        RecoveryLimits { overdue_after, resend_after, jobs: batch_size.get().into() }
+    }
+
+    fn count(&self, action: RecoveryAction, jobs: u64) {
         if jobs > 0 {
-            tracing::warn!(jobs, "recovered: {what}");
-            self.metrics.recovered.with_label_values(&[what]).inc_by(jobs.unsigned_abs());
+            let what = match action {
+                RecoveryAction::Reset => "abandoned jobs were reset to pending",
+                RecoveryAction::Resent => "lost messages of overdue jobs were published again",
+                RecoveryAction::Reparked => "failures missing in the mirror were parked again",
+            };
+            tracing::warn!(jobs, action = action.as_str(), "{what}");
+            self.metrics.recovered.with_label_values(&[action.as_str()]).inc_by(jobs);
         }
     }
 }

@@ -1,17 +1,20 @@
-//! The words of a sync job: its phase, its status, how a call for it ended.
+//! The vocabulary of a sync job: its phase, its status, the outcome of an attempt.
 //!
-//! Pure data. The names in quotes are the ones the database, the messages and the HTTP answers use.
+//! Pure data. The texts in quotes are the ones that the database, the messages and the HTTP
+//! responses use.
 
+mod claimant;
 mod work;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use chrono::{DateTime, Utc};
 use ulid::Ulid;
 use uuid::Uuid;
 
 use crate::runtime::text_enum::text_enum;
-pub use work::{Ending, Job, JobMessage, Report, Signup, Work};
+pub use claimant::Claimant;
+pub use work::{ClaimedJob, Ending, Job, JobMessage, JobReport, Signup};
 
 text_enum! {
     /// Which of a signup's two jobs this is.
@@ -24,13 +27,13 @@ text_enum! {
 }
 
 text_enum! {
-    /// Where a job stands.
+    /// The state of a job.
     Status {
         /// Waits for its message to arrive from a queue or a tier.
         Pending = "pending",
-        /// Claimed by one message; a call may be under way.
+        /// Claimed by one message; a call may be in flight.
         Processing = "processing",
-        /// Accepted by Customer.io. Never made again.
+        /// Accepted by Customer.io. It never runs again.
         Completed = "completed",
         /// Refused or exhausted; waits for an operator or a new event.
         Failed = "failed",
@@ -38,13 +41,13 @@ text_enum! {
 }
 
 text_enum! {
-    /// What kind of trouble a call met.
+    /// The kind of error of a failed attempt.
     ErrorType {
         /// 429.
         RateLimit = "rate_limit",
         /// Any 5xx.
         ServerError = "server_error",
-        /// Refused, reset, DNS, TLS, time-out.
+        /// Refused, reset, DNS, TLS, timeout.
         Network = "network",
         /// Everything else: refused data, refused credentials, a signup not known yet.
         Other = "other",
@@ -54,19 +57,78 @@ text_enum! {
 text_enum! {
     /// Why a message is in the failure queue.
     Reason {
-        /// The call after the last tier failed too.
+        /// The call after the last tier failed.
         Exhausted = "exhausted",
         /// Customer.io, or one of its documented limits, refused the data.
         Permanent = "permanent",
-        /// The message could not be understood.
+        /// The message could not be parsed or validated.
         Unprocessable = "unprocessable",
-        /// The broker gave the message up after too many deliveries.
+        /// RabbitMQ dead-lettered the message at its delivery limit.
         DeliveryLimit = "delivery-limit",
     }
 }
 
+text_enum! {
+    /// The cause of a failed attempt. It is set where the failure is created, and stored with the
+    /// attempt.
+    FailureCause {
+        /// No event with the person's e-mail address has arrived.
+        SignupUnknown = "signup_unknown",
+        /// `customerio.identifier` is `id`, and the person has none.
+        IdentifierMissing = "identifier_missing",
+        /// A value exceeds a documented limit of Customer.io. No call was made.
+        LimitExceeded = "limit_exceeded",
+        /// 401 or 403.
+        CredentialsRefused = "credentials_refused",
+        /// 3xx, 404 or 405: the region or the URL is wrong.
+        AddressRefused = "address_refused",
+        /// 429.
+        RateLimited = "rate_limited",
+        /// 5xx.
+        ServerError = "server_error",
+        /// 408.
+        RequestTimeout = "request_timeout",
+        /// No complete response: refused, reset, DNS, TLS, timeout.
+        NoResponse = "no_response",
+        /// A success status with a body that can't be parsed, or that names no item of the call.
+        ResponseUnclear = "response_unclear",
+        /// Customer.io refused an operation of the job.
+        ItemRefused = "item_refused",
+        /// 400, 413 or 422: Customer.io refused the request.
+        RequestRefused = "request_refused",
+        /// Any other status.
+        UnexpectedStatus = "unexpected_status",
+    }
+}
+
+impl FailureCause {
+    /// The cause of a failure of which only the HTTP status is known.
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            401 | 403 => Self::CredentialsRefused,
+            300..=399 | 404 | 405 => Self::AddressRefused,
+            408 => Self::RequestTimeout,
+            429 => Self::RateLimited,
+            500..=599 => Self::ServerError,
+            207 => Self::ItemRefused,
+            400 | 413 | 422 => Self::RequestRefused,
+            _ => Self::UnexpectedStatus,
+        }
+    }
+
+    /// The error type that this cause belongs to.
+    pub const fn error_type(self) -> ErrorType {
+        match self {
+            Self::RateLimited => ErrorType::RateLimit,
+            Self::ServerError => ErrorType::ServerError,
+            Self::NoResponse => ErrorType::Network,
+            _ => ErrorType::Other,
+        }
+    }
+}
+
 impl SyncPhase {
-    /// The name of the event that this phase tracks in Customer.io.
+    /// Name of the event that this phase tracks in Customer.io.
     pub const fn tracked_event(self) -> &'static str {
         match self {
             Self::Initial => "signup_submitted",
@@ -87,34 +149,35 @@ pub fn job_id(signup_id: Uuid, phase: SyncPhase) -> Uuid {
 ///
 /// It depends on nothing else, so every attempt, replica and manual retry sends the same id and
 /// Customer.io ignores the repeats. Any 128 bits are a valid ULID (<https://github.com/ulid/spec>);
-/// these are a hash, so its time part means nothing.
+/// these are a hash, so the time part has no meaning.
 pub fn tracked_event_id(signup_id: Uuid, phase: SyncPhase) -> Ulid {
     Ulid(Uuid::new_v5(&NAMESPACE, format!("event:{signup_id}:{phase}").as_bytes()).as_u128())
 }
 
-/// One try of one job: which job, which run of it, which attempt of that run.
+/// One attempt of one job: the job, its run, and the attempt of that run.
 ///
-/// `run` counts how often the job was started afresh, by hand or by a new event; `attempt` counts
-/// the retries that were scheduled in this run. Its text, `job:run:attempt`, is the `message_id` of
-/// the job's messages: a repeat has the id of the first, a new try has a new one.
+/// `run` is the number of restarts of the job, by an operator or by a new event; `attempt` is the
+/// number of retries that were scheduled in this run. Its text, `JOB:RUN:ATTEMPT`, is the
+/// `message_id` of the job's messages: a repeat has the id of the original, a new attempt has a new
+/// one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ticket {
+pub struct AttemptId {
     /// The job.
     pub job_id: Uuid,
-    /// How often the job was started afresh before.
+    /// Number of restarts before this run.
     pub run: i32,
-    /// Retries scheduled so far in this run; 0 on the first call.
+    /// Retries scheduled so far in this run; 0 for the first call.
     pub attempt: i32,
 }
 
-impl fmt::Display for Ticket {
+impl fmt::Display for AttemptId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.job_id, self.run, self.attempt)
     }
 }
 
-impl Ticket {
-    /// Reads the text that `Display` writes; anything after a further colon is ignored.
+impl AttemptId {
+    /// Parses the text that `Display` writes. Anything after a further colon is ignored.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         Some(Self {
@@ -125,41 +188,68 @@ impl Ticket {
     }
 }
 
-/// What went wrong in one try.
+/// The failure of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The kind, for filters and counters.
+    /// The kind of error, for filters and counters.
     pub error_type: ErrorType,
-    /// What happened, in words for an operator.
+    /// The cause. `None` if the release that recorded the failure did not store causes.
+    pub cause: Option<FailureCause>,
+    /// Description for an operator.
     pub message: String,
 }
 
-/// How one try of one job ended.
+impl Failure {
+    /// A failure with the error type that `cause` belongs to.
+    pub fn new(cause: FailureCause, message: impl Into<String>) -> Self {
+        Self { error_type: cause.error_type(), cause: Some(cause), message: message.into() }
+    }
+}
+
+/// The result of one attempt: what Customer.io's answer, or the lack of one, means for the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Customer.io took it.
+    /// Customer.io accepted the job.
     Accepted,
-    /// Trying again may help.
+    /// A retry may succeed.
     Retryable {
-        /// What went wrong.
+        /// The failure.
         failure: Failure,
-        /// How long Customer.io asked to be left alone, if it did.
-        retry_after: Option<std::time::Duration>,
+        /// The pause that Customer.io asked for (`Retry-After`).
+        retry_after: Option<Duration>,
     },
-    /// Trying the same again can't help.
+    /// Sending the same again can't succeed.
     Refused(Failure),
 }
 
-/// One try, measured.
+impl Outcome {
+    /// The failure, unless the job was accepted.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Accepted => None,
+            Self::Retryable { failure, .. } | Self::Refused(failure) => Some(failure),
+        }
+    }
+
+    /// Like `failure`, but mutable.
+    pub fn failure_mut(&mut self) -> Option<&mut Failure> {
+        match self {
+            Self::Accepted => None,
+            Self::Retryable { failure, .. } | Self::Refused(failure) => Some(failure),
+        }
+    }
+}
+
+/// One attempt, with its times and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// When the call was begun.
+    /// When the call started.
     pub started_at: DateTime<Utc>,
     /// How long it took.
-    pub duration: std::time::Duration,
-    /// The HTTP status, if an answer came.
+    pub duration: Duration,
+    /// The HTTP status, if there was a response.
     pub http_status: Option<u16>,
-    /// How it ended.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
@@ -178,15 +268,15 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_reads_what_it_writes() {
-        let ticket = Ticket { job_id: Uuid::from_u128(1), run: 2, attempt: 3 };
-        assert_eq!(Ticket::parse(&ticket.to_string()), Some(ticket));
-        assert_eq!(Ticket::parse(&format!("{ticket}:failed")), Some(ticket));
-        assert_eq!(Ticket::parse("not a ticket"), None);
+    fn an_attempt_id_parses_its_own_text() {
+        let attempt_id = AttemptId { job_id: Uuid::from_u128(1), run: 2, attempt: 3 };
+        assert_eq!(AttemptId::parse(&attempt_id.to_string()), Some(attempt_id));
+        assert_eq!(AttemptId::parse(&format!("{attempt_id}:failed")), Some(attempt_id));
+        assert_eq!(AttemptId::parse("not an id"), None);
     }
 
     #[test]
-    fn an_unknown_text_is_told_what_is_known() {
+    fn an_unknown_text_is_an_error_that_lists_the_known_ones() {
         let error = "done".parse::<Status>().expect_err("no such status");
         assert_eq!(
             error.to_string(),

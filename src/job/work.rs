@@ -1,4 +1,4 @@
-//! A job with what is known of its signup, and how a try of it ended.
+//! A job with its signup, and the state after an attempt.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{Failure, Reason, SyncPhase, Ticket};
+use super::{AttemptId, Failure, Reason, SyncPhase};
 use crate::event::{BetSlip, Customer};
 
-/// A sync job as the ledger has it.
+/// A sync job as the ledger stores it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// Its id, the same on every replica ([`super::job_id`]).
@@ -18,95 +18,96 @@ pub struct Job {
     pub signup_id: Uuid,
     /// Which of the signup's two jobs it is.
     pub phase: SyncPhase,
-    /// How often it was started afresh.
+    /// Number of restarts.
     pub run: i32,
     /// Retries scheduled in this run.
     pub attempt: i32,
-    /// Retries allowed in a run.
+    /// Maximum retries per run.
     pub max_attempts: i32,
     /// Whether an operator started this run.
     pub manual_retry: bool,
-    /// When its event happened.
+    /// Time of its event.
     pub occurred_at: DateTime<Utc>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// When the first try of this run failed.
+    /// When the first attempt of this run failed.
     pub first_failed_at: Option<DateTime<Utc>>,
-    /// The trace its event belongs to.
+    /// W3C trace context of its event.
     pub traceparent: Option<String>,
 }
 
 impl Job {
-    /// The try that is next, or under way.
-    pub fn ticket(&self) -> Ticket {
-        Ticket { job_id: self.id, run: self.run, attempt: self.attempt }
+    /// The next attempt, or the one in flight.
+    pub fn attempt_id(&self) -> AttemptId {
+        AttemptId { job_id: self.id, run: self.run, attempt: self.attempt }
     }
 }
 
-/// What is known of a signup.
+/// The data of a signup.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Signup {
-    /// The operator the person signed up with.
+    /// Id of the operator that the person signed up with.
     pub operator_id: Option<String>,
-    /// Its name.
+    /// Name of that operator.
     pub operator_name: Option<String>,
-    /// The person. Without an e-mail address the signup is not known yet.
+    /// The person. Without an e-mail address, the signup counts as not known yet.
     pub customer: Customer,
-    /// Passed through to the profile.
+    /// Attributes that are passed through to the profile.
     pub attributes: Map<String, Value>,
-    /// The extraction that read the bet slip.
+    /// Id of the extraction that read the bet slip.
     pub extraction_id: Option<String>,
-    /// The bet slip, once it was confirmed.
+    /// The bet slip, once it is confirmed.
     pub bet_slip: Option<BetSlip>,
 }
 
-/// A job that was claimed, with all that a call needs.
+/// A job that was claimed, with everything that a call needs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Work {
+pub struct ClaimedJob {
     /// The job.
     pub job: Job,
     /// Its signup.
     pub signup: Signup,
 }
 
-/// Where a job stands after a try, as the ledger has written it down.
+/// A job after an attempt, as the ledger recorded it. The messages that must follow are built from
+/// it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Report {
-    /// The job. After a retry was scheduled, its attempt counts that retry.
+pub struct JobReport {
+    /// The job. If a retry was scheduled, `attempt` includes it.
     pub job: Job,
-    /// The person identifier of the try.
+    /// The person identifier of the attempt.
     pub contact_id: Option<String>,
-    /// How the try ended.
+    /// The ending of the attempt.
     pub ending: Ending,
 }
 
-/// How a try ended for its job.
+/// The recorded consequence of an attempt: an end state of the job, or a scheduled retry.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ending {
-    /// Customer.io has it.
+    /// Accepted by Customer.io.
     Completed {
-        /// When that was written down.
+        /// When that was recorded.
         at: DateTime<Utc>,
     },
-    /// It waits for its next try.
+    /// Waiting for its next attempt.
     Retrying {
-        /// What went wrong.
+        /// The failure of the attempt.
         failure: Failure,
-        /// How long it has to wait from now.
+        /// Time until the next attempt.
         wait: Duration,
     },
-    /// It waits for an operator.
+    /// Waiting for an operator.
     Failed {
-        /// Why no further try is made.
+        /// Why no further attempt is made.
         reason: Reason,
-        /// What went wrong.
+        /// The failure of the attempt.
         failure: Failure,
-        /// When that was written down.
+        /// When that was recorded.
         at: DateTime<Utc>,
     },
 }
 
-/// A message that asks for one try of a job.
+/// A message that asks for one attempt of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobMessage {
     /// The job.
@@ -115,19 +116,8 @@ pub struct JobMessage {
     pub signup_id: Uuid,
     /// Its phase.
     pub phase: SyncPhase,
-    /// The run it belongs to; without one, whichever is current.
+    /// The run that it belongs to. `None` means the current one.
     pub run: Option<i32>,
-    /// The attempt it asks for.
+    /// The attempt that it asks for.
     pub attempt: i32,
-}
-
-impl Report {
-    /// How it ended, in one word for logs.
-    pub fn ending_name(&self) -> &'static str {
-        match self.ending {
-            Ending::Completed { .. } => "completed",
-            Ending::Retrying { .. } => "retrying",
-            Ending::Failed { .. } => "failed",
-        }
-    }
 }

@@ -1,46 +1,43 @@
-//! What a message that arrives means for its job: a pure decision on the job as it stands.
+//! The meaning of an arriving message for its job: a pure decision on the job's current state.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::{
-    event::{Details, Event},
-    job::{JobMessage, Status, SyncPhase, Ticket},
+    event::{Event, EventDetails},
+    job::{AttemptId, Claimant, JobMessage, Status, SyncPhase},
 };
 
 /// A message for a job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arrival {
-    /// What it says.
+    /// Its origin and content.
     pub source: Source,
-    /// Whether the broker has delivered it before.
+    /// Whether RabbitMQ has delivered it before.
     pub redelivered: bool,
-    /// The trace it belongs to.
+    /// W3C trace context of the message.
     pub traceparent: Option<String>,
 }
 
-/// How the claimant begins that is no message.
-const OPERATOR: &str = "operator:";
-
-/// Where a message came from.
+/// The origin of a message, with its content.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// An upstream service.
     Event(Box<Event>),
     /// A delay tier, or an operator's retry.
     Job(JobMessage),
-    /// An operator who wants the job to be run now, without a message.
+    /// An operator who runs the job now, without a message.
     Operator {
-        /// The try that is to be made.
+        /// The attempt to make.
         message: JobMessage,
-        /// Tells this order from others.
+        /// Distinguishes this request from others.
         id: Uuid,
     },
 }
 
 impl Arrival {
-    /// The signup it is about.
+    /// The signup that the message is for.
     pub fn signup_id(&self) -> Uuid {
         match &self.source {
             Source::Event(event) => event.signup_id,
@@ -48,134 +45,133 @@ impl Arrival {
         }
     }
 
-    /// The phase it is about.
+    /// The phase that the message is for.
     pub fn phase(&self) -> SyncPhase {
         match &self.source {
             Source::Event(event) => match event.details {
-                Details::Submitted { .. } => SyncPhase::Initial,
-                Details::Confirmed { .. } => SyncPhase::Enriched,
+                EventDetails::Submitted { .. } => SyncPhase::Initial,
+                EventDetails::Confirmed { .. } => SyncPhase::Enriched,
             },
             Source::Job(message) | Source::Operator { message, .. } => message.phase,
         }
     }
 
-    /// What the job remembers of the message that claimed it.
-    pub(super) fn claimant(&self, run: i32) -> String {
+    /// The claimant that the job records when this message claims it in run `run`.
+    pub(super) fn claimant(&self, run: i32) -> Claimant {
         match &self.source {
-            Source::Event(event) => format!("event:{}", event.id),
+            Source::Event(event) => Claimant::Event(event.id.clone()),
             Source::Job(JobMessage { job_id, attempt, .. }) => {
-                Ticket { job_id: *job_id, run, attempt: *attempt }.to_string()
+                Claimant::Message(AttemptId { job_id: *job_id, run, attempt: *attempt })
             }
-            Source::Operator { id, .. } => format!("{OPERATOR}{id}"),
+            Source::Operator { id, .. } => Claimant::Operator(*id),
         }
     }
 }
 
-/// A job as it stands when a message for it arrives.
+/// The state of a job when a message for it arrives.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Standing<'a> {
+pub(super) struct JobSnapshot<'a> {
     pub(super) id: Uuid,
     pub(super) status: Status,
     pub(super) run: i32,
     pub(super) attempt: i32,
-    /// The event that made it, or started it afresh.
+    /// The event that created or last restarted it.
     pub(super) event_id: &'a str,
-    /// The events that did so before.
+    /// The events before that one.
     pub(super) earlier_events: &'a [String],
-    pub(super) claimed_by: Option<&'a str>,
+    pub(super) claimed_by: Option<&'a Claimant>,
     /// Whether its claim is older than the lease.
     pub(super) is_stale: bool,
-    /// Time until it is due; zero when it is.
+    /// Time until it is due; zero if it is due.
     pub(super) due_in: Duration,
 }
 
-/// What a message means for its job.
+/// The action to take on a message and its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meaning {
-    /// Claim it for the try it stands at.
-    Take,
-    /// Claim it for the first try of a new run.
+pub(super) enum Disposition {
+    /// Claim the job for its current attempt.
+    Claim,
+    /// Claim the job for the first attempt of a new run.
     Restart,
-    /// This very message was settled before; what follows from that may not have been published.
+    /// This message was settled before. The messages that must follow may not have been published.
     Settled,
-    /// It is done, by another message.
+    /// The job was completed by another message.
     AlreadyCompleted,
-    /// Another message has taken it further; this one is late.
+    /// Another message has advanced the job; this one is late.
     Superseded,
-    /// Too early by this much.
+    /// The message is too early by this much.
     NotDue(Duration),
-    /// Another message holds it.
+    /// Another message owns the job.
     InFlight,
     /// The message names a job that the signup does not have.
     Unknown,
 }
 
-/// Decides what `arrival` means for the job `standing`.
-pub(super) fn meaning(arrival: &Arrival, standing: &Standing<'_>) -> Meaning {
+/// Decides what to do with `arrival` and its job.
+pub(super) fn disposition(arrival: &Arrival, job: &JobSnapshot<'_>) -> Disposition {
     let claimant = arrival.claimant(match &arrival.source {
         Source::Job(JobMessage { run: Some(run), .. }) => *run,
-        _ => standing.run,
+        _ => job.run,
     });
-    let is_claimant = standing.claimed_by == Some(claimant.as_str());
+    let is_claimant = job.claimed_by == Some(&claimant);
     match &arrival.source {
-        Source::Job(message) | Source::Operator { message, .. }
-            if message.job_id != standing.id =>
-        {
-            Meaning::Unknown
+        Source::Job(message) | Source::Operator { message, .. } if message.job_id != job.id => {
+            Disposition::Unknown
         }
-        _ if standing.status == Status::Completed && !is_claimant => Meaning::AlreadyCompleted,
-        _ if standing.status == Status::Completed => Meaning::Settled,
-        Source::Event(event) if standing.earlier_events.contains(&event.id) => Meaning::Superseded,
-        Source::Event(event) if event.id != standing.event_id => Meaning::Restart,
-        Source::Event(_) => of_same_event(arrival, standing, is_claimant),
+        _ if job.status == Status::Completed && !is_claimant => Disposition::AlreadyCompleted,
+        _ if job.status == Status::Completed => Disposition::Settled,
+        Source::Event(event) if job.earlier_events.contains(&event.id) => Disposition::Superseded,
+        Source::Event(event) if event.id != job.event_id => Disposition::Restart,
+        Source::Event(_) => of_same_event(arrival, job, is_claimant),
         Source::Job(message) | Source::Operator { message, .. } => {
-            of_job_message(arrival, *message, standing, is_claimant)
+            of_job_message(arrival, *message, job, is_claimant)
         }
     }
 }
 
-/// The event that made the job arrives again.
-fn of_same_event(arrival: &Arrival, standing: &Standing<'_>, is_claimant: bool) -> Meaning {
-    // An operator's order brings no message of its own, so the job waits for its event still if
-    // nothing comes of it.
-    let is_awaited = is_claimant || standing.claimed_by.is_none_or(|by| by.starts_with(OPERATOR));
-    match standing.status {
-        // Given back, or never claimed.
-        Status::Pending if is_awaited && standing.attempt == 0 => Meaning::Take,
-        Status::Processing if is_awaited && standing.attempt == 0 => {
-            of_claimed(arrival, standing, is_claimant)
+/// The event that created or last restarted the job arrives again.
+fn of_same_event(arrival: &Arrival, job: &JobSnapshot<'_>, is_claimant: bool) -> Disposition {
+    // An operator's request has no message of its own. If it leads to no attempt, the job still
+    // waits for its event.
+    let is_awaited = is_claimant
+        || job.claimed_by.is_none_or(|claimant| matches!(claimant, Claimant::Operator(_)));
+    match job.status {
+        // Released, or never claimed.
+        Status::Pending if is_awaited && job.attempt == 0 => Disposition::Claim,
+        Status::Processing if is_awaited && job.attempt == 0 => {
+            of_claimed(arrival, job, is_claimant)
         }
-        Status::Pending | Status::Failed if is_claimant => Meaning::Settled,
-        _ => Meaning::Superseded,
+        Status::Pending | Status::Failed if is_claimant => Disposition::Settled,
+        _ => Disposition::Superseded,
     }
 }
 
 fn of_job_message(
     arrival: &Arrival,
     message: JobMessage,
-    standing: &Standing<'_>,
+    job: &JobSnapshot<'_>,
     is_claimant: bool,
-) -> Meaning {
-    let is_current =
-        message.attempt == standing.attempt && message.run.is_none_or(|run| run == standing.run);
-    match standing.status {
-        Status::Pending if is_current && standing.due_in > Duration::ZERO => {
-            Meaning::NotDue(standing.due_in)
+) -> Disposition {
+    let is_current = message.attempt == job.attempt && message.run.is_none_or(|run| run == job.run);
+    match job.status {
+        Status::Pending if is_current && job.due_in > Duration::ZERO => {
+            Disposition::NotDue(job.due_in)
         }
-        Status::Pending if is_current => Meaning::Take,
-        Status::Processing if is_current => of_claimed(arrival, standing, is_claimant),
-        Status::Pending | Status::Failed if is_claimant => Meaning::Settled,
-        _ => Meaning::Superseded,
+        Status::Pending if is_current => Disposition::Claim,
+        Status::Processing if is_current => of_claimed(arrival, job, is_claimant),
+        Status::Pending | Status::Failed if is_claimant => Disposition::Settled,
+        _ => Disposition::Superseded,
     }
 }
 
-/// The job is claimed for the try that this message asks for. A redelivery of the claiming message
-/// means that its consumer is gone; any other message waits until the claim has outlived its lease.
-fn of_claimed(arrival: &Arrival, standing: &Standing<'_>, is_claimant: bool) -> Meaning {
-    if standing.is_stale || (is_claimant && arrival.redelivered) {
-        Meaning::Take
+/// The job is claimed for the attempt that this message asks for. A redelivery of the claiming
+/// message means that its consumer is gone. Any other message waits until the lease of the claim
+/// ends.
+fn of_claimed(arrival: &Arrival, job: &JobSnapshot<'_>, is_claimant: bool) -> Disposition {
+    if job.is_stale || (is_claimant && arrival.redelivered) {
+        Disposition::Claim
     } else {
-        Meaning::InFlight
+        Disposition::InFlight
     }
 }
 
@@ -183,6 +179,7 @@ fn of_claimed(arrival: &Arrival, standing: &Standing<'_>, is_claimant: bool) -> 
 mod tests {
     use super::*;
     use crate::event::{EventType, RawEvent, parse};
+    use std::sync::LazyLock;
 
     const JOB: Uuid = Uuid::from_u128(1);
     const SIGNUP: Uuid = Uuid::from_u128(2);
@@ -218,8 +215,12 @@ mod tests {
     }
 
     /// A job of event `e1` in its first run, last claimed by `claimed_by`.
-    fn standing(status: Status, attempt: i32, claimed_by: &'static str) -> Standing<'static> {
-        Standing {
+    fn snapshot(
+        status: Status,
+        attempt: i32,
+        claimed_by: &'static Claimant,
+    ) -> JobSnapshot<'static> {
+        JobSnapshot {
             id: JOB,
             status,
             run: 0,
@@ -232,146 +233,164 @@ mod tests {
         }
     }
 
-    const E1: &str = "event:e1";
-    const FIRST_RETRY: &str = "00000000-0000-0000-0000-000000000001:0:1";
+    static E1: LazyLock<Claimant> = LazyLock::new(|| Claimant::Event("e1".to_owned()));
+    static FIRST_RETRY: Claimant = message_claimant(1);
+
+    const fn message_claimant(attempt: i32) -> Claimant {
+        Claimant::Message(AttemptId { job_id: JOB, run: 0, attempt })
+    }
 
     #[test]
-    fn a_completed_job_is_not_made_again() {
-        let done = standing(Status::Completed, 0, E1);
-        assert_eq!(meaning(&event("e2"), &done), Meaning::AlreadyCompleted);
-        assert_eq!(meaning(&message(0, 1), &done), Meaning::AlreadyCompleted);
+    fn a_completed_job_never_runs_again() {
+        let done = snapshot(Status::Completed, 0, &E1);
+        assert_eq!(disposition(&event("e2"), &done), Disposition::AlreadyCompleted);
+        assert_eq!(disposition(&message(0, 1), &done), Disposition::AlreadyCompleted);
         assert_eq!(
-            meaning(&again(event("e1")), &done),
-            Meaning::Settled,
+            disposition(&again(event("e1")), &done),
+            Disposition::Settled,
             "the crash came before the acknowledgement"
         );
     }
 
     #[test]
-    fn a_new_event_starts_an_open_job_afresh() {
-        for status in [Status::Pending, Status::Processing, Status::Failed] {
-            assert_eq!(meaning(&event("e2"), &standing(status, 3, FIRST_RETRY)), Meaning::Restart);
-        }
-    }
-
-    #[test]
-    fn an_event_that_was_overtaken_changes_nothing() {
-        let seen = ["e0".to_owned()];
-        for status in [Status::Pending, Status::Processing, Status::Failed] {
-            let overtaken = Standing { earlier_events: &seen, ..standing(status, 3, FIRST_RETRY) };
-            assert_eq!(meaning(&again(event("e0")), &overtaken), Meaning::Superseded);
-            assert_eq!(meaning(&event("e2"), &overtaken), Meaning::Restart);
-        }
-    }
-
-    #[test]
-    fn the_same_event_changes_nothing_that_is_under_way() {
+    fn a_new_event_restarts_an_open_job() {
         for status in [Status::Pending, Status::Processing, Status::Failed] {
             assert_eq!(
-                meaning(&event("e1"), &standing(status, 2, FIRST_RETRY)),
-                Meaning::Superseded
+                disposition(&event("e2"), &snapshot(status, 3, &FIRST_RETRY)),
+                Disposition::Restart
             );
         }
-        assert_eq!(meaning(&event("e1"), &standing(Status::Processing, 0, E1)), Meaning::InFlight);
     }
 
     #[test]
-    fn a_redelivery_takes_over_the_claim_of_the_same_message() {
-        assert_eq!(
-            meaning(&again(event("e1")), &standing(Status::Processing, 0, E1)),
-            Meaning::Take
-        );
-        assert_eq!(
-            meaning(&again(message(0, 1)), &standing(Status::Processing, 1, FIRST_RETRY)),
-            Meaning::Take
-        );
-        assert_eq!(
-            meaning(&again(message(0, 0)), &standing(Status::Processing, 0, E1)),
-            Meaning::InFlight
-        );
+    fn an_event_that_a_newer_one_has_superseded_changes_nothing() {
+        let seen = ["e0".to_owned()];
+        for status in [Status::Pending, Status::Processing, Status::Failed] {
+            let superseded =
+                JobSnapshot { earlier_events: &seen, ..snapshot(status, 3, &FIRST_RETRY) };
+            assert_eq!(disposition(&again(event("e0")), &superseded), Disposition::Superseded);
+            assert_eq!(disposition(&event("e2"), &superseded), Disposition::Restart);
+        }
     }
 
     #[test]
-    fn a_redelivery_of_a_settled_message_is_told_again_from_the_ledger() {
+    fn the_same_event_changes_nothing_in_flight() {
+        for status in [Status::Pending, Status::Processing, Status::Failed] {
+            assert_eq!(
+                disposition(&event("e1"), &snapshot(status, 2, &FIRST_RETRY)),
+                Disposition::Superseded
+            );
+        }
         assert_eq!(
-            meaning(&again(event("e1")), &standing(Status::Pending, 1, E1)),
-            Meaning::Settled
-        );
-        assert_eq!(
-            meaning(&again(event("e1")), &standing(Status::Failed, 0, E1)),
-            Meaning::Settled
-        );
-        assert_eq!(
-            meaning(&again(message(0, 1)), &standing(Status::Pending, 2, FIRST_RETRY)),
-            Meaning::Settled
-        );
-        assert_eq!(
-            meaning(&again(message(0, 1)), &standing(Status::Failed, 1, FIRST_RETRY)),
-            Meaning::Settled
+            disposition(&event("e1"), &snapshot(Status::Processing, 0, &E1)),
+            Disposition::InFlight
         );
     }
 
     #[test]
-    fn a_job_that_was_given_back_is_taken_by_its_message() {
-        assert_eq!(meaning(&again(event("e1")), &standing(Status::Pending, 0, E1)), Meaning::Take);
+    fn a_redelivery_takes_over_the_claim_of_its_message() {
         assert_eq!(
-            meaning(&again(message(0, 1)), &standing(Status::Pending, 1, FIRST_RETRY)),
-            Meaning::Take
+            disposition(&again(event("e1")), &snapshot(Status::Processing, 0, &E1)),
+            Disposition::Claim
+        );
+        assert_eq!(
+            disposition(&again(message(0, 1)), &snapshot(Status::Processing, 1, &FIRST_RETRY)),
+            Disposition::Claim
+        );
+        assert_eq!(
+            disposition(&again(message(0, 0)), &snapshot(Status::Processing, 0, &E1)),
+            Disposition::InFlight
         );
     }
 
     #[test]
-    fn an_event_is_not_given_up_for_an_order_that_may_come_to_nothing() {
-        const ORDER: &str = "operator:00000000-0000-0000-0000-000000000009";
+    fn a_redelivery_of_a_settled_message_is_answered_from_the_ledger() {
         assert_eq!(
-            meaning(&event("e1"), &standing(Status::Processing, 0, ORDER)),
-            Meaning::InFlight
+            disposition(&again(event("e1")), &snapshot(Status::Pending, 1, &E1)),
+            Disposition::Settled
         );
         assert_eq!(
-            meaning(&event("e1"), &standing(Status::Pending, 0, ORDER)),
-            Meaning::Take,
-            "it was given back"
+            disposition(&again(event("e1")), &snapshot(Status::Failed, 0, &E1)),
+            Disposition::Settled
+        );
+        assert_eq!(
+            disposition(&again(message(0, 1)), &snapshot(Status::Pending, 2, &FIRST_RETRY)),
+            Disposition::Settled
+        );
+        assert_eq!(
+            disposition(&again(message(0, 1)), &snapshot(Status::Failed, 1, &FIRST_RETRY)),
+            Disposition::Settled
+        );
+    }
+
+    #[test]
+    fn a_released_job_is_claimed_by_its_message() {
+        assert_eq!(
+            disposition(&again(event("e1")), &snapshot(Status::Pending, 0, &E1)),
+            Disposition::Claim
+        );
+        assert_eq!(
+            disposition(&again(message(0, 1)), &snapshot(Status::Pending, 1, &FIRST_RETRY)),
+            Disposition::Claim
+        );
+    }
+
+    #[test]
+    fn an_event_outlives_a_request_that_makes_no_attempt() {
+        static REQUEST: Claimant = Claimant::Operator(Uuid::from_u128(9));
+        assert_eq!(
+            disposition(&event("e1"), &snapshot(Status::Processing, 0, &REQUEST)),
+            Disposition::InFlight
+        );
+        assert_eq!(
+            disposition(&event("e1"), &snapshot(Status::Pending, 0, &REQUEST)),
+            Disposition::Claim,
+            "it was released"
         );
         for status in [Status::Processing, Status::Pending] {
             assert_eq!(
-                meaning(&event("e1"), &standing(status, 1, ORDER)),
-                Meaning::Superseded,
-                "a tier has its message"
+                disposition(&event("e1"), &snapshot(status, 1, &REQUEST)),
+                Disposition::Superseded,
+                "its message is in a tier"
             );
         }
     }
 
     #[test]
     fn a_message_of_another_attempt_or_run_is_late() {
-        assert_eq!(meaning(&message(0, 1), &standing(Status::Pending, 2, E1)), Meaning::Superseded);
-        let second_run = Standing { run: 1, ..standing(Status::Pending, 1, E1) };
-        assert_eq!(meaning(&message(0, 1), &second_run), Meaning::Superseded);
-        assert_eq!(meaning(&message(1, 1), &second_run), Meaning::Take);
         assert_eq!(
-            meaning(&message(None, 1), &second_run),
-            Meaning::Take,
-            "without a run, the current one is meant"
+            disposition(&message(0, 1), &snapshot(Status::Pending, 2, &E1)),
+            Disposition::Superseded
+        );
+        let second_run = JobSnapshot { run: 1, ..snapshot(Status::Pending, 1, &E1) };
+        assert_eq!(disposition(&message(0, 1), &second_run), Disposition::Superseded);
+        assert_eq!(disposition(&message(1, 1), &second_run), Disposition::Claim);
+        assert_eq!(
+            disposition(&message(None, 1), &second_run),
+            Disposition::Claim,
+            "without a run, the message is for the current one"
         );
     }
 
     #[test]
-    fn a_message_that_is_early_waits() {
+    fn an_early_message_waits() {
         let wait = Duration::from_secs(3);
-        let early = Standing { due_in: wait, ..standing(Status::Pending, 1, E1) };
-        assert_eq!(meaning(&message(0, 1), &early), Meaning::NotDue(wait));
+        let early = JobSnapshot { due_in: wait, ..snapshot(Status::Pending, 1, &E1) };
+        assert_eq!(disposition(&message(0, 1), &early), Disposition::NotDue(wait));
     }
 
     #[test]
-    fn a_claim_that_outlived_its_lease_is_taken_over() {
-        let stale = Standing { is_stale: true, ..standing(Status::Processing, 1, "somebody") };
-        assert_eq!(meaning(&message(0, 1), &stale), Meaning::Take);
-        let stale = Standing { is_stale: true, ..standing(Status::Processing, 0, E1) };
-        assert_eq!(meaning(&event("e1"), &stale), Meaning::Take);
+    fn a_claim_beyond_its_lease_is_taken_over() {
+        static OTHER: Claimant = message_claimant(0);
+        let stale = JobSnapshot { is_stale: true, ..snapshot(Status::Processing, 1, &OTHER) };
+        assert_eq!(disposition(&message(0, 1), &stale), Disposition::Claim);
+        let stale = JobSnapshot { is_stale: true, ..snapshot(Status::Processing, 0, &E1) };
+        assert_eq!(disposition(&event("e1"), &stale), Disposition::Claim);
     }
 
     #[test]
     fn a_message_for_another_job_is_unknown() {
-        let other = Standing { id: Uuid::from_u128(9), ..standing(Status::Pending, 1, E1) };
-        assert_eq!(meaning(&message(0, 1), &other), Meaning::Unknown);
+        let other = JobSnapshot { id: Uuid::from_u128(9), ..snapshot(Status::Pending, 1, &E1) };
+        assert_eq!(disposition(&message(0, 1), &other), Disposition::Unknown);
     }
 }

@@ -5,16 +5,43 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::Error;
+use crate::runtime::text_enum::text_enum;
 
-/// The actor of what happens without an operator.
+/// The actor of changes that no operator made.
 pub const SERVICE: &str = "customerio-sync";
 
-/// One entry.
+text_enum! {
+    /// An action in the audit log.
+    AuditAction {
+        /// A job was completed.
+        Synced = "customerio_synced",
+        /// A job failed.
+        SyncFailed = "customerio_sync_failed",
+        /// A new event restarted a job.
+        SyncRestarted = "customerio_sync_restarted",
+        /// An operator restarted a failed job.
+        ManualRetry = "customerio_manual_retry",
+        /// An operator created a bulk retry.
+        BulkRetry = "customerio_bulk_retry",
+        /// An operator cancelled a bulk retry.
+        BulkRetryCancelled = "customerio_bulk_retry_cancelled",
+        /// An abandoned job was reset to `pending`.
+        Cleanup = "customerio_cleanup",
+        /// A failure or an unprocessable message was resolved without a retry.
+        Dismiss = "customerio_dismiss",
+        /// An unprocessable message was published again.
+        Replay = "customerio_replay",
+        /// An operator revealed a customer.
+        Reveal = "customerio_reveal",
+    }
+}
+
+/// One entry of the audit log.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) action: &'static str,
+pub(super) struct AuditEntry {
+    pub(super) action: AuditAction,
     pub(super) signup_id: Option<Uuid>,
-    /// An object.
+    /// A JSON object.
     pub(super) details: Value,
 }
 
@@ -22,7 +49,7 @@ pub(super) struct Entry {
 pub(super) async fn insert(
     connection: &mut PgConnection,
     actor: &str,
-    entries: &[Entry],
+    entries: &[AuditEntry],
 ) -> Result<(), Error> {
     if entries.is_empty() {
         return Ok(());
@@ -33,7 +60,7 @@ pub(super) async fn insert(
         SELECT action, signup_id, $4, details
         FROM UNNEST($1::text[], $2::uuid[], $3::jsonb[]) AS e (action, signup_id, details)
         "#,
-        &column!(entries, entry => entry.action) as _,
+        &column!(entries, entry => entry.action.as_str()) as _,
         &column!(entries, entry => entry.signup_id) as _,
         &column!(entries, entry => entry.details.clone()) as _,
         actor,

@@ -1,9 +1,8 @@
-//! Bulk retries: many failures, worked off in steps by whichever replica comes first.
+//! Bulk retries: many failures, retried in steps by any replica.
 //!
-//! A step starts some jobs afresh and counts them, in one transaction. A job that was started is no
-//! open failure any more, and one that fails again fails later than the bulk retry was made:
-//! nothing has to be remembered of either, and two bulk retries of the same failures start each
-//! once.
+//! A step restarts some jobs and counts them, in one transaction. A restarted job is no longer an
+//! open failure, and a job that fails again fails after the bulk retry was created. So no list of
+//! jobs is stored, and two bulk retries of the same failures restart each job once.
 
 use std::time::Duration;
 
@@ -15,106 +14,74 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Error, Ledger, audit,
-    restart::{Dismissed, restart},
+    Error, Ledger,
+    audit::{self, AuditAction, AuditEntry},
+    restart::{DismissedFailures, restart},
     selection::{Selection, open_failures},
 };
 use crate::{job::Job, runtime::text_enum::text_enum};
 
 text_enum! {
-    /// Where a bulk retry stands.
+    /// The state of a bulk retry.
     BulkStatus {
-        /// It is being worked off.
+        /// It restarts jobs.
         Running = "running",
-        /// Nothing that it matches is left.
+        /// No matching failure is left.
         Completed = "completed",
-        /// An operator stopped it.
+        /// An operator cancelled it.
         Cancelled = "cancelled",
     }
 }
 
-/// A bulk retry, as it is answered and pushed.
+/// A bulk retry, as the API returns it and the WebSocket sends it.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BulkRetry {
     /// Its id.
     pub id: Uuid,
-    /// Who made it.
+    /// The actor that created it.
     pub actor: String,
-    /// Which failures it retries.
+    /// The failures that it retries.
     pub selection: Selection,
-    /// Where it stands.
+    /// Its state.
     pub status: BulkStatus,
-    /// Failures that matched when it was made.
+    /// Failures that matched when it was created.
     pub eligible: i64,
-    /// Jobs that it has started afresh.
+    /// Jobs that it has restarted.
     pub retried: i64,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// When it last went on.
+    /// When it last changed.
     pub updated_at: DateTime<Utc>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
-    /// Who stopped it.
+    /// The actor that cancelled it.
     pub cancelled_by: Option<String>,
 }
 
-/// One row of `bulk_retries`.
-struct BulkRow {
-    id: Uuid,
-    actor: String,
-    selection: Json<Selection>,
-    status: String,
-    eligible: i64,
-    retried: i64,
-    created_at: DateTime<Utc>,
-    updated_at: DateTime<Utc>,
-    finished_at: Option<DateTime<Utc>>,
-    cancelled_by: Option<String>,
-}
-
-impl TryFrom<BulkRow> for BulkRetry {
-    type Error = Error;
-
-    fn try_from(row: BulkRow) -> Result<Self, Error> {
-        Ok(Self {
-            id: row.id,
-            actor: row.actor,
-            selection: row.selection.0,
-            status: row.status.parse()?,
-            eligible: row.eligible,
-            retried: row.retried,
-            created_at: row.created_at,
-            updated_at: row.updated_at,
-            finished_at: row.finished_at,
-            cancelled_by: row.cancelled_by,
-        })
-    }
-}
-
-/// What became of one step.
+/// The result of one step.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
-    /// These jobs were started afresh; each has to be published.
-    Started(Vec<Job>),
-    /// Nothing to do now.
+pub enum BulkStep {
+    /// These jobs were restarted. The caller publishes a message for each.
+    Restarted(Vec<Job>),
+    /// There is nothing to do now.
     Idle,
 }
 
-/// What became of a cancellation.
+/// The result of a cancellation.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cancellation {
-    /// It is stopped.
+    /// It is cancelled.
     Cancelled(Box<BulkRetry>),
-    /// It had ended before.
+    /// It had ended already.
     AlreadyEnded(Box<BulkRetry>),
     /// There is no such bulk retry.
     Unknown,
 }
 
 impl Ledger {
-    /// Makes a bulk retry of the failures that are open now. Whoever takes the next step works it
-    /// off.
+    /// Creates a bulk retry of the failures that are open now. The next step of any replica starts
+    /// it.
     pub async fn create_bulk_retry(
         &self,
         selection: &Selection,
@@ -123,14 +90,13 @@ impl Ledger {
         let eligible = self.preview(selection).await?.eligible;
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning a bulk retry"))?;
-        let row = sqlx::query_as!(
-            BulkRow,
+        let bulk = sqlx::query_as!(
+            BulkRetry,
             r#"
             INSERT INTO bulk_retries (id, actor, selection, status, eligible)
             VALUES ($1, $2, $3, 'running', $4)
-            RETURNING id, actor, selection AS "selection: _", status, eligible, retried,
-            created_at, updated_at,
-                finished_at, cancelled_by
+            RETURNING id, actor, selection AS "selection: _", status AS "status: _", eligible,
+                retried, created_at, updated_at, finished_at, cancelled_by
             "#,
             Uuid::now_v7(),
             actor,
@@ -141,34 +107,35 @@ impl Ledger {
         .await
         .map_err(Error::doing("writing a bulk retry"))?;
         let details =
-            json!({ "bulkRetryId": row.id, "selection": selection, "eligible": eligible });
-        let entry = audit::Entry { action: "customerio_bulk_retry", signup_id: None, details };
+            json!({ "bulkRetryId": bulk.id, "selection": selection, "eligible": eligible });
+        let entry = AuditEntry { action: AuditAction::BulkRetry, signup_id: None, details };
         audit::insert(&mut transaction, actor, &[entry]).await?;
         transaction.commit().await.map_err(Error::doing("committing a bulk retry"))?;
-        row.try_into()
+        Ok(bulk)
     }
 
-    /// Takes one step of the oldest bulk retry that is running: starts up to `most` jobs, and none
-    /// before `pace` is over. No two replicas take a step at the same time.
-    pub async fn bulk_step(&self, most: i64, pace: Duration) -> Result<Step, Error> {
+    /// Takes one step of the oldest running bulk retry: restarts at most `limit` jobs. The next
+    /// step is due after `pace`. No two replicas take a step at the same time.
+    pub async fn bulk_step(&self, limit: i64, pace: Duration) -> Result<BulkStep, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning a step of a bulk retry"))?;
-        let Some(bulk) = lock_oldest(&mut transaction).await? else { return Ok(Step::Idle) };
+        let Some(bulk) = lock_oldest(&mut transaction).await? else { return Ok(BulkStep::Idle) };
         let jobs =
-            open_failures(&mut transaction, &bulk.selection, Some(bulk.created_at), Some(most))
+            open_failures(&mut transaction, &bulk.selection, Some(bulk.created_at), Some(limit))
                 .await?;
-        let started = restart(&mut transaction, &jobs, Dismissed::Not, &bulk.actor).await?;
+        let restarted =
+            restart(&mut transaction, &jobs, DismissedFailures::Exclude, &bulk.actor).await?;
         sqlx::query!(
             r#"
             UPDATE bulk_retries
             SET retried = retried + $2, next_step_at = now() + make_interval(secs => $3),
-            updated_at = now(),
+                updated_at = now(),
                 status = CASE WHEN $4 THEN 'completed' ELSE status END,
                 finished_at = CASE WHEN $4 THEN now() END
             WHERE id = $1
             "#,
             bulk.id,
-            i64::try_from(started.len()).unwrap_or(i64::MAX),
+            i64::try_from(restarted.len()).unwrap_or(i64::MAX),
             pace.as_secs_f64(),
             jobs.is_empty(),
         )
@@ -176,10 +143,10 @@ impl Ledger {
         .await
         .map_err(Error::doing("writing a step of a bulk retry"))?;
         transaction.commit().await.map_err(Error::doing("committing a step of a bulk retry"))?;
-        Ok(Step::Started(started))
+        Ok(BulkStep::Restarted(restarted))
     }
 
-    /// Stops a bulk retry. What it has started goes on.
+    /// Cancels a bulk retry. The jobs that it has restarted continue.
     pub async fn cancel_bulk_retry(&self, id: Uuid, actor: &str) -> Result<Cancellation, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to cancel a bulk retry"))?;
@@ -198,11 +165,8 @@ impl Ledger {
         .rows_affected();
         if cancelled > 0 {
             let details = json!({ "bulkRetryId": id });
-            let entry = audit::Entry {
-                action: "customerio_bulk_retry_cancelled",
-                signup_id: None,
-                details,
-            };
+            let entry =
+                AuditEntry { action: AuditAction::BulkRetryCancelled, signup_id: None, details };
             audit::insert(&mut transaction, actor, &[entry]).await?;
         }
         transaction.commit().await.map_err(Error::doing("committing a cancelled bulk retry"))?;
@@ -215,12 +179,11 @@ impl Ledger {
 
     /// One bulk retry.
     pub async fn bulk_retry(&self, id: Uuid) -> Result<Option<BulkRetry>, Error> {
-        let row = sqlx::query_as!(
-            BulkRow,
+        sqlx::query_as!(
+            BulkRetry,
             r#"
-            SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at,
-            updated_at,
-                finished_at, cancelled_by
+            SELECT id, actor, selection AS "selection: _", status AS "status: _", eligible,
+                retried, created_at, updated_at, finished_at, cancelled_by
             FROM bulk_retries
             WHERE id = $1
             "#,
@@ -228,22 +191,20 @@ impl Ledger {
         )
         .fetch_optional(&self.pool)
         .await
-        .map_err(Error::doing("reading a bulk retry"))?;
-        row.map(BulkRetry::try_from).transpose()
+        .map_err(Error::doing("reading a bulk retry"))
     }
 
-    /// The bulk retries that went on after `since`, `limit` at most, the latest first.
+    /// The bulk retries that changed after `since`, latest first, at most `limit`.
     pub async fn bulk_retries(
         &self,
         since: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<BulkRetry>, Error> {
-        let rows = sqlx::query_as!(
-            BulkRow,
+        sqlx::query_as!(
+            BulkRetry,
             r#"
-            SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at,
-            updated_at,
-                finished_at, cancelled_by
+            SELECT id, actor, selection AS "selection: _", status AS "status: _", eligible,
+                retried, created_at, updated_at, finished_at, cancelled_by
             FROM bulk_retries
             WHERE updated_at > $1
             ORDER BY updated_at DESC
@@ -254,29 +215,31 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(Error::doing("listing bulk retries"))?;
-        rows.into_iter().map(BulkRetry::try_from).collect()
+        .map_err(Error::doing("listing bulk retries"))
     }
 }
 
-/// The bulk retry whose turn it is, locked for one step; none where another replica takes it, or it
-/// is too early.
+/// Locks the oldest running bulk retry for one step. `None` if there is none, another replica takes
+/// its step, or its next step is not due.
 async fn lock_oldest(connection: &mut PgConnection) -> Result<Option<BulkRetry>, Error> {
-    let row = sqlx::query_as!(
-        BulkRow,
+    sqlx::query_as!(
+        BulkRetry,
         r#"
-        SELECT id, actor, selection AS "selection: _", status, eligible, retried, created_at,
-        updated_at,
-            finished_at, cancelled_by
+        SELECT id, actor, selection AS "selection: _", status AS "status: _", eligible,
+            retried, created_at, updated_at, finished_at, cancelled_by
         FROM bulk_retries
-        WHERE id = (SELECT id FROM bulk_retries WHERE status = 'running' ORDER BY created_at,
-        id LIMIT 1)
+        WHERE id = (
+                SELECT id
+                FROM bulk_retries
+                WHERE status = 'running'
+                ORDER BY created_at, id
+                LIMIT 1
+            )
             AND status = 'running' AND next_step_at <= now()
         FOR UPDATE SKIP LOCKED
         "#
     )
     .fetch_optional(connection)
     .await
-    .map_err(Error::doing("finding the next bulk retry"))?;
-    row.map(BulkRetry::try_from).transpose()
+    .map_err(Error::doing("finding the next bulk retry"))
 }

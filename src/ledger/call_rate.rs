@@ -1,4 +1,4 @@
-//! The shares that replicas have of the calls a second, and how long all of them have to make none.
+//! The leases that replicas have on the call rate, and the pause of calls that all of them share.
 
 use std::time::Duration;
 
@@ -6,48 +6,58 @@ use uuid::Uuid;
 
 use super::{Error, Ledger};
 
-/// What a replica may use of the calls.
+/// The part of the call rate that a replica may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CallShare {
-    /// Calls a second.
+pub struct CallRateLease {
+    /// Calls per second.
     pub calls_per_second: f64,
-    /// How long no calls are to be made; zero if they are.
-    pub held_for: Duration,
+    /// Time until calls may resume; zero if they are not paused.
+    pub paused_for: Duration,
+}
+
+/// A request for a lease.
+#[derive(Debug, Clone, Copy)]
+pub struct CallRateRequest {
+    /// The replica.
+    pub replica: Uuid,
+    /// Calls per second that all replicas may make together.
+    pub total: f64,
+    /// Calls per second that the replica uses now.
+    pub current: f64,
+    /// Duration of the lease.
+    pub lease: Duration,
 }
 
 impl Ledger {
-    /// Renews the share of `replica`, which uses `current` calls a second now, of `all` calls a
-    /// second for `lease`. Answers what it may use from now on; the shares of all replicas are
-    /// never more than `all` together.
-    pub async fn renew_call_share(
+    /// Renews the lease of a replica. The leases of all replicas never exceed the total rate.
+    pub async fn renew_call_lease(
         &self,
-        replica: Uuid,
-        all: f64,
-        current: f64,
-        lease: Duration,
-    ) -> Result<CallShare, Error> {
+        request: &CallRateRequest,
+    ) -> Result<CallRateLease, Error> {
         let row = sqlx::query!(
             r#"
             SELECT renew_call_share($1, $2, $3, make_interval(secs => $4)) AS "granted!",
-                COALESCE((SELECT EXTRACT(EPOCH FROM ends_at - clock_timestamp()) FROM call_hold),
-                0)::float8 AS "held!"
+                COALESCE(
+                    (SELECT EXTRACT(EPOCH FROM ends_at - clock_timestamp()) FROM call_hold), 0
+                )::float8 AS "paused_for!"
             "#,
-            replica,
-            all,
-            current,
-            lease.as_secs_f64(),
+            request.replica,
+            request.total,
+            request.current,
+            request.lease.as_secs_f64(),
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(Error::doing("renewing the share of the calls"))?;
-        Ok(CallShare {
+        .map_err(Error::doing("renewing the lease on the call rate"))?;
+        Ok(CallRateLease {
             calls_per_second: row.granted,
-            held_for: Duration::from_secs_f64(row.held.max(0.0)),
+            paused_for: Duration::from_secs_f64(row.paused_for.max(0.0)),
         })
     }
 
-    /// Lets no replica call for `wait` from now on, or for longer if that was wanted before.
-    pub async fn hold_calls(&self, wait: Duration) -> Result<(), Error> {
+    /// Pauses the calls of all replicas for `wait` from now, or longer if a longer pause is in
+    /// effect.
+    pub async fn pause_calls(&self, wait: Duration) -> Result<(), Error> {
         sqlx::query!(
             r#"
             INSERT INTO call_hold AS h (ends_at)
@@ -58,16 +68,16 @@ impl Ledger {
         )
         .execute(&self.pool)
         .await
-        .map_err(Error::doing("holding all calls"))?;
+        .map_err(Error::doing("pausing all calls"))?;
         Ok(())
     }
 
-    /// Leaves the share of `replica` to the others.
-    pub async fn give_call_share_up(&self, replica: Uuid) -> Result<(), Error> {
+    /// Releases the lease of `replica`, so that the others can use its rate.
+    pub async fn release_call_lease(&self, replica: Uuid) -> Result<(), Error> {
         sqlx::query!("DELETE FROM call_shares WHERE replica = $1", replica)
             .execute(&self.pool)
             .await
-            .map_err(Error::doing("giving the share of the calls up"))?;
+            .map_err(Error::doing("releasing the lease on the call rate"))?;
         Ok(())
     }
 }

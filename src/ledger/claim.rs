@@ -1,5 +1,5 @@
-//! Takes a batch of messages in: signups, jobs and claims, in one transaction and a fixed number of
-//! statements.
+//! Claims the jobs of a batch of messages: signups, jobs and claims, in one transaction and a fixed
+//! number of statements.
 
 use std::{
     collections::HashMap,
@@ -12,45 +12,47 @@ use uuid::Uuid;
 
 use super::{
     Error, Ledger,
-    arrival::{Arrival, Meaning, Source, meaning},
-    audit, restart,
-    row::Row,
+    arrival::{Arrival, Disposition, Source, disposition},
+    audit::{self, AuditAction, AuditEntry},
+    failures::FailureResolution,
+    restart,
+    row::JobRow,
 };
 use crate::{
-    event::{BetSlip, Customer, Details, Event},
-    job::{Job, Report, Work, job_id},
+    event::{BetSlip, Customer, Event, EventDetails},
+    job::{ClaimedJob, ErrorType, Job, JobReport, Status, job_id},
 };
 
-/// What was opened for a batch of messages.
+/// The claims of a batch of messages.
 #[derive(Debug)]
-pub struct Batch {
-    /// The fence: whoever settles the claimed jobs must name it.
+pub struct ClaimedBatch {
+    /// The fence: settling the claimed jobs requires it.
     pub claim: Uuid,
-    /// The claims were made, or seen to hold, after this moment.
-    pub held_at: Instant,
-    /// One answer a message, in the order of the messages.
-    pub opened: Vec<Opened>,
+    /// The database confirmed the claims after this moment.
+    pub confirmed_at: Instant,
+    /// One outcome per message, in the order of the messages.
+    pub outcomes: Vec<ClaimOutcome>,
 }
 
-/// What a message led to.
+/// The outcome of claiming the job of one message.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Opened {
-    /// The job is ours: call, then settle.
-    Claimed(Box<Work>),
-    /// This very message was settled before; what follows from it has to be published (again).
-    Settled(Box<Report>),
-    /// The job is done, by another message. Nothing to do.
+pub enum ClaimOutcome {
+    /// The job is claimed: call, then settle.
+    Claimed(Box<ClaimedJob>),
+    /// This message was settled before. The messages that must follow have to be published again.
+    Settled(Box<JobReport>),
+    /// Another message completed the job. Nothing to do.
     AlreadyCompleted,
-    /// Another message has taken the job further. Nothing to do.
+    /// Another message has advanced the job. Nothing to do.
     Superseded,
     /// The job is not due yet.
     NotDue {
         /// The job.
         job: Box<Job>,
-        /// Time until it is.
+        /// Time until it is due.
         wait: Duration,
     },
-    /// Another message holds the job.
+    /// Another message owns the job.
     InFlight {
         /// The job.
         job: Box<Job>,
@@ -60,58 +62,61 @@ pub enum Opened {
 }
 
 impl Ledger {
-    /// Opens a batch, and claims jobs with `claim`. No two of its messages may be about the same
-    /// signup, so that locks are taken in one order. A commit whose answer is lost may have
-    /// happened: opened again with the same claim, the jobs are found claimed by it.
-    pub async fn open(&self, claim: Uuid, arrivals: &[Arrival]) -> Result<Batch, Error> {
-        let held_at = Instant::now();
+    /// Claims the jobs of a batch of messages with `claim`.
+    ///
+    /// No two messages of the batch may be for the same signup, so that the locks are acquired in
+    /// order. A commit whose confirmation is lost may have happened: if the call is repeated with
+    /// the same `claim`, it finds the jobs claimed by it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an edge: the lease starts before the claim is written"
+    )]
+    pub async fn claim(&self, claim: Uuid, arrivals: &[Arrival]) -> Result<ClaimedBatch, Error> {
+        let confirmed_at = Instant::now();
         let events: Vec<_> = arrivals.iter().filter_map(NewEvent::of).collect();
         let mut transaction =
-            self.pool.begin().await.map_err(Error::doing("beginning to open jobs"))?;
+            self.pool.begin().await.map_err(Error::doing("beginning to claim jobs"))?;
         if !events.is_empty() {
             upsert_signups(&mut transaction, &events).await?;
             insert_jobs(&mut transaction, &events, claim, self.max_attempts).await?;
         }
         let mut rows = self.lock_jobs(&mut transaction, arrivals).await?;
-        let meanings = arrivals
-            .iter()
-            .zip(&rows)
-            .map(|(arrival, row)| match row {
-                None => Ok(Meaning::Unknown),
-                Some(row) if row.claim == Some(claim) => Ok(Meaning::Take),
-                Some(row) => Ok(meaning(arrival, &row.standing()?)),
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
+        let decide = |(arrival, row): (&Arrival, &Option<JobRow>)| match row {
+            None => Disposition::Unknown,
+            Some(row) if row.claim == Some(claim) => Disposition::Claim,
+            Some(row) => disposition(arrival, &row.snapshot()),
+        };
+        let dispositions: Vec<_> = arrivals.iter().zip(&rows).map(decide).collect();
         let claims: Vec<_> = arrivals
             .iter()
             .zip(&mut rows)
-            .zip(&meanings)
-            // A job that was made just now is claimed already.
-            .filter_map(|((arrival, row), meaning)| {
-                Some((arrival, row.as_mut().filter(|r| r.claim != Some(claim))?, meaning))
+            .zip(&dispositions)
+            // A job that was just created is claimed already.
+            .filter_map(|((arrival, row), disposition)| {
+                Some((arrival, row.as_mut().filter(|r| r.claim != Some(claim))?, disposition))
             })
-            .filter_map(|(arrival, row, meaning)| Claim::of(arrival, row, *meaning))
+            .filter_map(|(arrival, row, disposition)| JobClaim::of(arrival, row, *disposition))
             .collect();
         claim_jobs(&mut transaction, claim, &claims).await?;
-        tell_restarts(&mut transaction, &claims).await?;
-        transaction.commit().await.map_err(Error::doing("committing opened jobs"))?;
+        record_restarts(&mut transaction, &claims).await?;
+        transaction.commit().await.map_err(Error::doing("committing claimed jobs"))?;
 
-        let opened =
-            rows.iter_mut().zip(meanings).map(|(row, meaning)| answer(row.as_mut(), meaning));
-        Ok(Batch { claim, held_at, opened: opened.collect::<Result<_, _>>()? })
+        let outcomes =
+            rows.iter_mut().zip(dispositions).map(|(row, one)| outcome(row.as_mut(), one));
+        Ok(ClaimedBatch { claim, confirmed_at, outcomes: outcomes.collect() })
     }
 
-    /// The jobs that the messages are about, locked, in the order of the messages.
+    /// Locks the jobs that the messages are for, and returns them in the order of the messages.
     async fn lock_jobs(
         &self,
         connection: &mut PgConnection,
         arrivals: &[Arrival],
-    ) -> Result<Vec<Option<Row>>, Error> {
+    ) -> Result<Vec<Option<JobRow>>, Error> {
         let signups: Vec<_> = arrivals.iter().map(Arrival::signup_id).collect();
         let phases: Vec<_> =
             arrivals.iter().map(|arrival| arrival.phase().as_str().to_owned()).collect();
         let rows = sqlx::query_file_as!(
-            Row,
+            JobRow,
             "src/ledger/lock_jobs.sql",
             &signups,
             &phases,
@@ -126,7 +131,7 @@ impl Ledger {
     }
 }
 
-/// An event with the message it came in.
+/// An event with the message that carries it.
 struct NewEvent<'a> {
     event: &'a Event,
     arrival: &'a Arrival,
@@ -142,21 +147,21 @@ impl<'a> NewEvent<'a> {
 
     fn submitted(&self) -> Option<(&'a str, Option<&'a str>, Value)> {
         match &self.event.details {
-            Details::Submitted { operator_id, operator_name, attributes } => Some((
+            EventDetails::Submitted { operator_id, operator_name, attributes } => Some((
                 operator_id,
                 operator_name.as_deref(),
                 Value::Object(attributes.as_map().clone()),
             )),
-            Details::Confirmed { .. } => None,
+            EventDetails::Confirmed { .. } => None,
         }
     }
 
     fn confirmed(&self) -> Option<(Option<&'a str>, &'a BetSlip)> {
         match &self.event.details {
-            Details::Confirmed { extraction_id, bet_slip } => {
+            EventDetails::Confirmed { extraction_id, bet_slip } => {
                 Some((extraction_id.as_deref(), bet_slip))
             }
-            Details::Submitted { .. } => None,
+            EventDetails::Submitted { .. } => None,
         }
     }
 
@@ -164,19 +169,18 @@ impl<'a> NewEvent<'a> {
         self.confirmed().map(|(_, bet_slip)| field(bet_slip))
     }
 
-    fn speaks_of_the_customer(&self) -> bool {
+    fn states_customer(&self) -> bool {
         self.submitted().is_some() || self.event.customer != Customer::default()
     }
 }
 
-/// Writes what the events say of their signups.
+/// Writes the data of the events to their signups.
 async fn upsert_signups(
     connection: &mut PgConnection,
     events: &[NewEvent<'_>],
 ) -> Result<(), Error> {
     let mut events: Vec<_> = events.iter().collect();
-    // One order for all transactions, so that two that share signups wait for each other and don't
-    // deadlock.
+    // The lock order (locks.rs).
     events.sort_unstable_by_key(|new| new.event.signup_id);
     let customer = |field: fn(&Customer) -> &Option<String>| -> Vec<Option<&str>> {
         events.iter().map(|new| field(&new.event.customer).as_deref()).collect()
@@ -194,7 +198,7 @@ async fn upsert_signups(
         &customer(|customer| &customer.phone) as _,
         &customer(|customer| &customer.state) as _,
         &column!(events, new => new.submitted().map(|(.., attributes)| attributes)) as _,
-        &column!(events, new => new.speaks_of_the_customer()) as _,
+        &column!(events, new => new.states_customer()) as _,
         &column!(events, new => new.event.occurred_at) as _,
         &column!(events, new => new.confirmed().and_then(|(extraction_id, _)| extraction_id)) as _,
         &column!(events, new => new.bet_slip(|bet_slip| bet_slip.bet_amount)) as _,
@@ -208,7 +212,7 @@ async fn upsert_signups(
     Ok(())
 }
 
-/// Makes the jobs that are missing, claimed from the start. A job that is there is left as it is.
+/// Creates the missing jobs, already claimed. An existing job is not changed.
 async fn insert_jobs(
     connection: &mut PgConnection,
     events: &[NewEvent<'_>],
@@ -217,25 +221,25 @@ async fn insert_jobs(
 ) -> Result<(), Error> {
     sqlx::query!(
         r#"
-        WITH made AS (
+        WITH created AS (
             INSERT INTO signup_customerio_sync_jobs (
                 id, signup_id, sync_phase, status, max_attempts, event_id, occurred_at, traceparent,
                 claim, claimed_at, claimed_by
             )
-            SELECT id, signup_id, sync_phase, 'processing', $9, event_id, COALESCE(occurred_at,
-            now()), traceparent,
-                $8, now(), claimed_by
-            FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[],
-            $6::text[], $7::text[])
-                AS e (id, signup_id, sync_phase, event_id, occurred_at, traceparent, claimed_by)
+            SELECT id, signup_id, sync_phase, 'processing', $9, event_id,
+                COALESCE(occurred_at, now()), traceparent, $8, now(), claimed_by
+            FROM UNNEST(
+                $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[],
+                $7::text[]
+            ) AS e (id, signup_id, sync_phase, event_id, occurred_at, traceparent, claimed_by)
             ORDER BY signup_id
             ON CONFLICT (signup_id, sync_phase) DO NOTHING
             RETURNING id
         )
-        -- What the jobs are held against, see integrity.rs.
+        -- The integrity check compares the jobs with this count (integrity.rs).
         INSERT INTO taken_in (jobs)
         SELECT count(*)
-        FROM made
+        FROM created
         HAVING count(*) > 0
         "#,
         &column!(events, new => job_id(new.event.signup_id, new.arrival.phase())) as _,
@@ -244,30 +248,30 @@ async fn insert_jobs(
         &column!(events, new => new.event.id.as_str()) as _,
         &column!(events, new => new.event.occurred_at) as _,
         &column!(events, new => new.arrival.traceparent.as_deref()) as _,
-        &column!(events, new => new.arrival.claimant(0)) as _,
+        &column!(events, new => new.arrival.claimant(0).to_string()) as _,
         claim,
         max_attempts,
     )
     .execute(connection)
     .await
-    .map_err(Error::doing("making jobs"))?;
+    .map_err(Error::doing("creating jobs"))?;
     Ok(())
 }
 
-/// A claim on a job that was there before: its row as it is to be, and the message that claims it.
-struct Claim<'a> {
-    row: &'a Row,
+/// A claim on an existing job: its new row, and the message that claims it.
+struct JobClaim<'a> {
+    row: &'a JobRow,
     arrival: &'a Arrival,
-    /// The status that the job had, if a new event starts it afresh.
-    restarted_from: Option<String>,
+    /// The previous status, if a new event restarts the job.
+    restarted_from: Option<Status>,
 }
 
-impl<'a> Claim<'a> {
-    /// Brings `row` to where the claim puts it: a restart begins a new run of the new event.
-    fn of(arrival: &'a Arrival, row: &'a mut Row, meaning: Meaning) -> Option<Self> {
-        let restarted_from = (meaning == Meaning::Restart).then(|| row.status.clone());
-        match (meaning, &arrival.source) {
-            (Meaning::Restart, Source::Event(event)) => {
+impl<'a> JobClaim<'a> {
+    /// Changes `row` to its state after the claim. A restart begins a new run for the new event.
+    fn of(arrival: &'a Arrival, row: &'a mut JobRow, disposition: Disposition) -> Option<Self> {
+        let restarted_from = (disposition == Disposition::Restart).then_some(row.status);
+        match (disposition, &arrival.source) {
+            (Disposition::Restart, Source::Event(event)) => {
                 row.run += 1;
                 row.attempt_count = 0;
                 row.manual_retry = false;
@@ -278,7 +282,7 @@ impl<'a> Claim<'a> {
                 row.occurred_at = event.occurred_at.unwrap_or(row.now);
                 row.traceparent.clone_from(&arrival.traceparent);
             }
-            (Meaning::Take, _) => {}
+            (Disposition::Claim, _) => {}
             _ => return None,
         }
         Some(Self { row, arrival, restarted_from })
@@ -288,7 +292,7 @@ impl<'a> Claim<'a> {
 async fn claim_jobs(
     connection: &mut PgConnection,
     claim: Uuid,
-    claims: &[Claim<'_>],
+    claims: &[JobClaim<'_>],
 ) -> Result<(), Error> {
     if claims.is_empty() {
         return Ok(());
@@ -299,23 +303,21 @@ async fn claim_jobs(
         SET status = 'processing', claim = $1, claimed_at = now(), claimed_by = c.claimed_by,
             run = c.run, attempt_count = c.attempt_count, manual_retry = c.manual_retry,
             event_id = c.event_id,
-            -- Fifty are far more than any upstream sends for one signup,
-            -- and keep the row small if one runs wild.
+            -- Fifty are far more than any upstream service sends for one signup, and they keep the
+            -- row small if one malfunctions.
             earlier_events = CASE
                 WHEN c.event_id = j.event_id THEN j.earlier_events
                 ELSE (j.event_id || j.earlier_events)[:50]
             END,
             occurred_at = c.occurred_at, traceparent = c.traceparent,
-            first_failed_at = c.first_failed_at,
-            error_type = c.error_type, error_message = c.error_message,
+            first_failed_at = c.first_failed_at, error_type = c.error_type,
+            error_message = c.error_message,
             error_signature = CASE WHEN c.error_message IS NOT NULL THEN j.error_signature END,
             next_retry_at = NULL, failed_at = NULL, failed_reason = NULL, dismissed_at = NULL,
-            dismissed_reason = NULL,
-            updated_at = now()
+            dismissed_reason = NULL, updated_at = now()
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[],
-            $8::timestamptz[], $9::text[],
-            $10::timestamptz[], $11::text[], $12::text[]
+            $8::timestamptz[], $9::text[], $10::timestamptz[], $11::text[], $12::text[]
         ) AS c (
             id, claimed_by, run, attempt_count, manual_retry, event_id, occurred_at, traceparent,
             first_failed_at, error_type, error_message
@@ -324,7 +326,7 @@ async fn claim_jobs(
         "#,
         claim,
         &column!(claims, c => c.row.id) as _,
-        &column!(claims, c => c.arrival.claimant(c.row.run)) as _,
+        &column!(claims, c => c.arrival.claimant(c.row.run).to_string()) as _,
         &column!(claims, c => c.row.run) as _,
         &column!(claims, c => c.row.attempt_count) as _,
         &column!(claims, c => c.row.manual_retry) as _,
@@ -332,7 +334,7 @@ async fn claim_jobs(
         &column!(claims, c => c.row.occurred_at) as _,
         &column!(claims, c => c.row.traceparent.as_deref()) as _,
         &column!(claims, c => c.row.first_failed_at) as _,
-        &column!(claims, c => c.row.error_type.as_deref()) as _,
+        &column!(claims, c => c.row.error_type.map(ErrorType::as_str)) as _,
         &column!(claims, c => c.row.error_message.as_deref()) as _,
     )
     .execute(connection)
@@ -341,37 +343,44 @@ async fn claim_jobs(
     Ok(())
 }
 
-/// Writes down that new events have started jobs afresh. The failures of those that had failed are
-/// resolved by that.
-async fn tell_restarts(connection: &mut PgConnection, claims: &[Claim<'_>]) -> Result<(), Error> {
-    let restarts: Vec<_> = claims
+/// Records in the audit log the jobs that new events restarted, and resolves the failures of those
+/// that had failed.
+async fn record_restarts(
+    connection: &mut PgConnection,
+    claims: &[JobClaim<'_>],
+) -> Result<(), Error> {
+    let restarts: Vec<_> =
+        claims.iter().filter_map(|claim| Some((claim.row, claim.restarted_from?))).collect();
+    let failed: Vec<_> = restarts
         .iter()
-        .filter_map(|claim| Some((claim.row, claim.restarted_from.as_deref()?)))
+        .filter(|(_, status)| *status == Status::Failed)
+        .map(|(row, _)| (row.id, row.signup_id))
         .collect();
-    let failed: Vec<_> =
-        restarts.iter().filter(|(_, status)| *status == "failed").map(|(row, _)| row.id).collect();
-    restart::resolve_failures(connection, &failed, "superseded").await?;
-    let entry = |(row, status): &(&Row, &str)| audit::Entry {
-        action: "customerio_sync_restarted",
+    restart::resolve_failures(connection, &failed, FailureResolution::Superseded).await?;
+    let entry = |(row, status): &(&JobRow, Status)| AuditEntry {
+        action: AuditAction::SyncRestarted,
         signup_id: Some(row.signup_id),
-        details: json!({ "jobId": row.id, "syncPhase": row.sync_phase, "run": row.run,
-        "statusBefore": status }),
+        details: json!({
+            "jobId": row.id,
+            "syncPhase": row.sync_phase,
+            "run": row.run,
+            "statusBefore": status,
+        }),
     };
     audit::insert(connection, audit::SERVICE, &restarts.iter().map(entry).collect::<Vec<_>>()).await
 }
 
-fn answer(row: Option<&mut Row>, meaning: Meaning) -> Result<Opened, Error> {
-    let Some(row) = row else { return Ok(Opened::Unknown) };
-    let job = row.job()?;
-    Ok(match meaning {
-        Meaning::Take | Meaning::Restart => {
-            Opened::Claimed(Box::new(Work { job, signup: row.signup() }))
+fn outcome(row: Option<&mut JobRow>, disposition: Disposition) -> ClaimOutcome {
+    let Some(row) = row else { return ClaimOutcome::Unknown };
+    match disposition {
+        Disposition::Claim | Disposition::Restart => {
+            ClaimOutcome::Claimed(Box::new(ClaimedJob { job: row.job(), signup: row.signup() }))
         }
-        Meaning::Settled => Opened::Settled(Box::new(row.report()?)),
-        Meaning::AlreadyCompleted => Opened::AlreadyCompleted,
-        Meaning::Superseded => Opened::Superseded,
-        Meaning::NotDue(wait) => Opened::NotDue { job: Box::new(job), wait },
-        Meaning::InFlight => Opened::InFlight { job: Box::new(job) },
-        Meaning::Unknown => Opened::Unknown,
-    })
+        Disposition::Settled => ClaimOutcome::Settled(Box::new(row.report())),
+        Disposition::AlreadyCompleted => ClaimOutcome::AlreadyCompleted,
+        Disposition::Superseded => ClaimOutcome::Superseded,
+        Disposition::NotDue(wait) => ClaimOutcome::NotDue { job: Box::new(row.job()), wait },
+        Disposition::InFlight => ClaimOutcome::InFlight { job: Box::new(row.job()) },
+        Disposition::Unknown => ClaimOutcome::Unknown,
+    }
 }

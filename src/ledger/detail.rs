@@ -1,33 +1,36 @@
-//! Everything that is known of one job.
+//! Everything that is known about one job.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Error, Ledger, audit};
+use super::{
+    Error, Ledger,
+    audit::{self, AuditAction, AuditEntry},
+};
 use crate::{
     event::Customer,
-    job::{ErrorType, Reason, Signup, Status, SyncPhase},
+    job::{ErrorType, Signup, Status, SyncPhase},
 };
 
-/// A job, its signup, its tries and its audit trail.
+/// A job, its signup, its attempts and its audit trail.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobDetail {
     /// The job.
-    pub job: JobRow,
+    pub job: StoredJob,
     /// Its signup.
     pub signup: Signup,
-    /// What the signup says of its own synchronisation.
+    /// The flags of the signup.
     pub flags: SignupFlags,
-    /// Its tries, oldest first.
-    pub attempts: Vec<AttemptRow>,
-    /// What was done to it, oldest first.
-    pub audit: Vec<AuditRow>,
+    /// Its attempts, oldest first.
+    pub attempts: Vec<StoredAttempt>,
+    /// Its audit trail, oldest first.
+    pub audit: Vec<StoredAudit>,
 }
 
-/// A job as its row has it.
+/// A job as its row stores it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct JobRow {
+pub struct StoredJob {
     /// Its id.
     pub id: Uuid,
     /// Its signup.
@@ -36,41 +39,41 @@ pub struct JobRow {
     pub phase: SyncPhase,
     /// Its status.
     pub status: Status,
-    /// How often it was started afresh.
+    /// Number of restarts.
     pub run: i32,
-    /// Retries that were scheduled in this run.
+    /// Retries scheduled in this run.
     pub attempt_count: i32,
-    /// Retries allowed in a run.
+    /// Maximum retries per run.
     pub max_attempts: i32,
-    /// When the next try is due.
+    /// When the next attempt is due.
     pub next_retry_at: Option<DateTime<Utc>>,
-    /// When the last call was begun.
+    /// When the last call started.
     pub last_attempt_at: Option<DateTime<Utc>>,
-    /// The kind of trouble.
+    /// The kind of error.
     pub error_type: Option<ErrorType>,
-    /// What was said.
+    /// The error message.
     pub error_message: Option<String>,
-    /// The message without what differs.
+    /// The error signature.
     pub error_signature: Option<String>,
-    /// Why no further try is made.
-    pub reason: Option<Reason>,
+    /// Why no further attempt is made. A text, since a newer release may have written it.
+    pub reason: Option<String>,
     /// Whether an operator started this run.
     pub manual_retry: bool,
-    /// The person identifier of the last try.
+    /// The person identifier of the last attempt.
     pub contact_id: Option<String>,
-    /// The event that made it, or started it afresh.
+    /// The event that created or last restarted it.
     pub event_id: String,
-    /// When that event happened.
+    /// Time of that event.
     pub occurred_at: DateTime<Utc>,
-    /// When the job was made.
+    /// When the job was created.
     pub created_at: DateTime<Utc>,
     /// When it last changed.
     pub updated_at: DateTime<Utc>,
-    /// When the first try of this run failed.
+    /// When the first attempt of this run failed.
     pub first_failed_at: Option<DateTime<Utc>>,
-    /// When it failed for good.
+    /// When the job failed.
     pub failed_at: Option<DateTime<Utc>>,
-    /// When Customer.io took it.
+    /// When Customer.io accepted it.
     pub completed_at: Option<DateTime<Utc>>,
     /// When its failure was dismissed.
     pub dismissed_at: Option<DateTime<Utc>>,
@@ -78,62 +81,64 @@ pub struct JobRow {
     pub dismissed_reason: Option<String>,
 }
 
-/// The columns of a signup that say whether Customer.io has it.
+/// The flags of a signup that say whether Customer.io has the person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignupFlags {
     /// Customer.io has the person.
     pub synced: bool,
-    /// Since when.
+    /// When one of its jobs was last completed.
     pub synced_at: Option<DateTime<Utc>>,
-    /// Under which identifier.
+    /// The person identifier.
     pub contact_id: Option<String>,
     /// One of its jobs has failed.
     pub sync_failed: bool,
-    /// What was said.
+    /// The error message of that job.
     pub sync_error: Option<String>,
 }
 
-/// One try.
+/// One attempt.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AttemptRow {
-    /// The run it belonged to.
+pub struct StoredAttempt {
+    /// The run that it belongs to.
     pub run: i32,
-    /// Retries that were scheduled before it.
+    /// Retries scheduled before it.
     pub attempt: i32,
-    /// When the call was begun.
+    /// When the call started.
     pub started_at: DateTime<Utc>,
-    /// How long it took, in milliseconds.
+    /// Its duration in milliseconds.
     pub duration_ms: f64,
-    /// The status of the answer, if one came.
+    /// The HTTP status, if there was a response.
     pub http_status: Option<i32>,
-    /// The kind of trouble.
-    pub error_type: Option<String>,
-    /// What was said.
+    /// The kind of error.
+    pub error_type: Option<ErrorType>,
+    /// The cause of its failure. A text, since a newer release may have written it.
+    pub error_cause: Option<String>,
+    /// The error message.
     pub error_message: Option<String>,
-    /// Where the job waited for the next try.
+    /// The tier in which the job waited for the next attempt.
     pub tier: Option<String>,
 }
 
 /// One entry of the audit log.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AuditRow {
-    /// What was done.
+pub struct StoredAudit {
+    /// The action. A text, since a newer release may have written it.
     pub action: String,
-    /// By whom.
+    /// The actor.
     pub actor: String,
-    /// With which details.
+    /// The details, a JSON object.
     pub details: Value,
-    /// When.
+    /// When it was done.
     pub created_at: DateTime<Utc>,
 }
 
-/// Tries, and entries of the audit log, in one answer at most: the latest.
-const MOST: i64 = 200;
+/// Maximum attempts, and maximum audit entries, in one response: the latest.
+const HISTORY_ROWS_MAX: i64 = 200;
 
 impl Ledger {
-    /// All of one job; `None` if there is no such job.
+    /// Everything about one job. `None` if it does not exist.
     pub async fn job_detail(&self, id: Uuid) -> Result<Option<JobDetail>, Error> {
-        let Some(job) = self.job_row(id).await? else { return Ok(None) };
+        let Some(job) = self.stored_job(id).await? else { return Ok(None) };
         let ((signup, flags), attempts, audit) = tokio::try_join!(
             self.signup(job.signup_id),
             self.attempts_of(id),
@@ -142,38 +147,24 @@ impl Ledger {
         Ok(Some(JobDetail { job, signup, flags, attempts, audit }))
     }
 
-    async fn job_row(&self, id: Uuid) -> Result<Option<JobRow>, Error> {
-        let row = sqlx::query!("SELECT * FROM signup_customerio_sync_jobs WHERE id = $1", id)
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(Error::doing("reading a job"))?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(Some(JobRow {
-            id: row.id,
-            signup_id: row.signup_id,
-            phase: row.sync_phase.parse()?,
-            status: row.status.parse()?,
-            run: row.run,
-            attempt_count: row.attempt_count,
-            max_attempts: row.max_attempts,
-            next_retry_at: row.next_retry_at,
-            last_attempt_at: row.last_attempt_at,
-            error_type: row.error_type.as_deref().map(str::parse).transpose()?,
-            error_message: row.error_message,
-            error_signature: row.error_signature,
-            reason: row.failed_reason.as_deref().map(str::parse).transpose()?,
-            manual_retry: row.manual_retry,
-            contact_id: row.contact_id,
-            event_id: row.event_id,
-            occurred_at: row.occurred_at,
-            created_at: row.created_at,
-            updated_at: row.updated_at,
-            first_failed_at: row.first_failed_at,
-            failed_at: row.failed_at,
-            completed_at: row.completed_at,
-            dismissed_at: row.dismissed_at,
-            dismissed_reason: row.dismissed_reason,
-        }))
+    async fn stored_job(&self, id: Uuid) -> Result<Option<StoredJob>, Error> {
+        sqlx::query_as!(
+            StoredJob,
+            r#"
+            SELECT id, signup_id, sync_phase AS "phase: _", status AS "status: _", run,
+                attempt_count, max_attempts, next_retry_at, last_attempt_at,
+                error_type AS "error_type: _", error_message, error_signature,
+                failed_reason AS reason, manual_retry, contact_id, event_id, occurred_at,
+                created_at, updated_at, first_failed_at, failed_at, completed_at, dismissed_at,
+                dismissed_reason
+            FROM signup_customerio_sync_jobs
+            WHERE id = $1
+            "#,
+            id
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(Error::doing("reading a job"))
     }
 
     async fn signup(&self, id: Uuid) -> Result<(Signup, SignupFlags), Error> {
@@ -212,19 +203,19 @@ impl Ledger {
         Ok((signup, flags))
     }
 
-    async fn attempts_of(&self, job: Uuid) -> Result<Vec<AttemptRow>, Error> {
+    async fn attempts_of(&self, job: Uuid) -> Result<Vec<StoredAttempt>, Error> {
         let attempts = sqlx::query_as!(
-            AttemptRow,
+            StoredAttempt,
             r#"
-            SELECT run, attempt, started_at, duration_ms, http_status, error_type, error_message,
-            tier
+            SELECT run, attempt, started_at, duration_ms, http_status,
+                error_type AS "error_type: _", error_cause, error_message, tier
             FROM sync_attempts
             WHERE job_id = $1
             ORDER BY id DESC
             LIMIT $2
             "#,
             job,
-            MOST
+            HISTORY_ROWS_MAX
         );
         let mut attempts =
             attempts.fetch_all(&self.pool).await.map_err(Error::doing("reading attempts"))?;
@@ -232,9 +223,9 @@ impl Ledger {
         Ok(attempts)
     }
 
-    async fn audit_of(&self, job: &JobRow) -> Result<Vec<AuditRow>, Error> {
+    async fn audit_of(&self, job: &StoredJob) -> Result<Vec<StoredAudit>, Error> {
         let audit = sqlx::query_as!(
-            AuditRow,
+            StoredAudit,
             r#"
             SELECT action, actor, details, created_at
             FROM audit_logs
@@ -244,7 +235,7 @@ impl Ledger {
             "#,
             job.signup_id,
             job.id.to_string(),
-            MOST
+            HISTORY_ROWS_MAX
         );
         let mut audit =
             audit.fetch_all(&self.pool).await.map_err(Error::doing("reading the audit trail"))?;
@@ -252,15 +243,16 @@ impl Ledger {
         Ok(audit)
     }
 
-    /// The customer of a job, for `actor`, who is written down; `None` if there is no such job.
+    /// Returns the customer of a job unmasked, and records in the audit log that `actor` revealed
+    /// it. `None` if the job does not exist.
     pub async fn reveal(&self, id: Uuid, actor: &str) -> Result<Option<Customer>, Error> {
-        let Some(job) = self.job_row(id).await? else { return Ok(None) };
+        let Some(job) = self.stored_job(id).await? else { return Ok(None) };
         let (signup, _) = self.signup(job.signup_id).await?;
         let mut connection =
-            self.pool.acquire().await.map_err(Error::doing("auditing a reveal"))?;
+            self.pool.acquire().await.map_err(Error::doing("recording a reveal"))?;
         let details = json!({ "jobId": id, "syncPhase": job.phase });
         let entry =
-            audit::Entry { action: "customerio_reveal", signup_id: Some(job.signup_id), details };
+            AuditEntry { action: AuditAction::Reveal, signup_id: Some(job.signup_id), details };
         audit::insert(&mut connection, actor, &[entry]).await?;
         Ok(Some(signup.customer))
     }

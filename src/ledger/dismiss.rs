@@ -2,18 +2,20 @@
 
 use super::{
     Error, Ledger,
+    audit::AuditAction,
+    failures::FailureResolution,
     selection::{Selection, open_failures},
 };
 
 impl Ledger {
-    /// Dismisses the open failures of `selection` for `reason`, and says how many.
+    /// Dismisses the open failures of `selection` for `reason`. Returns their number.
     pub async fn dismiss(
         &self,
         selection: &Selection,
         reason: &str,
         actor: &str,
     ) -> Result<i64, Error> {
-        self.sign_failures().await?;
+        self.add_missing_signatures().await?;
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to dismiss failures"))?;
         let jobs = open_failures(&mut transaction, selection, None, None).await?;
@@ -26,12 +28,12 @@ impl Ledger {
                 RETURNING id, signup_id, sync_phase
             ), resolved AS (
                 UPDATE sync_failures f
-                SET resolved_at = now(), resolution = 'dismissed'
+                SET resolved_at = now(), resolution = $4
                 FROM dismissed d
                 WHERE f.job_id = d.id AND f.resolved_at IS NULL
             ), audited AS (
                 INSERT INTO audit_logs (action, signup_id, actor, details)
-                SELECT 'customerio_dismiss', signup_id, $3,
+                SELECT $5, signup_id, $3,
                     jsonb_build_object('jobId', id, 'syncPhase', sync_phase, 'reason', $2::text)
                 FROM dismissed
             )
@@ -40,6 +42,8 @@ impl Ledger {
             &jobs,
             reason,
             actor,
+            FailureResolution::Dismissed.as_str(),
+            AuditAction::Dismiss.as_str(),
         )
         .fetch_one(&mut *transaction)
         .await

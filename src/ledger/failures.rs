@@ -7,11 +7,31 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Error, Ledger};
+use super::{
+    Error, Ledger,
+    audit::{AuditAction, SERVICE},
+    flags::{self, ChangedSignup},
+    locks,
+};
 use crate::{
     diagnosis::signature,
-    job::{ErrorType, Reason, Ticket},
+    job::{AttemptId, Claimant, ErrorType, Reason},
+    runtime::text_enum::text_enum,
 };
+
+text_enum! {
+    /// How a mirrored failure was resolved.
+    FailureResolution {
+        /// An operator restarted its job.
+        Retried = "retried",
+        /// A new event restarted its job, or its run had ended before it was mirrored.
+        Superseded = "superseded",
+        /// An operator dismissed it.
+        Dismissed = "dismissed",
+        /// An operator published the unprocessable message again.
+        Replayed = "replayed",
+    }
+}
 
 /// A message of the failure queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,16 +40,19 @@ pub struct FailedMessage {
     pub message_id: String,
     /// The job, if the message was for one.
     pub job_id: Option<Uuid>,
-    /// Which try of the job failed.
-    pub ticket: Option<Ticket>,
-    /// The event that the broker gave up, which may have claimed its job and never settled it.
+    /// The attempt of the job that failed.
+    pub attempt_id: Option<AttemptId>,
+    /// Id of the event that RabbitMQ dead-lettered at its delivery limit. It may have claimed its
+    /// job and never settled it.
     pub given_up_event: Option<String>,
-    /// Why it is there.
+    /// Why it is in the failure queue.
     pub reason: Reason,
-    /// The kind of trouble, if it was a call's.
+    /// The kind of error, if an attempt failed.
     pub error_type: Option<ErrorType>,
-    /// What went wrong.
+    /// The error message.
     pub error_message: String,
+    /// Where in an unprocessable message the error is: a JSON path.
+    pub error_path: Option<String>,
     /// The message's headers.
     pub headers: Value,
     /// The message's content type.
@@ -38,16 +61,16 @@ pub struct FailedMessage {
     pub body: Vec<u8>,
     /// The exchange that the failed message came from.
     pub original_exchange: String,
-    /// The routing key it came with.
+    /// The routing key of the failed message.
     pub original_routing_key: String,
     /// When it failed.
     pub failed_at: DateTime<Utc>,
 }
 
 impl FailedMessage {
-    /// The message that may still hold the job, where the broker gave it up.
+    /// The claimant that may still own the job, if RabbitMQ dead-lettered its event.
     fn given_up_claimant(&self) -> Option<String> {
-        self.given_up_event.as_ref().map(|id| format!("event:{id}"))
+        self.given_up_event.as_ref().map(|id| Claimant::Event(id.clone()).to_string())
     }
 }
 
@@ -55,7 +78,7 @@ impl Ledger {
     /// Mirrors a batch of the failure queue. A message that was mirrored before changes nothing,
     /// unless its failure was resolved and it has failed again since.
     pub async fn mirror(&self, messages: &[FailedMessage]) -> Result<(), Error> {
-        // The last one wins; one statement can't write the same row twice.
+        // One statement can't write the same row twice. The last message of an id wins.
         let messages: Vec<_> = messages
             .iter()
             .map(|one| (one.message_id.as_str(), one))
@@ -77,56 +100,58 @@ impl Ledger {
     }
 }
 
-/// Fails the jobs whose message the broker gave up: nothing would ever take them further.
+/// Fails the jobs whose message RabbitMQ dead-lettered at its delivery limit: no message would ever
+/// advance them.
 async fn fail_given_up(
     connection: &mut PgConnection,
     messages: &[&FailedMessage],
 ) -> Result<(), Error> {
-    sqlx::query!(
+    let jobs: Vec<_> = messages.iter().filter_map(|one| one.job_id).collect();
+    locks::signups_of_jobs(connection, &jobs).await?;
+    let signups = sqlx::query_scalar!(
         r#"
         WITH failed AS (
             UPDATE signup_customerio_sync_jobs j
             SET status = 'failed', error_type = 'other', error_message = m.error_message,
                 first_failed_at = COALESCE(j.first_failed_at, m.failed_at), failed_at = m.failed_at,
-                failed_reason = 'delivery-limit', error_signature = m.error_signature,
-                next_retry_at = NULL, claim = NULL, claimed_at = NULL,
-                updated_at = now()
-            FROM UNNEST($1::uuid[], $2::int4[], $3::int4[], $4::text[], $5::text[],
-            $6::timestamptz[], $7::text[])
-                AS m (job_id, run, attempt, claimant, error_message, failed_at, error_signature)
+                failed_reason = $8, error_signature = m.error_signature, next_retry_at = NULL,
+                claim = NULL, claimed_at = NULL, updated_at = now()
+            FROM UNNEST(
+                $1::uuid[], $2::int4[], $3::int4[], $4::text[], $5::text[], $6::timestamptz[],
+                $7::text[]
+            ) AS m (job_id, run, attempt, claimant, error_message, failed_at, error_signature)
             WHERE j.id = m.job_id AND j.status IN ('pending', 'processing') AND (
                 (j.run = m.run AND j.attempt_count = m.attempt)
                 OR (j.claimed_by = m.claimant AND (j.status = 'processing' OR j.attempt_count = 0))
             )
             RETURNING j.id, j.signup_id, j.sync_phase, j.error_message, j.contact_id, j.manual_retry
-        ), flagged AS (
-            UPDATE signups s
-            SET customerio_sync_failed = true, customerio_sync_error = f.error_message,
-            updated_at = now()
-            FROM failed f
-            WHERE s.id = f.signup_id
+        ), audited AS (
+            INSERT INTO audit_logs (action, signup_id, actor, details)
+            SELECT $9, signup_id, $10, jsonb_build_object(
+                'jobId', id, 'syncPhase', sync_phase, 'contactId', contact_id,
+                'manualRetry', manual_retry, 'reason', $8::text, 'exhaustedRetries', false,
+                'errorType', 'other', 'errorMessage', error_message
+            )
+            FROM failed
         )
-        INSERT INTO audit_logs (action, signup_id, actor, details)
-        SELECT 'customerio_sync_failed', signup_id, 'customerio-sync', jsonb_build_object(
-            'jobId', id, 'syncPhase', sync_phase, 'contactId', contact_id, 'manualRetry',
-            manual_retry,
-            'reason', 'delivery-limit', 'exhaustedRetries', false, 'errorType', 'other',
-            'errorMessage', error_message
-        )
-        FROM failed
+        SELECT DISTINCT signup_id AS "signup_id!" FROM failed
         "#,
         &column!(messages, one => one.job_id) as _,
-        &column!(messages, one => one.ticket.map(|ticket| ticket.run)) as _,
-        &column!(messages, one => one.ticket.map(|ticket| ticket.attempt)) as _,
+        &column!(messages, one => one.attempt_id.map(|attempt_id| attempt_id.run)) as _,
+        &column!(messages, one => one.attempt_id.map(|attempt_id| attempt_id.attempt)) as _,
         &column!(messages, one => one.given_up_claimant()) as _,
         &column!(messages, one => one.error_message.as_str()) as _,
         &column!(messages, one => one.failed_at) as _,
         &column!(messages, one => signature(&one.error_message)) as _,
+        Reason::DeliveryLimit.as_str(),
+        AuditAction::SyncFailed.as_str(),
+        SERVICE,
     )
-    .execute(connection)
+    .fetch_all(&mut *connection)
     .await
-    .map_err(Error::doing("failing jobs that the broker gave up"))?;
-    Ok(())
+    .map_err(Error::doing("failing jobs with a dead-lettered message"))?;
+    let changed: Vec<_> = signups.into_iter().map(ChangedSignup::new).collect();
+    flags::update(connection, &changed).await
 }
 
 async fn insert_failures(
@@ -137,7 +162,7 @@ async fn insert_failures(
         "src/ledger/insert_failures.sql",
         &column!(messages, one => one.message_id.as_str()) as _,
         &column!(messages, one => one.job_id) as _,
-        &column!(messages, one => one.ticket.map(|ticket| ticket.run)) as _,
+        &column!(messages, one => one.attempt_id.map(|attempt_id| attempt_id.run)) as _,
         &column!(messages, one => one.reason.as_str()) as _,
         &column!(messages, one => one.error_type.map(ErrorType::as_str)) as _,
         &column!(messages, one => one.error_message.as_str()) as _,
@@ -147,6 +172,7 @@ async fn insert_failures(
         &column!(messages, one => one.original_exchange.as_str()) as _,
         &column!(messages, one => one.original_routing_key.as_str()) as _,
         &column!(messages, one => one.failed_at) as _,
+        &column!(messages, one => one.error_path.as_deref()) as _,
     )
     .execute(connection)
     .await

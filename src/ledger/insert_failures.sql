@@ -1,36 +1,43 @@
 -- Messages of the failure queue, each once.
 --
--- The lock makes a manual retry, or a new event, either see the new row or be seen by it: a failure of a run that is
--- over, or that was dismissed, is mirrored as resolved. A message that failed again after its failure was resolved opens it again.
+-- The lock makes a manual retry, or a new event, either see the new row or be seen by this statement:
+-- the failure of an earlier run, or of a dismissed job, is mirrored as resolved. A message that
+-- failed again after its failure was resolved opens it again.
 WITH j AS (
     SELECT id, status, run, dismissed_at
     FROM signup_customerio_sync_jobs
     WHERE id = ANY($2)
-    ORDER BY id
+    ORDER BY signup_id
     FOR SHARE
 ), written AS (
     INSERT INTO sync_failures AS f (
         message_id, job_id, reason, error_type, error_message, headers, content_type, body,
-        original_exchange, original_routing_key, failed_at, resolved_at, resolution
+        original_exchange, original_routing_key, failed_at, error_path, resolved_at, resolution
     )
-    SELECT m.message_id, j.id, m.reason, m.error_type, m.error_message, m.headers, m.content_type, m.body,
-        m.original_exchange, m.original_routing_key, m.failed_at,
+    SELECT m.message_id, j.id, m.reason, m.error_type, m.error_message, m.headers, m.content_type,
+        m.body, m.original_exchange, m.original_routing_key, m.failed_at, m.error_path,
         CASE WHEN over.is_over THEN now() END,
-        CASE WHEN over.is_over THEN CASE WHEN j.dismissed_at IS NULL THEN 'superseded' ELSE 'dismissed' END END
+        CASE
+            WHEN over.is_over AND j.dismissed_at IS NULL THEN 'superseded'
+            WHEN over.is_over THEN 'dismissed'
+        END
     FROM UNNEST(
-        $1::text[], $2::uuid[], $3::int4[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::bytea[],
-        $10::text[], $11::text[], $12::timestamptz[]
+        $1::text[], $2::uuid[], $3::int4[], $4::text[], $5::text[], $6::text[], $7::jsonb[],
+        $8::text[], $9::bytea[], $10::text[], $11::text[], $12::timestamptz[], $13::text[]
     ) AS m (
         message_id, job_id, run, reason, error_type, error_message, headers, content_type, body,
-        original_exchange, original_routing_key, failed_at
+        original_exchange, original_routing_key, failed_at, error_path
     )
     LEFT JOIN j ON j.id = m.job_id
     CROSS JOIN LATERAL (
         SELECT j.id IS NOT NULL
-            AND NOT (j.status = 'failed' AND j.run = COALESCE(m.run, j.run) AND j.dismissed_at IS NULL) AS is_over
+            AND NOT (
+                j.status = 'failed' AND j.run = COALESCE(m.run, j.run) AND j.dismissed_at IS NULL
+            ) AS is_over
     ) AS over
     ON CONFLICT (message_id) DO UPDATE SET
-        failed_at = EXCLUDED.failed_at, headers = EXCLUDED.headers, error_message = EXCLUDED.error_message,
+        failed_at = EXCLUDED.failed_at, headers = EXCLUDED.headers,
+        error_message = EXCLUDED.error_message, error_path = EXCLUDED.error_path,
         resolved_at = NULL, resolution = NULL
     WHERE f.resolved_at < EXCLUDED.failed_at AND EXCLUDED.resolved_at IS NULL
     RETURNING f.job_id, f.xmax = 0 AS is_new -- an update leaves its transaction in xmax

@@ -1,42 +1,43 @@
-//! What was taken in against what became of it, and jobs that are where they should not be.
+//! Received messages compared with jobs, and jobs in a state that they should not be in.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Error, Ledger, Suspects};
-use crate::runtime::text_enum::text_enum;
+use super::{Error, Ledger, LostMessageScope};
+use crate::{job::Claimant, runtime::text_enum::text_enum};
 
-/// All that was taken in, and where it is now. One moment's view.
+/// Everything that was received, and where it is now, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Balance {
-    /// Jobs that events have made.
-    pub jobs_taken_in: i64,
-    /// Messages that could not be understood, the resolved ones, too.
-    pub unprocessable_taken_in: i64,
-    /// Jobs that Customer.io has.
+    /// Jobs that events created.
+    pub jobs_received: i64,
+    /// Unprocessable messages, including resolved ones.
+    pub unprocessable_received: i64,
+    /// Completed jobs.
     pub completed: i64,
-    /// Failed jobs that nobody has dismissed.
+    /// Failed jobs that are not dismissed.
     pub failed_open: i64,
-    /// Failed jobs that somebody has dismissed.
+    /// Failed jobs that are dismissed.
     pub dismissed: i64,
-    /// Jobs that wait for a try.
+    /// Jobs that wait for an attempt.
     pub pending: i64,
-    /// Jobs that are being worked on.
+    /// Jobs that are claimed.
     pub processing: i64,
-    /// Messages in the mirror that name no job, the resolved ones, too.
+    /// Messages in the mirror without a job, including resolved ones.
     pub unprocessable: i64,
-    /// Failures in the mirror that nobody has resolved: what the failure queue should hold.
+    /// Open failures in the mirror: the number of messages that the failure queue should contain.
     pub open_failures: i64,
 }
 
 impl Balance {
-    /// All that was taken in.
-    pub fn taken_in(&self) -> i64 {
-        self.jobs_taken_in + self.unprocessable_taken_in
+    /// Everything that was received.
+    pub fn received(&self) -> i64 {
+        self.jobs_received + self.unprocessable_received
     }
 
-    /// All that is somewhere now; as much as was taken in, unless something was lost or doubled.
+    /// Everything whose state is known: as much as was received, unless something was lost or
+    /// duplicated.
     pub fn accounted_for(&self) -> i64 {
         let jobs =
             self.completed + self.failed_open + self.dismissed + self.pending + self.processing;
@@ -45,61 +46,65 @@ impl Balance {
 }
 
 text_enum! {
-    /// What is not as it should be.
+    /// A kind of discrepancy.
     Drift {
-        /// More or fewer jobs and messages are there than were taken in.
+        /// There are more or fewer jobs and messages than were received.
         Balance = "balance",
-        /// Jobs wait for a retry, and the delay tiers hold fewer messages.
+        /// More jobs wait for a retry than the delay tiers contain messages.
         Waiting = "waiting",
-        /// Jobs are long due, and nobody works on them.
+        /// Jobs are overdue, and no message for them is in a queue.
         Overdue = "overdue",
-        /// Jobs are being processed for longer than any try takes.
+        /// Jobs have been processing for longer than any attempt takes.
         Stuck = "stuck",
         /// Failed jobs have no open failure in the mirror.
         NotMirrored = "not_mirrored",
-        /// Open failures in the mirror are of jobs that have not failed, or are there twice.
+        /// Open failures in the mirror belong to jobs that have not failed, or are duplicates.
         NotFailed = "not_failed",
-        /// Signups are flagged as failed and have no failed job, or the other way round.
+        /// Signups are flagged as failed and have no failed job, or the reverse.
         Flags = "flags",
-        /// The failure queue does not hold as many messages as failures are open.
+        /// The failure queue does not contain one message per open failure.
         FailureQueue = "failure_queue",
     }
 }
 
-/// Jobs that are not as they should be.
+/// The jobs of one kind of discrepancy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drifted {
-    /// In which way.
+pub struct DriftEntry {
+    /// The kind.
     pub drift: Drift,
-    /// How many.
+    /// Number of jobs or messages.
     pub count: i64,
-    /// Some of them, where they are known.
+    /// Some of the jobs, if they are known.
     pub jobs: Vec<Uuid>,
 }
 
 impl Ledger {
-    /// What was taken in, and where it is now.
+    /// Everything that was received, and where it is now.
     pub async fn balance(&self) -> Result<Balance, Error> {
         // One statement, so that all counts are of one moment.
         sqlx::query_as!(
             Balance,
             r#"
-            SELECT taken_in.jobs AS "jobs_taken_in!",
-            taken_in.unprocessable AS "unprocessable_taken_in!",
+            SELECT taken_in.jobs AS "jobs_received!",
+                taken_in.unprocessable AS "unprocessable_received!",
                 completed.count AS "completed!", open_jobs.failed_open AS "failed_open!",
                 open_jobs.dismissed AS "dismissed!", open_jobs.pending AS "pending!",
                 open_jobs.processing AS "processing!", unprocessable.count AS "unprocessable!",
                 open_failures.count AS "open_failures!"
             FROM (
-                SELECT COALESCE(sum(jobs), 0)::int8 AS jobs, COALESCE(sum(unprocessable),
-                0)::int8 AS unprocessable
+                SELECT COALESCE(sum(jobs), 0)::int8 AS jobs,
+                    COALESCE(sum(unprocessable), 0)::int8 AS unprocessable
                 FROM taken_in
             ) AS taken_in,
-            (SELECT count(*) FROM signup_customerio_sync_jobs
-            WHERE status = 'completed') AS completed,
             (
-                SELECT count(*) FILTER (WHERE status = 'failed'
-                AND dismissed_at IS NULL) AS failed_open,
+                SELECT count(*)
+                FROM signup_customerio_sync_jobs
+                WHERE status = 'completed'
+            ) AS completed,
+            (
+                SELECT count(*) FILTER (
+                        WHERE status = 'failed' AND dismissed_at IS NULL
+                    ) AS failed_open,
                     count(*) FILTER (WHERE dismissed_at IS NOT NULL) AS dismissed,
                     count(*) FILTER (WHERE status = 'pending') AS pending,
                     count(*) FILTER (WHERE status = 'processing') AS processing
@@ -112,40 +117,41 @@ impl Ledger {
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(Error::doing("counting what was taken in"))
+        .map_err(Error::doing("counting received messages and jobs"))
     }
 
-    /// Jobs that are not as they should be, as far as the tables alone tell, with `sample` of each
-    /// kind. What has been so for less than `grace` may be on its way. Overdue are those whose
-    /// message is among the `suspects`.
+    /// The discrepancies that the tables show, with at most `sample` jobs per kind. A state younger
+    /// than `grace` is not reported, since it may be about to change. Overdue jobs are reported
+    /// within `scope`.
     pub async fn drifted(
         &self,
-        suspects: Option<Suspects>,
+        scope: Option<LostMessageScope>,
         grace: Duration,
         sample: i32,
-    ) -> Result<Vec<Drifted>, Error> {
+    ) -> Result<Vec<DriftEntry>, Error> {
         let rows = sqlx::query_file!(
             "src/ledger/drifted.sql",
             grace.as_secs_f64(),
             sample,
-            suspects.is_some(),
-            suspects == Some(Suspects::All),
+            scope.is_some(),
+            scope == Some(LostMessageScope::All),
+            Claimant::EVENT_PREFIX,
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(Error::doing("looking for jobs that are not as they should be"))?;
-        let drifted =
-            |drift: String, count, jobs| Ok(Drifted { drift: drift.parse()?, count, jobs });
-        rows.into_iter().map(|row| drifted(row.drift, row.count, row.jobs)).collect()
+        .map_err(Error::doing("finding discrepancies"))?;
+        let entry = |drift, count, jobs| DriftEntry { drift, count, jobs };
+        Ok(rows.into_iter().map(|row| entry(row.drift, row.count, row.jobs)).collect())
     }
 
-    /// Jobs that wait in a delay tier: how many, and `sample` of them. Those that were scheduled,
-    /// or are due, within `grace` may be on their way.
+    /// The number of jobs that wait in a delay tier, and at most `sample` of them. Jobs that were
+    /// scheduled less than `grace` ago, or are due within `grace`, may be between queues and are
+    /// not counted.
     pub async fn waiting(&self, grace: Duration, sample: i32) -> Result<(i64, Vec<Uuid>), Error> {
         let row = sqlx::query!(
             r#"
-            SELECT count(*) AS "count!", COALESCE((array_agg(id ORDER BY next_retry_at))[:$2],
-            '{}') AS "jobs!: Vec<Uuid>"
+            SELECT count(*) AS "count!",
+                COALESCE((array_agg(id ORDER BY next_retry_at))[:$2], '{}') AS "jobs!: Vec<Uuid>"
             FROM signup_customerio_sync_jobs
             WHERE status = 'pending' AND updated_at < now() - make_interval(secs => $1)
                 AND next_retry_at > now() + make_interval(secs => $1)
@@ -155,12 +161,12 @@ impl Ledger {
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(Error::doing("counting jobs that wait"))?;
+        .map_err(Error::doing("counting waiting jobs"))?;
         Ok((row.count, row.jobs))
     }
 
-    /// Adds up what was counted a transaction at a time.
-    pub async fn add_up(&self) -> Result<(), Error> {
+    /// Replaces the counts that each transaction added by their sum.
+    pub async fn sum_received(&self) -> Result<(), Error> {
         sqlx::query!(
             r#"
             WITH counted AS (
@@ -176,7 +182,7 @@ impl Ledger {
         )
         .execute(&self.pool)
         .await
-        .map_err(Error::doing("adding up what was taken in"))?;
+        .map_err(Error::doing("summing the counts of received messages"))?;
         Ok(())
     }
 }

@@ -1,24 +1,24 @@
-//! Work that one replica at a time does: whoever holds the lock leads, and loses it with its
-//! connection.
+//! Tasks that run on one replica at a time. The replica that owns the task's advisory lock is the
+//! leader; it loses the lock with its connection.
 
 use sqlx::{Connection, PgConnection};
 
 use super::{Error, Ledger};
 
-/// What is led.
+/// A task that runs on one replica at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Duty {
-    /// Sending lost messages again.
+pub enum LeaderTask {
+    /// Republishing lost messages.
     Recovery,
-    /// Keeping the failure queue in line with the mirror.
+    /// Keeping the failure queue equal to the open failures.
     FailureQueue,
-    /// Holding what was taken in against what became of it.
+    /// Comparing ledger, mirror and queues.
     Integrity,
 }
 
-impl Duty {
+impl LeaderTask {
     /// The key of its advisory lock
-    /// (<https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS>). Any number
+    /// (<https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS>): any number
     /// that nothing else in the database uses.
     const fn key(self) -> i64 {
         match self {
@@ -29,50 +29,56 @@ impl Duty {
     }
 }
 
-/// The lead of a duty, or the wish for it. The lock is held for as long as its connection lives.
+/// The advisory lock of a task: owned while this replica leads, not owned while it stands by.
 #[derive(Debug)]
-pub struct Lead {
+pub struct LeaderLock {
     ledger: Ledger,
-    duty: Duty,
-    lock: Option<PgConnection>,
+    task: LeaderTask,
+    /// The connection whose session owns the lock.
+    owner: Option<PgConnection>,
 }
 
 impl Ledger {
-    /// Stands by for `duty`.
-    pub fn stand_by(&self, duty: Duty) -> Lead {
-        Lead { ledger: self.clone(), duty, lock: None }
+    /// A lock for `task`, not yet acquired.
+    pub fn leader_lock(&self, task: LeaderTask) -> LeaderLock {
+        LeaderLock { ledger: self.clone(), task, owner: None }
     }
 }
 
-impl Lead {
-    /// Whether this replica leads: it holds the lock still, or has taken it now because nobody did.
-    pub async fn is_ours(&mut self) -> Result<bool, Error> {
-        if let Some(lock) = &mut self.lock
-            && lock.ping().await.is_err()
+impl LeaderLock {
+    /// Returns whether this replica leads: it still owns the lock, or has acquired it now.
+    pub async fn try_acquire(&mut self) -> Result<bool, Error> {
+        if let Some(owner) = &mut self.owner
+            && owner.ping().await.is_err()
         {
-            self.lock = None;
+            self.owner = None;
         }
-        if self.lock.is_none() {
-            let mut connection =
-                self.ledger.pool.acquire().await.map_err(Error::doing("taking the lead"))?;
-            let is_ours = sqlx::query_scalar!(
-                r#"SELECT pg_try_advisory_lock($1) AS "is_ours!""#,
-                self.duty.key()
+        if self.owner.is_none() {
+            let mut connection = self
+                .ledger
+                .pool
+                .acquire()
+                .await
+                .map_err(Error::doing("acquiring a leader lock"))?;
+            let is_acquired = sqlx::query_scalar!(
+                r#"SELECT pg_try_advisory_lock($1) AS "is_acquired!""#,
+                self.task.key()
             )
             .fetch_one(&mut *connection)
             .await
-            .map_err(Error::doing("taking the lead"))?;
-            // It leaves the pool, so that nobody else ends it or holds the lock by accident.
-            self.lock = is_ours.then(|| connection.detach());
+            .map_err(Error::doing("acquiring a leader lock"))?;
+            // The connection leaves the pool, so that no other statement ends it or inherits the
+            // lock.
+            self.owner = is_acquired.then(|| connection.detach());
         }
-        Ok(self.lock.is_some())
+        Ok(self.owner.is_some())
     }
 
-    /// Lets another replica lead.
-    pub async fn end(self) {
-        if let Some(lock) = self.lock {
-            // A connection that is gone has given the lock back already.
-            let _ = lock.close().await;
+    /// Releases the lock, so that another replica can lead.
+    pub async fn release(self) {
+        if let Some(owner) = self.owner {
+            // A connection that is lost has released the lock already.
+            let _ = owner.close().await;
         }
     }
 }

@@ -1,8 +1,8 @@
-//! What is believed about every signup and job: PostgreSQL, one file a verb.
+//! The record of every signup and job, in PostgreSQL. One file per operation.
 //!
-//! The ledger answers with named cases and never guesses: `Err` means that it could not find out,
-//! or could not write down. No transaction spans a network call; a job is claimed, called for, and
-//! settled under its claim.
+//! The ledger returns named cases; `Err` means that it could not read or could not record. No
+//! transaction spans a network call: a job is claimed, its call is made, and it is settled under
+//! its claim.
 
 /// One column of a batch, as an array parameter of a statement.
 macro_rules! column {
@@ -16,11 +16,14 @@ mod audit;
 mod bulk;
 mod call_rate;
 mod claim;
+mod decode;
 mod detail;
 mod dismiss;
 mod failures;
+mod flags;
 mod integrity;
 mod leader;
+mod locks;
 mod parked;
 mod recover;
 mod restart;
@@ -38,21 +41,21 @@ use serde::Deserialize;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 
 pub use arrival::{Arrival, Source};
-pub use audit::SERVICE;
-pub use bulk::{BulkRetry, BulkStatus, Cancellation, Step};
-pub use call_rate::CallShare;
-pub use claim::{Batch, Opened};
-pub use detail::{AttemptRow, AuditRow, JobDetail, JobRow, SignupFlags};
-pub use failures::FailedMessage;
-pub use integrity::{Balance, Drift, Drifted};
-pub use leader::{Duty, Lead};
+pub use audit::{AuditAction, SERVICE};
+pub use bulk::{BulkRetry, BulkStatus, BulkStep, Cancellation};
+pub use call_rate::{CallRateLease, CallRateRequest};
+pub use claim::{ClaimOutcome, ClaimedBatch};
+pub use detail::{JobDetail, SignupFlags, StoredAttempt, StoredAudit, StoredJob};
+pub use failures::{FailedMessage, FailureResolution};
+pub use integrity::{Balance, Drift, DriftEntry};
+pub use leader::{LeaderLock, LeaderTask};
 pub use parked::ParkedFailure;
-pub use recover::{Suspects, Unmirrored};
-pub use search::{FailedJob, Group};
+pub use recover::{LostMessageScope, RecoveryLimits, Unmirrored, WaitingMessages};
+pub use search::{FailedJob, FailureGroup};
 pub use selection::{Preview, Selection, search_text, signature_text};
 pub use settle::{Settled, Settlement};
-pub use stats::{Minute, Stats};
-pub use unprocessable::{Resolution, Unprocessable};
+pub use stats::{ActivityMinute, Stats};
+pub use unprocessable::{MessageResolution, Resolved, UnprocessableMessage};
 
 /// Settings of the database.
 #[derive(Debug, Clone, Deserialize)]
@@ -60,35 +63,32 @@ pub use unprocessable::{Resolution, Unprocessable};
 pub struct Config {
     /// `postgres://…`; PostgreSQL 14 or newer.
     pub url: SecretString,
-    /// Connections at most.
+    /// Maximum connections.
     pub max_connections: u32,
-    /// How long to wait for a connection of the pool before it counts as a failure.
+    /// Maximum time to wait for a connection of the pool.
     #[serde(with = "humantime_serde")]
     pub acquire_timeout: Duration,
     /// Whether `serve` applies the migrations.
     pub migrate: bool,
-    /// How old a claim may grow before another message may take it over.
+    /// Age of a claim after which another message may take it over.
     #[serde(with = "humantime_serde")]
     pub claim_lease: Duration,
 }
 
-/// What can go wrong with the database.
+/// An error of the database.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A statement failed.
     #[error("{doing}: {source}")]
     Statement {
-        /// What was being attempted.
+        /// The operation that failed.
         doing: &'static str,
-        /// The database's answer.
+        /// The error of the driver or of the database.
         source: sqlx::Error,
     },
     /// The migrations could not be applied.
     #[error("applying the migrations: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
-    /// A stored text names nothing that we know.
-    #[error("reading a job: {0}")]
-    Unreadable(#[from] crate::runtime::text_enum::UnknownText),
 }
 
 impl Error {
@@ -96,23 +96,24 @@ impl Error {
         move |source| Self::Statement { doing, source }
     }
 
-    /// Whether the same statement may succeed later: everything but data that the database refuses
-    /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>, classes 22, 23 and 54).
+    /// Whether the same statement may succeed later. If the database refuses the data
+    /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>, classes 22, 23 and 54),
+    /// or if a row can't be decoded, the error is permanent.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Statement { source: sqlx::Error::Database(error), .. } => !error
                 .code()
                 .is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class))),
+            Self::Statement { source: sqlx::Error::ColumnDecode { .. }, .. } => false,
             Self::Statement { .. } => true,
             Self::Migrate(error) => {
                 matches!(error, sqlx::migrate::MigrateError::Execute(sqlx::Error::Io(_)))
             }
-            Self::Unreadable(_) => false,
         }
     }
 }
 
-/// The ledger. Cheap to clone.
+/// A handle to the database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     pool: PgPool,
@@ -121,23 +122,23 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Makes the pool; a connection is opened when one is needed. New jobs get `max_attempts`
-    /// retries. Fails if the URL can't be read.
+    /// Creates the connection pool. Connections are opened on demand. New jobs get `max_attempts`
+    /// retries. Fails if the URL is malformed.
     pub fn new(config: &Config, max_attempts: i32) -> Result<Self, Error> {
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .acquire_timeout(config.acquire_timeout)
             .connect_lazy(config.url.expose_secret())
-            .map_err(Error::doing("reading the database URL"))?;
+            .map_err(Error::doing("parsing the database URL"))?;
         Ok(Self { pool, claim_lease: config.claim_lease, max_attempts })
     }
 
-    /// Applies the migrations that are missing. Replicas that start together wait for each other.
+    /// Applies the missing migrations. Replicas that start together take turns.
     pub async fn migrate(&self) -> Result<(), Error> {
         Ok(sqlx::migrate!().run(&self.pool).await?)
     }
 
-    /// How the schema differs from the one of this version, if it does.
+    /// Describes how the schema differs from the one that this version needs, if it does.
     pub async fn check_schema(&self) -> Result<Option<String>, Error> {
         let migrator = sqlx::migrate!();
         let wanted = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
@@ -146,11 +147,11 @@ impl Ledger {
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(Error::doing("looking for the schema"))?;
+        .map_err(Error::doing("finding the schema"))?;
         if !exists {
             return Ok(Some("there is no schema yet".to_owned()));
         }
-        // The table is the migrator's own; no migration of ours makes it.
+        // The migrator creates this table; no migration does.
         let found: Option<i64> =
             sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
                 .fetch_one(&self.pool)
@@ -158,19 +159,19 @@ impl Ledger {
                 .map_err(Error::doing("reading the version of the schema"))?;
         let found = found.unwrap_or_default();
         Ok((found != wanted)
-            .then(|| format!("the schema is at version {found}, this program needs {wanted}")))
+            .then(|| format!("the schema is at version {found}; this program needs {wanted}")))
     }
 
-    /// Whether the database answers.
+    /// Checks that the database answers.
     pub async fn ping(&self) -> Result<(), Error> {
         sqlx::query_scalar!("SELECT 1 AS one")
             .fetch_one(&self.pool)
             .await
-            .map_err(Error::doing("asking for a sign of life"))?;
+            .map_err(Error::doing("pinging the database"))?;
         Ok(())
     }
 
-    /// Closes the pool, after the statements under way.
+    /// Closes the pool after the statements in flight.
     pub async fn close(&self) {
         self.pool.close().await;
     }

@@ -1,4 +1,4 @@
-//! Which failures the failure queue should hold: those of the mirror that are open.
+//! The failures that the failure queue should contain: those that are open in the mirror.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -7,20 +7,20 @@ use uuid::Uuid;
 use super::{Error, Ledger};
 use crate::job::Reason;
 
-/// A failure as the mirror has it, with what is needed to park its message again.
+/// A mirrored failure, with everything that is needed to park its message again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParkedFailure {
-    /// Its row.
+    /// Its id in the mirror.
     pub id: Uuid,
     /// The `message_id` of its message.
     pub message_id: String,
-    /// Whether nobody has resolved it.
+    /// Whether it is not resolved.
     pub is_open: bool,
-    /// Why it is there.
+    /// Why it is in the failure queue.
     pub reason: Reason,
-    /// What went wrong.
+    /// The error message.
     pub error_message: String,
-    /// The headers that its message had.
+    /// The headers of its message.
     pub headers: Value,
     /// The content type of its message.
     pub content_type: Option<String>,
@@ -28,48 +28,14 @@ pub struct ParkedFailure {
     pub body: Vec<u8>,
     /// The exchange that the failed message came from.
     pub exchange: String,
-    /// The routing key it came with.
+    /// The routing key of the failed message.
     pub routing_key: String,
     /// When it failed.
     pub failed_at: DateTime<Utc>,
 }
 
-struct ParkedRow {
-    id: Uuid,
-    message_id: String,
-    is_open: bool,
-    reason: String,
-    error_message: String,
-    headers: Value,
-    content_type: Option<String>,
-    body: Vec<u8>,
-    exchange: String,
-    routing_key: String,
-    failed_at: DateTime<Utc>,
-}
-
-impl TryFrom<ParkedRow> for ParkedFailure {
-    type Error = Error;
-
-    fn try_from(row: ParkedRow) -> Result<Self, Error> {
-        Ok(Self {
-            id: row.id,
-            message_id: row.message_id,
-            is_open: row.is_open,
-            reason: row.reason.parse()?,
-            error_message: row.error_message,
-            headers: row.headers,
-            content_type: row.content_type,
-            body: row.body,
-            exchange: row.exchange,
-            routing_key: row.routing_key,
-            failed_at: row.failed_at,
-        })
-    }
-}
-
 impl Ledger {
-    /// How many failures of the mirror are open.
+    /// The number of open failures in the mirror.
     pub async fn count_open_failures(&self) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"SELECT count(*) AS "count!" FROM sync_failures WHERE resolved_at IS NULL"#
@@ -79,14 +45,15 @@ impl Ledger {
         .map_err(Error::doing("counting open failures"))
     }
 
-    /// The failures of these messages, in no order; a message without one has not been mirrored.
+    /// The failures of these messages, in no particular order. A message without a failure has not
+    /// been mirrored.
     pub async fn failures_of(&self, message_ids: &[String]) -> Result<Vec<ParkedFailure>, Error> {
-        let rows = sqlx::query_as!(
-            ParkedRow,
+        sqlx::query_as!(
+            ParkedFailure,
             r#"
-            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason, error_message,
-            headers, content_type, body,
-                original_exchange AS exchange, original_routing_key AS routing_key, failed_at
+            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason AS "reason: _",
+                error_message, headers, content_type, body, original_exchange AS exchange,
+                original_routing_key AS routing_key, failed_at
             FROM sync_failures
             WHERE message_id = ANY($1)
             "#,
@@ -94,11 +61,10 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(Error::doing("reading parked failures"))?;
-        rows.into_iter().map(ParkedFailure::try_from).collect()
+        .map_err(Error::doing("reading parked failures"))
     }
 
-    /// The next failures, by their ids after `after`, that are open and were mirrored before
+    /// The next `limit` failures by id, after `after`, that are open and were mirrored before
     /// `before`.
     pub async fn open_failures_after(
         &self,
@@ -106,12 +72,12 @@ impl Ledger {
         before: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<ParkedFailure>, Error> {
-        let rows = sqlx::query_as!(
-            ParkedRow,
+        sqlx::query_as!(
+            ParkedFailure,
             r#"
-            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason, error_message,
-            headers, content_type, body,
-                original_exchange AS exchange, original_routing_key AS routing_key, failed_at
+            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason AS "reason: _",
+                error_message, headers, content_type, body, original_exchange AS exchange,
+                original_routing_key AS routing_key, failed_at
             FROM sync_failures
             WHERE resolved_at IS NULL AND id > $1 AND mirrored_at < $2
             ORDER BY id
@@ -123,15 +89,14 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(Error::doing("reading open failures"))?;
-        rows.into_iter().map(ParkedFailure::try_from).collect()
+        .map_err(Error::doing("reading open failures"))
     }
 
-    /// The database's time.
+    /// The time by the database's clock.
     pub async fn now(&self) -> Result<DateTime<Utc>, Error> {
         sqlx::query_scalar!(r#"SELECT now() AS "now!""#)
             .fetch_one(&self.pool)
             .await
-            .map_err(Error::doing("asking for the time"))
+            .map_err(Error::doing("reading the database's clock"))
     }
 }

@@ -1,95 +1,75 @@
-//! Jobs that nobody holds: those that wait for a try that is due, and those whose holder is gone.
+//! Jobs that no message would advance: those whose message is lost, and those whose owner is gone.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use uuid::Uuid;
 
-use super::{Error, Ledger, row::JobColumns};
-use crate::job::{Failure, Job, JobMessage, Reason};
+use super::{Error, Ledger, audit::AuditAction};
+use crate::{
+    job::{Claimant, ErrorType, Failure, Job, JobMessage, Reason, SyncPhase},
+    runtime::text_enum::known,
+};
 
-/// A failed job of which the mirror has no open failure.
+/// A failed job without an open failure in the mirror.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unmirrored {
     /// The job.
     pub job: Job,
-    /// Why it is not tried again.
+    /// Why no further attempt is made.
     pub reason: Reason,
-    /// What went wrong.
+    /// Its failure.
     pub failure: Failure,
     /// When it failed.
     pub at: DateTime<Utc>,
 }
 
-/// Which messages may be lost: none of its kind waits in a queue.
+/// The overdue jobs whose message may be lost: no message of their kind waits in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Suspects {
-    /// All.
+pub enum LostMessageScope {
+    /// All overdue jobs.
     All,
-    /// Those that come by the jobs queue, while events wait in theirs.
+    /// The jobs whose message comes from the jobs queue, while events wait in their queues.
     JobMessages,
 }
 
-impl Suspects {
-    /// Those there are while so many `events` and messages of the jobs queue wait: a message that
-    /// waits may be the one that seems to be lost. There are none while no calls are made
-    /// (`is_held`): jobs are long due then.
-    pub fn among(events: u32, jobs: u32, is_held: bool) -> Option<Self> {
-        if is_held || jobs > 0 {
+/// Messages that wait in the work queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitingMessages {
+    /// Events of both types.
+    pub events: u32,
+    /// Messages of the jobs queue.
+    pub jobs: u32,
+}
+
+impl LostMessageScope {
+    /// Returns the jobs whose message counts as lost while these messages wait. `None` if no job
+    /// does: a waiting message may be the missing one, and while calls are paused, jobs become
+    /// overdue without a loss.
+    pub fn for_backlog(waiting: WaitingMessages, calls_are_paused: bool) -> Option<Self> {
+        if calls_are_paused || waiting.jobs > 0 {
             return None;
         }
-        Some(if events > 0 { Self::JobMessages } else { Self::All })
+        Some(if waiting.events > 0 { Self::JobMessages } else { Self::All })
     }
 }
 
-/// The columns of an [`Unmirrored`].
-struct UnmirroredRow {
-    id: Uuid,
-    signup_id: Uuid,
-    sync_phase: String,
-    run: i32,
-    attempt_count: i32,
-    max_attempts: i32,
-    manual_retry: bool,
-    occurred_at: DateTime<Utc>,
-    created_at: DateTime<Utc>,
-    first_failed_at: Option<DateTime<Utc>>,
-    traceparent: Option<String>,
-    error_type: String,
-    error_message: String,
-    failed_reason: Option<String>,
-    failed_at: DateTime<Utc>,
-}
-
-impl TryFrom<UnmirroredRow> for Unmirrored {
-    type Error = Error;
-
-    fn try_from(row: UnmirroredRow) -> Result<Self, Error> {
-        let job = Job {
-            id: row.id,
-            signup_id: row.signup_id,
-            phase: row.sync_phase.parse()?,
-            run: row.run,
-            attempt: row.attempt_count,
-            max_attempts: row.max_attempts,
-            manual_retry: row.manual_retry,
-            occurred_at: row.occurred_at,
-            created_at: row.created_at,
-            first_failed_at: row.first_failed_at,
-            traceparent: row.traceparent,
-        };
-        let failure = Failure { error_type: row.error_type.parse()?, message: row.error_message };
-        let reason = row.failed_reason.as_deref().map_or(Ok(Reason::Exhausted), str::parse)?;
-        Ok(Self { job, reason, failure, at: row.failed_at })
-    }
+/// When a job's message counts as lost, and how many jobs are handled at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct RecoveryLimits {
+    /// Time after which a pending job is overdue, or a failed job should be mirrored.
+    pub overdue_after: Duration,
+    /// Minimum time between two messages that recovery publishes for one job.
+    pub resend_after: Duration,
+    /// Maximum jobs.
+    pub jobs: i64,
 }
 
 impl Ledger {
-    /// Pending jobs whose next try is due, oldest first, `limit` at most. Nothing is claimed.
+    /// Returns at most `limit` pending jobs that are due, oldest first. It claims nothing.
     pub async fn ready(&self, limit: i64) -> Result<Vec<JobMessage>, Error> {
         let rows = sqlx::query!(
             r#"
-            SELECT id, signup_id, sync_phase, run, attempt_count
+            SELECT id, signup_id, sync_phase AS "sync_phase: SyncPhase", run, attempt_count
             FROM signup_customerio_sync_jobs
             WHERE status = 'pending' AND (next_retry_at IS NULL OR next_retry_at <= now())
             ORDER BY created_at
@@ -100,26 +80,25 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await
         .map_err(Error::doing("finding jobs that are ready"))?;
-        let message = |id: Uuid, signup_id, phase: String, run, attempt| {
-            Ok(JobMessage { job_id: id, signup_id, phase: phase.parse()?, run: Some(run), attempt })
-        };
-        rows.into_iter()
-            .map(|row| message(row.id, row.signup_id, row.sync_phase, row.run, row.attempt_count))
-            .collect()
+        let messages = rows.into_iter().map(|row| JobMessage {
+            job_id: row.id,
+            signup_id: row.signup_id,
+            phase: row.sync_phase,
+            run: Some(row.run),
+            attempt: row.attempt_count,
+        });
+        Ok(messages.collect())
     }
 
-    /// Pending jobs whose message is among the `suspects`, that have been due for longer than
-    /// `overdue` and were not taken here for `again`, oldest first, `limit` at most. Each that is
-    /// answered has to be published.
+    /// Takes pending jobs in `scope` that are overdue, oldest first. The caller publishes a message
+    /// for each.
     pub async fn take_overdue(
         &self,
-        suspects: Suspects,
-        overdue: Duration,
-        again: Duration,
-        limit: i64,
+        scope: LostMessageScope,
+        limits: RecoveryLimits,
     ) -> Result<Vec<Job>, Error> {
-        let rows = sqlx::query_as!(
-            JobColumns,
+        sqlx::query_as!(
+            Job,
             r#"
             UPDATE signup_customerio_sync_jobs
             SET resent_at = now()
@@ -129,40 +108,34 @@ impl Ledger {
                 WHERE status = 'pending'
                     AND COALESCE(next_retry_at, updated_at) < now() - make_interval(secs => $1)
                     AND (resent_at IS NULL OR resent_at < now() - make_interval(secs => $2))
-                    -- A job waits for its event again when that has claimed it and nothing has
-                    -- come of it yet.
-                    AND ($4 OR attempt_count > 0 OR claimed_by IS NULL
-                        OR claimed_by NOT LIKE 'event:%')
+                    -- A job that its event claimed and that was never attempted waits for that
+                    -- event.
+                    AND (
+                        $4 OR attempt_count > 0 OR claimed_by IS NULL
+                        OR NOT starts_with(claimed_by, $5)
+                    )
                 ORDER BY created_at
                 LIMIT $3
                 FOR UPDATE SKIP LOCKED
             )
-            RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry,
-            occurred_at,
-                created_at, first_failed_at, traceparent
+            RETURNING id, signup_id, sync_phase AS "phase: _", run, attempt_count AS attempt,
+                max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent
             "#,
-            overdue.as_secs_f64(),
-            again.as_secs_f64(),
-            limit,
-            suspects == Suspects::All,
+            limits.overdue_after.as_secs_f64(),
+            limits.resend_after.as_secs_f64(),
+            limits.jobs,
+            scope == LostMessageScope::All,
+            Claimant::EVENT_PREFIX,
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(Error::doing("finding overdue jobs"))?;
-        rows.into_iter().map(Job::try_from).collect()
+        .map_err(Error::doing("finding overdue jobs"))
     }
 
-    /// Jobs that have been failed for longer than `overdue`, of which the mirror has no open
-    /// failure, and that were not taken here for `again`, `limit` at most. Each that is answered
-    /// has to be parked.
-    pub async fn take_unmirrored(
-        &self,
-        overdue: Duration,
-        again: Duration,
-        limit: i64,
-    ) -> Result<Vec<Unmirrored>, Error> {
-        let rows = sqlx::query_as!(
-            UnmirroredRow,
+    /// Takes jobs that failed a while ago and have no open failure in the mirror. The caller parks
+    /// each.
+    pub async fn take_unmirrored(&self, limits: RecoveryLimits) -> Result<Vec<Unmirrored>, Error> {
+        let rows = sqlx::query!(
             r#"
             UPDATE signup_customerio_sync_jobs
             SET resent_at = now()
@@ -172,50 +145,81 @@ impl Ledger {
                 WHERE j.status = 'failed' AND j.dismissed_at IS NULL
                     AND j.failed_at < now() - make_interval(secs => $1)
                     AND (j.resent_at IS NULL OR j.resent_at < now() - make_interval(secs => $2))
-                    AND NOT EXISTS (SELECT FROM sync_failures f WHERE f.job_id = j.id
-                    AND f.resolved_at IS NULL)
+                    AND NOT EXISTS (
+                        SELECT
+                        FROM sync_failures f
+                        WHERE f.job_id = j.id AND f.resolved_at IS NULL
+                    )
                 LIMIT $3
                 FOR UPDATE SKIP LOCKED
             )
-            RETURNING id, signup_id, sync_phase, run, attempt_count, max_attempts, manual_retry,
-            occurred_at,
-                created_at, first_failed_at, traceparent, error_type AS "error_type!",
-                error_message AS "error_message!", failed_reason, failed_at AS "failed_at!"
+            RETURNING id, signup_id, sync_phase AS "phase: SyncPhase", run, attempt_count,
+                max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent,
+                error_type AS "error_type!: ErrorType", error_message AS "error_message!",
+                failed_reason, failed_at AS "failed_at!"
             "#,
-            overdue.as_secs_f64(),
-            again.as_secs_f64(),
-            limit,
+            limits.overdue_after.as_secs_f64(),
+            limits.resend_after.as_secs_f64(),
+            limits.jobs,
         )
         .fetch_all(&self.pool)
         .await
         .map_err(Error::doing("finding failed jobs that are not mirrored"))?;
-        rows.into_iter().map(Unmirrored::try_from).collect()
+        let unmirrored = rows.into_iter().map(|row| Unmirrored {
+            job: Job {
+                id: row.id,
+                signup_id: row.signup_id,
+                phase: row.phase,
+                run: row.run,
+                attempt: row.attempt_count,
+                max_attempts: row.max_attempts,
+                manual_retry: row.manual_retry,
+                occurred_at: row.occurred_at,
+                created_at: row.created_at,
+                first_failed_at: row.first_failed_at,
+                traceparent: row.traceparent,
+            },
+            reason: known(row.failed_reason.as_deref()).unwrap_or(Reason::Exhausted),
+            failure: Failure {
+                error_type: row.error_type,
+                cause: None,
+                message: row.error_message,
+            },
+            at: row.failed_at,
+        });
+        Ok(unmirrored.collect())
     }
 
-    /// Puts jobs back to pending that have been processing for over five minutes, and says how
-    /// many. Whoever held one can't settle it any more.
+    /// Resets jobs that have been processing for more than five minutes to pending, and returns
+    /// their number. Their owner can no longer settle them.
     pub async fn cleanup(&self, actor: &str) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"
             WITH reset AS (
                 UPDATE signup_customerio_sync_jobs
                 SET status = 'pending', claim = NULL, claimed_at = NULL, updated_at = now()
-                WHERE status = 'processing'
-                    AND COALESCE(claimed_at, last_attempt_at,
-                    updated_at) < now() - interval '5 minutes'
+                WHERE id IN (
+                    SELECT id
+                    FROM signup_customerio_sync_jobs
+                    WHERE status = 'processing'
+                        AND COALESCE(claimed_at, last_attempt_at, updated_at)
+                            < now() - interval '5 minutes'
+                    ORDER BY signup_id
+                    FOR UPDATE
+                )
                 RETURNING id, signup_id, sync_phase
             ), audited AS (
                 INSERT INTO audit_logs (action, signup_id, actor, details)
-                SELECT 'customerio_cleanup', signup_id, $1, jsonb_build_object('jobId', id,
-                'syncPhase', sync_phase)
+                SELECT $2, signup_id, $1, jsonb_build_object('jobId', id, 'syncPhase', sync_phase)
                 FROM reset
             )
             SELECT count(*) AS "count!" FROM reset
             "#,
-            actor
+            actor,
+            AuditAction::Cleanup.as_str(),
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(Error::doing("putting stuck jobs back"))
+        .map_err(Error::doing("resetting abandoned jobs"))
     }
 }

@@ -1,4 +1,4 @@
-//! A job and its signup as the tables have them, and what they are outside of this module.
+//! A job joined with its signup, as the claiming transaction reads it.
 
 use std::time::Duration;
 
@@ -6,20 +6,23 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Error, arrival::Standing};
+use super::arrival::JobSnapshot;
 use crate::{
     event::{BetSlip, Customer},
-    job::{Ending, ErrorType, Failure, Job, Reason, Report, Signup},
+    job::{
+        Claimant, Ending, ErrorType, Failure, Job, JobReport, Reason, Signup, Status, SyncPhase,
+    },
+    runtime::text_enum::known,
 };
 
-/// One row of jobs joined with signups. The times that depend on the present are taken by the
+/// One row of jobs joined with signups. Times that depend on the present are computed by the
 /// database's clock.
 #[derive(Debug)]
-pub(super) struct Row {
+pub(super) struct JobRow {
     pub(super) id: Uuid,
     pub(super) signup_id: Uuid,
-    pub(super) sync_phase: String,
-    pub(super) status: String,
+    pub(super) sync_phase: SyncPhase,
+    pub(super) status: Status,
     pub(super) run: i32,
     pub(super) attempt_count: i32,
     pub(super) max_attempts: i32,
@@ -31,13 +34,14 @@ pub(super) struct Row {
     pub(super) updated_at: DateTime<Utc>,
     pub(super) first_failed_at: Option<DateTime<Utc>>,
     pub(super) failed_at: Option<DateTime<Utc>>,
+    /// A text, since a newer release may have written it.
     pub(super) failed_reason: Option<String>,
     pub(super) completed_at: Option<DateTime<Utc>>,
-    pub(super) error_type: Option<String>,
+    pub(super) error_type: Option<ErrorType>,
     pub(super) error_message: Option<String>,
     pub(super) traceparent: Option<String>,
     pub(super) claim: Option<Uuid>,
-    pub(super) claimed_by: Option<String>,
+    pub(super) claimed_by: Option<Claimant>,
     pub(super) contact_id: Option<String>,
     pub(super) now: DateTime<Utc>,
     pub(super) is_stale: bool,
@@ -58,66 +62,30 @@ pub(super) struct Row {
     pub(super) confidence: Option<f64>,
 }
 
-/// The columns of a [`Job`].
-#[derive(Debug)]
-pub(super) struct JobColumns {
-    pub(super) id: Uuid,
-    pub(super) signup_id: Uuid,
-    pub(super) sync_phase: String,
-    pub(super) run: i32,
-    pub(super) attempt_count: i32,
-    pub(super) max_attempts: i32,
-    pub(super) manual_retry: bool,
-    pub(super) occurred_at: DateTime<Utc>,
-    pub(super) created_at: DateTime<Utc>,
-    pub(super) first_failed_at: Option<DateTime<Utc>>,
-    pub(super) traceparent: Option<String>,
-}
-
-impl TryFrom<JobColumns> for Job {
-    type Error = Error;
-
-    fn try_from(row: JobColumns) -> Result<Self, Error> {
-        Ok(Self {
-            id: row.id,
-            signup_id: row.signup_id,
-            phase: row.sync_phase.parse()?,
-            run: row.run,
-            attempt: row.attempt_count,
-            max_attempts: row.max_attempts,
-            manual_retry: row.manual_retry,
-            occurred_at: row.occurred_at,
-            created_at: row.created_at,
-            first_failed_at: row.first_failed_at,
-            traceparent: row.traceparent,
-        })
-    }
-}
-
-impl Row {
-    pub(super) fn standing(&self) -> Result<Standing<'_>, Error> {
-        Ok(Standing {
+impl JobRow {
+    pub(super) fn snapshot(&self) -> JobSnapshot<'_> {
+        JobSnapshot {
             id: self.id,
-            status: self.status.parse()?,
+            status: self.status,
             run: self.run,
             attempt: self.attempt_count,
             event_id: &self.event_id,
             earlier_events: self.earlier_events.as_deref().unwrap_or_default(),
-            claimed_by: self.claimed_by.as_deref(),
+            claimed_by: self.claimed_by.as_ref(),
             is_stale: self.is_stale,
             due_in: self.due_in(),
-        })
+        }
     }
 
     fn due_in(&self) -> Duration {
         Duration::from_secs_f64(self.due_in_ms.max(0.0) / 1000.0)
     }
 
-    pub(super) fn job(&self) -> Result<Job, Error> {
-        Ok(Job {
+    pub(super) fn job(&self) -> Job {
+        Job {
             id: self.id,
             signup_id: self.signup_id,
-            phase: self.sync_phase.parse()?,
+            phase: self.sync_phase,
             run: self.run,
             attempt: self.attempt_count,
             max_attempts: self.max_attempts,
@@ -126,7 +94,7 @@ impl Row {
             created_at: self.created_at,
             first_failed_at: self.first_failed_at,
             traceparent: self.traceparent.clone(),
-        })
+        }
     }
 
     pub(super) fn signup(&mut self) -> Signup {
@@ -157,24 +125,26 @@ impl Row {
         }
     }
 
-    /// How the last try ended, for a job that is not processing.
-    pub(super) fn report(&self) -> Result<Report, Error> {
-        let failure = || -> Result<Failure, Error> {
-            let error_type = self.error_type.as_deref().map_or(Ok(ErrorType::Other), str::parse)?;
-            Ok(Failure { error_type, message: self.error_message.clone().unwrap_or_default() })
+    /// How the last attempt ended, for a job that is not processing.
+    pub(super) fn report(&self) -> JobReport {
+        let failure = || Failure {
+            error_type: self.error_type.unwrap_or(ErrorType::Other),
+            cause: None,
+            message: self.error_message.clone().unwrap_or_default(),
         };
-        let ending = if self.status == "completed" {
-            Ending::Completed { at: self.completed_at.unwrap_or(self.updated_at) }
-        } else if self.status == "failed" {
-            let reason = self.failed_reason.as_deref().map_or(Ok(Reason::Exhausted), str::parse)?;
-            Ending::Failed {
-                reason,
-                failure: failure()?,
-                at: self.failed_at.unwrap_or(self.updated_at),
+        let ending = match self.status {
+            Status::Completed => {
+                Ending::Completed { at: self.completed_at.unwrap_or(self.updated_at) }
             }
-        } else {
-            Ending::Retrying { failure: failure()?, wait: self.due_in() }
+            Status::Failed => Ending::Failed {
+                reason: known(self.failed_reason.as_deref()).unwrap_or(Reason::Exhausted),
+                failure: failure(),
+                at: self.failed_at.unwrap_or(self.updated_at),
+            },
+            Status::Pending | Status::Processing => {
+                Ending::Retrying { failure: failure(), wait: self.due_in() }
+            }
         };
-        Ok(Report { job: self.job()?, contact_id: self.contact_id.clone(), ending })
+        JobReport { job: self.job(), contact_id: self.contact_id.clone(), ending }
     }
 }

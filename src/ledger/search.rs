@@ -1,4 +1,4 @@
-//! Finding failures: the list, and the groups of those with one cause.
+//! Finds failures: the list, and the groups by signature.
 
 use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
@@ -6,11 +6,12 @@ use uuid::Uuid;
 
 use super::{
     Error, Ledger,
-    selection::{Among, Selection},
+    selection::{Selection, SelectionBase},
 };
 use crate::{
-    diagnosis::Case,
+    diagnosis::FailureFacts,
     job::{ErrorType, Status, SyncPhase},
+    runtime::text_enum::known,
 };
 
 /// An open failure, with its customer.
@@ -21,33 +22,32 @@ pub struct FailedJob {
     /// Its signup.
     pub signup_id: Uuid,
     /// Its phase.
-    #[sqlx(try_from = "String")]
     pub sync_phase: SyncPhase,
     /// Its status.
-    #[sqlx(try_from = "String")]
     pub status: Status,
-    /// Retries that were scheduled.
+    /// Retries scheduled.
     pub attempt_count: i32,
-    /// Retries allowed.
+    /// Maximum retries.
     pub max_attempts: i32,
-    /// The kind of trouble.
-    #[sqlx(try_from = "String")]
+    /// The kind of error.
     pub error_type: ErrorType,
-    /// What was said.
+    /// The error message.
     pub error_message: String,
-    /// The message without what differs.
+    /// The error signature.
     pub error_signature: Option<String>,
-    /// The status of the last answer, if one came.
+    /// HTTP status of the last attempt, if there was a response.
     pub http_status: Option<i32>,
-    /// Why no further try is made.
+    /// Cause of the last attempt's failure. A text, since a newer release may have written it.
+    pub error_cause: Option<String>,
+    /// Why no further attempt is made. A text, since a newer release may have written it.
     pub failed_reason: Option<String>,
-    /// When the last call was begun.
+    /// When the last call started.
     pub last_attempt_at: Option<DateTime<Utc>>,
     /// When it failed.
     pub failed_at: Option<DateTime<Utc>>,
-    /// When the job was made.
+    /// When the job was created.
     pub created_at: DateTime<Utc>,
-    /// When its event happened.
+    /// Time of its event.
     pub occurred_at: DateTime<Utc>,
     /// The customer's id.
     pub customer_id: Option<String>,
@@ -60,58 +60,61 @@ pub struct FailedJob {
 }
 
 impl FailedJob {
-    /// The failure, as a verdict looks at it.
-    pub fn case(&self) -> Case<'_> {
-        Case {
-            reason: self.failed_reason.as_deref().and_then(|reason| reason.parse().ok()),
+    /// The facts that a diagnosis is made from.
+    pub fn facts(&self) -> FailureFacts {
+        FailureFacts {
+            reason: known(self.failed_reason.as_deref()),
+            cause: known(self.error_cause.as_deref()),
             error_type: Some(self.error_type),
             http_status: self.http_status.and_then(|status| status.try_into().ok()),
-            message: &self.error_message,
             occurred_at: Some(self.occurred_at),
         }
     }
 }
 
-/// Open failures with one signature and kind of trouble.
+/// Open failures with the same signature and kind of error.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Group {
-    /// What their messages have in common.
+pub struct FailureGroup {
+    /// Their error signature.
     pub signature: String,
-    /// The kind of trouble.
+    /// The kind of error.
     pub error_type: ErrorType,
-    /// How many.
+    /// Number of failures.
     pub count: i64,
     /// When the first of them failed.
     pub first_seen: Option<DateTime<Utc>>,
     /// When the last of them failed.
     pub last_seen: Option<DateTime<Utc>>,
-    /// The one that failed last.
+    /// The latest failure.
     pub sample: FailedJob,
 }
 
 /// The columns of a [`FailedJob`] for the ids of a `page`.
 const COLUMNS: &str = "
-    SELECT j.id AS job_id, j.signup_id, j.sync_phase, j.status, j.attempt_count, j.max_attempts, \
-    j.error_type,
-        j.error_message, j.error_signature, j.failed_reason, j.last_attempt_at, j.failed_at, \
-    j.created_at,
-        j.occurred_at, s.customer_id, s.email, s.first_name, s.last_name, (
-            SELECT a.http_status FROM sync_attempts a WHERE a.job_id = j.id ORDER BY a.id DESC \
-    LIMIT 1
-        ) AS http_status
+    SELECT j.id AS job_id, j.signup_id, j.sync_phase, j.status, j.attempt_count, j.max_attempts,
+        j.error_type, j.error_message, j.error_signature, j.failed_reason, j.last_attempt_at,
+        j.failed_at, j.created_at, j.occurred_at, s.customer_id, s.email, s.first_name, s.last_name,
+        last.http_status, last.error_cause
     FROM page
     JOIN signup_customerio_sync_jobs j ON j.id = page.id
-    JOIN signups s ON s.id = j.signup_id";
+    JOIN signups s ON s.id = j.signup_id
+    LEFT JOIN LATERAL (
+        SELECT a.http_status, a.error_cause
+        FROM sync_attempts a
+        WHERE a.job_id = j.id
+        ORDER BY a.id DESC
+        LIMIT 1
+    ) AS last ON true";
 
-/// The order of the list, as the indexes `failures_in_order…` have it.
+/// The order of the list, which is that of the indexes `failures_in_order…`.
 const ORDER: &str = " ORDER BY j.attempt_count DESC, j.last_attempt_at DESC NULLS LAST, j.id";
 
-/// Groups in one answer at most; more causes than that are no help to anybody.
-const MOST_GROUPS: i64 = 200;
+/// Maximum groups in one response.
+const GROUPS_MAX: i64 = 200;
 
 impl Ledger {
-    /// A page of the open failures of `selection`, most attempts and latest attempt first, and how
-    /// many there are.
+    /// A page of the open failures of `selection`, most attempts and latest attempt first, and
+    /// their total number.
     pub async fn failures(
         &self,
         selection: &Selection,
@@ -119,7 +122,7 @@ impl Ledger {
         offset: i64,
     ) -> Result<(Vec<FailedJob>, i64), Error> {
         let mut count = QueryBuilder::new("SELECT count(*)");
-        selection.push(&mut count, Among::OpenFailures);
+        selection.push(&mut count, SelectionBase::OpenFailures);
         let total = count.build_query_scalar().persistent(false).fetch_one(&self.pool);
         let total = async { total.await.map_err(Error::doing("counting failures")) };
         tokio::try_join!(self.page(selection, limit, offset), total)
@@ -131,9 +134,9 @@ impl Ledger {
         limit: i64,
         offset: i64,
     ) -> Result<Vec<FailedJob>, Error> {
-        // The page is found in the index alone; then its few rows are read.
+        // An index alone finds the page; only then are its few rows read.
         let mut page = QueryBuilder::new("WITH page AS (SELECT j.id");
-        selection.push(&mut page, Among::OpenFailures);
+        selection.push(&mut page, SelectionBase::OpenFailures);
         page.push(ORDER)
             .push(" LIMIT ")
             .push_bind(limit)
@@ -146,14 +149,13 @@ impl Ledger {
         items.map_err(Error::doing("listing failures"))
     }
 
-    /// The open failures grouped by signature and kind of trouble, the largest group first.
-    pub async fn groups(&self) -> Result<Vec<Group>, Error> {
-        self.sign_failures().await?;
+    /// The open failures grouped by signature and kind of error, largest group first.
+    pub async fn groups(&self) -> Result<Vec<FailureGroup>, Error> {
+        self.add_missing_signatures().await?;
         let rows = sqlx::query!(
             r#"
-            SELECT g.error_signature AS "signature!", g.error_type AS "error_type!",
-            g.count AS "count!",
-                g.first_seen, g.last_seen, sample.id AS "sample!"
+            SELECT g.error_signature AS "signature!", g.error_type AS "error_type!: ErrorType",
+                g.count AS "count!", g.first_seen, g.last_seen, sample.id AS "sample!"
             FROM (
                 SELECT error_signature, error_type, count(*) AS count, min(failed_at) AS first_seen,
                     max(failed_at) AS last_seen
@@ -167,33 +169,33 @@ impl Ledger {
                 SELECT j.id
                 FROM signup_customerio_sync_jobs j
                 WHERE j.status = 'failed' AND j.dismissed_at IS NULL
-                AND j.error_signature = g.error_signature
+                    AND j.error_signature = g.error_signature
                     AND j.error_type = g.error_type
                 ORDER BY j.failed_at DESC
                 LIMIT 1
             ) AS sample
             ORDER BY g.count DESC, g.last_seen DESC
             "#,
-            MOST_GROUPS
+            GROUPS_MAX
         )
         .fetch_all(&self.pool)
         .await
         .map_err(Error::doing("grouping failures"))?;
         let ids = column!(rows, row => row.sample);
         let selection = Selection { job_ids: Some(ids), ..Selection::default() };
-        let samples = self.page(&selection, MOST_GROUPS, 0).await?;
-        let group = rows.into_iter().filter_map(|row| {
-            // A sample that was retried meanwhile takes its group with it until the next look.
+        let samples = self.page(&selection, GROUPS_MAX, 0).await?;
+        let groups = rows.into_iter().filter_map(|row| {
+            // If the sample was retried meanwhile, its group is left out of this response.
             let sample = samples.iter().find(|sample| sample.job_id == row.sample)?.clone();
-            Some(row.error_type.parse().map_err(Error::from).map(|error_type| Group {
+            Some(FailureGroup {
                 signature: row.signature,
-                error_type,
+                error_type: row.error_type,
                 count: row.count,
                 first_seen: row.first_seen,
                 last_seen: row.last_seen,
                 sample,
-            }))
+            })
         });
-        group.collect()
+        Ok(groups.collect())
     }
 }

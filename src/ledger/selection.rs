@@ -1,4 +1,4 @@
-//! Which failures are meant: the filters of the list, a group's signature, or jobs by id.
+//! A selection of failures: by the filters of the list, by the signature of a group, or by job.
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use sqlx::{PgConnection, Postgres, QueryBuilder};
@@ -8,24 +8,24 @@ use uuid::Uuid;
 use super::{Error, Ledger};
 use crate::{
     diagnosis::signature,
-    job::{ErrorType, SyncPhase},
+    job::{ErrorType, Status, SyncPhase},
 };
 
-/// Filters, all of which have to hold. Without any, every open failure is meant.
+/// Filters, all of which must match. Without a filter, every open failure is selected.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selection {
     /// Only this phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_phase: Option<SyncPhase>,
-    /// Only this kind of trouble.
+    /// Only this kind of error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_type: Option<ErrorType>,
-    /// A part of the customer's e-mail address or name, in any case.
+    /// A part of the customer's e-mail address or name, case-insensitive.
     #[serde(default, deserialize_with = "search_text", skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 200, pattern = r"^[^\u0000]*$")]
     pub search: Option<String>,
-    /// Only this error signature, as the groups have it.
+    /// Only this error signature, as the groups show it.
     #[serde(default, deserialize_with = "signature_text", skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 240, pattern = r"^[^\u0000]*$")]
     pub signature: Option<String>,
@@ -34,13 +34,13 @@ pub struct Selection {
     pub job_ids: Option<Vec<Uuid>>,
 }
 
-/// Reads what is searched for: at most 200 characters, none of them U+0000, which PostgreSQL has no
-/// text for.
+/// Deserializes a search text: at most 200 characters, none of them U+0000, which PostgreSQL can't
+/// store in a `text`.
 pub fn search_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     bounded_text(deserializer, 200)
 }
 
-/// Reads a signature: at most 240 characters, none of them U+0000.
+/// Deserializes a signature: at most 240 characters, none of them U+0000.
 pub fn signature_text<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {
@@ -49,40 +49,44 @@ pub fn signature_text<'de, D: Deserializer<'de>>(
 
 fn bounded_text<'de, D: Deserializer<'de>>(
     deserializer: D,
-    most: usize,
+    chars_max: usize,
 ) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     match &text {
-        Some(found) if found.contains('\0') || found.chars().count() > most => Err(
-            D::Error::custom(format!("expected at most {most} characters, none of them U+0000")),
-        ),
+        Some(found) if found.contains('\0') || found.chars().count() > chars_max => {
+            Err(D::Error::custom(format!(
+                "expected at most {chars_max} characters, none of them U+0000"
+            )))
+        }
         _ => Ok(text),
     }
 }
 
-/// Which jobs a selection looks among.
+/// The jobs that a selection is applied to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Among {
+pub(super) enum SelectionBase {
     /// Failed and not dismissed.
     OpenFailures,
-    /// Everything that has met trouble and is not completed.
-    Troubled,
+    /// Not completed, with an error.
+    WithError,
 }
 
-/// What is searched: the expression of the index `failed_signups_by_text`.
-const SEARCHED: &str = r"(COALESCE(s.email, '') || E'\n' || COALESCE(s.first_name, '') || ' '
-|| COALESCE(s.last_name, ''))";
+/// The searched text: the expression of the index `failed_signups_by_text`.
+const SEARCHED: &str = concat!(
+    r"(COALESCE(s.email, '') || E'\n' || COALESCE(s.first_name, '') || ' ' ",
+    r"|| COALESCE(s.last_name, ''))",
+);
 
 impl Selection {
     /// Appends `FROM` and `WHERE`, with the jobs as `j`.
     ///
-    /// The text is put together, not fixed with a condition for each absent filter, so that
-    /// PostgreSQL can plan for the filters that are there.
-    pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>, among: Among) {
+    /// The statement contains only the filters that are given, so that PostgreSQL can plan for
+    /// them.
+    pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>, base: SelectionBase) {
         query.push(" FROM signup_customerio_sync_jobs j WHERE ");
-        query.push(match among {
-            Among::OpenFailures => "j.status = 'failed' AND j.dismissed_at IS NULL",
-            Among::Troubled => "j.status <> 'completed' AND j.error_type IS NOT NULL",
+        query.push(match base {
+            SelectionBase::OpenFailures => "j.status = 'failed' AND j.dismissed_at IS NULL",
+            SelectionBase::WithError => "j.status <> 'completed' AND j.error_type IS NOT NULL",
         });
         if let Some(phase) = self.sync_phase {
             query.push(" AND j.sync_phase = ").push_bind(phase.as_str());
@@ -98,7 +102,7 @@ impl Selection {
         }
         if let Some(search) = self.search.as_deref().filter(|text| !text.is_empty()) {
             query.push(" AND j.signup_id IN (SELECT s.id FROM signups s WHERE ");
-            if among == Among::OpenFailures {
+            if base == SelectionBase::OpenFailures {
                 query.push("s.customerio_sync_failed AND ");
             }
             query.push(SEARCHED).push(" ILIKE ").push_bind(containing(search)).push(")");
@@ -106,38 +110,38 @@ impl Selection {
     }
 }
 
-/// A pattern for everything that contains `text`.
+/// An `ILIKE` pattern for every text that contains `text`.
 fn containing(text: &str) -> String {
     let escaped = text.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_");
     format!("%{escaped}%")
 }
 
-/// How many jobs a selection matches, and what keeps some of them from being retried.
+/// The number of jobs that a selection matches, by what a retry would do with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preview {
     /// Open failures.
     pub eligible: i64,
-    /// Those among them whose event is older than 72 hours.
+    /// Open failures whose event is older than 72 hours.
     pub late: i64,
-    /// Failures that were dismissed.
+    /// Dismissed failures.
     pub dismissed: i64,
-    /// Jobs that wait for their next try by themselves.
+    /// Jobs that wait for a scheduled retry.
     pub waiting: i64,
-    /// Jobs that are being tried now.
-    pub under_way: i64,
+    /// Jobs with an attempt in flight.
+    pub in_flight: i64,
 }
 
 impl Ledger {
-    /// What a retry of `selection` would meet.
+    /// Counts the jobs that `selection` matches, by what a retry would do with them.
     pub async fn preview(&self, selection: &Selection) -> Result<Preview, Error> {
-        self.sign_failures().await?;
+        self.add_missing_signatures().await?;
         let mut query = QueryBuilder::new(
             "SELECT j.status, j.dismissed_at IS NOT NULL, count(*),
                 count(*) FILTER (WHERE j.occurred_at < now() - interval '72 hours')",
         );
-        selection.push(&mut query, Among::Troubled);
+        selection.push(&mut query, SelectionBase::WithError);
         query.push(" GROUP BY 1, 2");
-        let rows: Vec<(String, bool, i64, i64)> = query
+        let rows: Vec<(Status, bool, i64, i64)> = query
             .build_query_as()
             .persistent(false)
             .fetch_all(&self.pool)
@@ -145,18 +149,18 @@ impl Ledger {
             .map_err(Error::doing("counting a selection"))?;
         let mut preview = Preview::default();
         for (status, is_dismissed, count, late) in rows {
-            match (status.as_str(), is_dismissed) {
-                ("failed", false) => (preview.eligible, preview.late) = (count, late),
-                ("failed", true) => preview.dismissed = count,
-                ("processing", _) => preview.under_way = count,
-                _ => preview.waiting = count,
+            match (status, is_dismissed) {
+                (Status::Failed, false) => (preview.eligible, preview.late) = (count, late),
+                (Status::Failed, true) => preview.dismissed = count,
+                (Status::Processing, _) => preview.in_flight = count,
+                (Status::Pending | Status::Completed, _) => preview.waiting = count,
             }
         }
         Ok(preview)
     }
 
-    /// Gives a signature to failures that have none: those from before there were signatures.
-    pub(super) async fn sign_failures(&self) -> Result<(), Error> {
+    /// Adds a signature to failures that a release without signatures recorded.
+    pub(super) async fn add_missing_signatures(&self) -> Result<(), Error> {
         loop {
             let unsigned = sqlx::query!(
                 r#"
@@ -185,13 +189,13 @@ impl Ledger {
             )
             .execute(&self.pool)
             .await
-            .map_err(Error::doing("giving failures a signature"))?;
+            .map_err(Error::doing("adding signatures to failures"))?;
         }
     }
 }
 
-/// The open failures of `selection`, `limit` at most, those that failed by `cutoff` where one is
-/// given.
+/// The open failures of `selection`, at most `limit`, and only those that failed before `cutoff` if
+/// one is given.
 pub(super) async fn open_failures(
     connection: &mut PgConnection,
     selection: &Selection,
@@ -199,7 +203,7 @@ pub(super) async fn open_failures(
     limit: Option<i64>,
 ) -> Result<Vec<Uuid>, Error> {
     let mut query = QueryBuilder::new("SELECT j.id");
-    selection.push(&mut query, Among::OpenFailures);
+    selection.push(&mut query, SelectionBase::OpenFailures);
     if let Some(cutoff) = cutoff {
         query
             .push(" AND COALESCE(j.failed_at, j.last_attempt_at, j.created_at) <= ")
@@ -221,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_search_takes_its_text_literally() {
+    fn a_search_matches_its_text_literally() {
         assert_eq!(containing(r"50%_\x"), r"%50\%\_\\x%");
     }
 }

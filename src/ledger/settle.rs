@@ -1,48 +1,53 @@
-//! Writes down how tries ended: job, signup flags, attempt and audit rows, in one transaction,
-//! fenced by the claim.
+//! Records how attempts ended: job, flags of the signup, attempt and audit rows, in one transaction
+//! that is fenced by the claim.
 
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Error, Ledger, audit};
+use super::{
+    Error, Ledger,
+    audit::{self, AuditAction, AuditEntry},
+    flags::{self, ChangedSignup},
+    locks,
+};
 use crate::{
     diagnosis::signature,
-    job::{Attempt, Ending, Failure, Job, Reason, Report},
+    job::{Attempt, Ending, Failure, Job, JobReport, Reason, Status},
     retry::Verdict,
 };
 
-/// How one try ended, to be written down.
+/// An attempt and the decision about its job, to be recorded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settlement {
     /// The job as it was claimed.
     pub job: Job,
     /// The person identifier that was used.
     pub contact_id: Option<String>,
-    /// The try.
+    /// The attempt.
     pub attempt: Attempt,
-    /// What follows from it.
+    /// The decision about the job.
     pub verdict: Verdict,
 }
 
-/// What became of a settlement.
+/// The result of a settlement.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Settled {
-    /// It is written down.
-    Written(Box<Report>),
-    /// The claim was lost to another message meanwhile, and nothing was changed.
+    /// The settlement is recorded.
+    Written(Box<JobReport>),
+    /// Another message took the claim over; nothing was changed.
     ClaimLost,
 }
 
 impl Settlement {
-    fn status(&self) -> &'static str {
+    fn status(&self) -> Status {
         match self.verdict {
-            Verdict::Complete => "completed",
-            Verdict::Retry { .. } => "pending",
-            Verdict::Fail { .. } => "failed",
+            Verdict::Complete => Status::Completed,
+            Verdict::Retry { .. } => Status::Pending,
+            Verdict::Fail { .. } => Status::Failed,
         }
     }
 
@@ -53,7 +58,7 @@ impl Settlement {
         }
     }
 
-    /// The attempt count after the try: a retry that is scheduled counts.
+    /// The attempt count after the attempt, including a scheduled retry.
     fn attempt_count(&self) -> i32 {
         self.job.attempt + i32::from(matches!(self.verdict, Verdict::Retry { .. }))
     }
@@ -72,21 +77,21 @@ impl Settlement {
         }
     }
 
-    fn report(self, first_failed_at: Option<DateTime<Utc>>, at: DateTime<Utc>) -> Report {
+    fn report(self, first_failed_at: Option<DateTime<Utc>>, at: DateTime<Utc>) -> JobReport {
         let job = Job { attempt: self.attempt_count(), first_failed_at, ..self.job };
         let ending = match self.verdict {
             Verdict::Complete => Ending::Completed { at },
             Verdict::Retry { tier, failure } => Ending::Retrying { failure, wait: tier.delay },
             Verdict::Fail { reason, failure } => Ending::Failed { reason, failure, at },
         };
-        Report { job, contact_id: self.contact_id, ending }
+        JobReport { job, contact_id: self.contact_id, ending }
     }
 
-    /// The audit entry of an end state; a retry has none, `sync_attempts` tells of it.
-    fn audit(&self) -> Option<(&'static str, Value)> {
+    /// The audit entry of an end state. A retry has none: `sync_attempts` records it.
+    fn audit(&self) -> Option<AuditEntry> {
         let action = match self.verdict {
-            Verdict::Complete => "customerio_synced",
-            Verdict::Fail { .. } => "customerio_sync_failed",
+            Verdict::Complete => AuditAction::Synced,
+            Verdict::Fail { .. } => AuditAction::SyncFailed,
             Verdict::Retry { .. } => return None,
         };
         let mut details = json!({
@@ -102,14 +107,15 @@ impl Settlement {
             details["errorType"] = failure.error_type.as_str().into();
             details["errorMessage"] = failure.message.as_str().into();
         }
-        Some((action, details))
+        Some(AuditEntry { action, signup_id: Some(self.job.signup_id), details })
     }
 }
 
 impl Ledger {
-    /// Settles jobs that were claimed with `claim`. The answers come in the order of the
-    /// settlements. A commit whose answer is lost may have happened: settled again, the jobs are
-    /// found written, and nothing is written twice.
+    /// Settles jobs that were claimed with `claim`. Returns one result per settlement, in order.
+    ///
+    /// A commit whose confirmation is lost may have happened: if the call is repeated with the same
+    /// `claim`, it finds the jobs settled and writes nothing twice.
     pub async fn settle(
         &self,
         claim: Uuid,
@@ -117,33 +123,34 @@ impl Ledger {
     ) -> Result<Vec<Settled>, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to settle"))?;
-        lock_signups(&mut transaction, &settlements).await?;
+        let signups: Vec<_> = settlements.iter().map(|one| one.job.signup_id).collect();
+        locks::signups(&mut transaction, &signups).await?;
         let mut written = settle_jobs(&mut transaction, claim, &settlements).await?;
         let kept: Vec<_> =
             settlements.iter().filter(|one| written.contains_key(&one.job.id)).collect();
-        let is_whole = kept.len() == settlements.len();
+        let all_written = kept.len() == settlements.len();
         if !kept.is_empty() {
-            settle_signups(&mut transaction, &kept).await?;
+            update_flags(&mut transaction, &kept).await?;
             insert_attempts(&mut transaction, &kept).await?;
             insert_audit(&mut transaction, &kept).await?;
         }
-        if !is_whole {
+        if !all_written {
             written.extend(settled_before(&mut transaction, claim, &settlements).await?);
         }
         transaction.commit().await.map_err(Error::doing("committing settled jobs"))?;
-        let answer = |settlement: Settlement| match written.get(&settlement.job.id) {
+        let result = |settlement: Settlement| match written.get(&settlement.job.id) {
             Some(&(first_failed_at, at)) => {
                 Settled::Written(Box::new(settlement.report(first_failed_at, at)))
             }
             None => Settled::ClaimLost,
         };
-        Ok(settlements.into_iter().map(answer).collect())
+        Ok(settlements.into_iter().map(result).collect())
     }
 
-    /// Renews the lease of the claims on `jobs`. Answers which of them are claimed with `claim`
-    /// still; the others were lost.
+    /// Renews the lease of the claims on `jobs`. Returns the jobs that `claim` still owns; the
+    /// claims on the others were lost.
     pub async fn renew(&self, claim: Uuid, jobs: &[Uuid]) -> Result<HashSet<Uuid>, Error> {
-        let held = sqlx::query_scalar!(
+        let owned = sqlx::query_scalar!(
             r#"
             UPDATE signup_customerio_sync_jobs
             SET claimed_at = now()
@@ -152,7 +159,7 @@ impl Ledger {
                     SELECT id
                     FROM signup_customerio_sync_jobs
                     WHERE id = ANY($1)
-                    ORDER BY signup_id -- as everybody locks them
+                    ORDER BY signup_id
                     FOR UPDATE
                 )
             RETURNING id
@@ -163,43 +170,37 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await
         .map_err(Error::doing("renewing claims"))?;
-        Ok(held.into_iter().collect())
+        Ok(owned.into_iter().collect())
     }
 
-    /// Gives claims back that nothing was done with: no attempt is spent.
+    /// Releases the jobs that `claim` still owns. No attempt is spent.
     pub async fn release(&self, claim: Uuid) -> Result<(), Error> {
         sqlx::query!(
             r#"
             UPDATE signup_customerio_sync_jobs
             SET status = 'pending', claim = NULL, claimed_at = NULL, updated_at = now()
-            WHERE status = 'processing' AND claim = $1
+            WHERE id IN (
+                SELECT id
+                FROM signup_customerio_sync_jobs
+                WHERE status = 'processing' AND claim = $1
+                ORDER BY signup_id
+                FOR UPDATE
+            )
             "#,
             claim
         )
         .execute(&self.pool)
         .await
-        .map_err(Error::doing("giving claims back"))?;
+        .map_err(Error::doing("releasing claims"))?;
         Ok(())
     }
 }
 
-/// Takes the locks in the order in which `open` takes them: signups first, by id.
-async fn lock_signups(
-    connection: &mut PgConnection,
-    settlements: &[Settlement],
-) -> Result<(), Error> {
-    let ids: Vec<_> = settlements.iter().map(|one| one.job.signup_id).collect();
-    sqlx::query!("SELECT id FROM signups WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", &ids)
-        .fetch_all(connection)
-        .await
-        .map_err(Error::doing("locking signups"))?;
-    Ok(())
-}
-
-/// Jobs that are settled, with when they first failed and when they were settled.
+/// The jobs that are settled, with the times of their first failure and of their settlement.
 type Written = HashMap<Uuid, (Option<DateTime<Utc>>, DateTime<Utc>)>;
 
-/// The jobs that were settled under this claim before, and that nobody has settled since.
+/// The jobs that an earlier execution of the same transaction settled, and that are unchanged
+/// since.
 async fn settled_before(
     connection: &mut PgConnection,
     claim: Uuid,
@@ -217,11 +218,11 @@ async fn settled_before(
     )
     .fetch_all(connection)
     .await
-    .map_err(Error::doing("looking for jobs that were settled before"))?;
+    .map_err(Error::doing("finding jobs that were settled before"))?;
     Ok(rows.into_iter().map(|row| (row.id, (row.first_failed_at, row.at))).collect())
 }
 
-/// The jobs whose claim still held.
+/// Settles the jobs that the claim still owns, and returns them.
 async fn settle_jobs(
     connection: &mut PgConnection,
     claim: Uuid,
@@ -235,27 +236,26 @@ async fn settle_jobs(
             error_type = o.error_type, error_message = o.error_message,
             error_signature = o.error_signature,
             contact_id = o.contact_id,
-            first_failed_at = CASE WHEN o.error_type IS NOT NULL THEN COALESCE(j.first_failed_at,
-            now()) END,
+            first_failed_at = CASE
+                WHEN o.error_type IS NOT NULL THEN COALESCE(j.first_failed_at, now())
+            END,
             failed_at = CASE WHEN o.status = 'failed' THEN now() END,
             failed_reason = o.failed_reason,
             completed_at = CASE WHEN o.status = 'completed' THEN now() END,
             claim = NULL, claimed_at = NULL, settled_by = $1, updated_at = now()
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::timestamptz[], $6::float8[], $7::text[],
-            $8::text[], $9::text[],
-            $10::text[], $11::text[]
+            $8::text[], $9::text[], $10::text[], $11::text[]
         ) AS o (
             id, status, attempt_count, started_at, delay_seconds, error_type, error_message,
-            contact_id, failed_reason,
-            error_signature
+            contact_id, failed_reason, error_signature
         )
         WHERE j.id = o.id AND j.claim = $1 -- the fence
         RETURNING j.id, j.first_failed_at, j.updated_at
         "#,
         claim,
         &column!(settlements, one => one.job.id) as _,
-        &column!(settlements, one => one.status()) as _,
+        &column!(settlements, one => one.status().as_str()) as _,
         &column!(settlements, one => one.attempt_count()) as _,
         &column!(settlements, one => one.attempt.started_at) as _,
         &column!(settlements, one => one.delay_seconds()) as _,
@@ -271,47 +271,21 @@ async fn settle_jobs(
     Ok(rows.into_iter().map(|row| (row.id, (row.first_failed_at, row.updated_at))).collect())
 }
 
-/// Brings the flags of the signups in line with their jobs. A retry changes none.
-async fn settle_signups(
+/// Updates the flags of the signups whose jobs have ended. A retry changes none.
+async fn update_flags(
     connection: &mut PgConnection,
     settlements: &[&Settlement],
 ) -> Result<(), Error> {
-    let ended: Vec<_> = settlements
+    let changed: Vec<_> = settlements
         .iter()
         .filter(|one| !matches!(one.verdict, Verdict::Retry { .. }))
-        .copied()
+        .map(|one| ChangedSignup {
+            signup_id: one.job.signup_id,
+            completed: one.verdict == Verdict::Complete,
+            contact_id: one.contact_id.as_deref(),
+        })
         .collect();
-    if ended.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        r#"
-        UPDATE signups s
-        SET customerio_synced = s.customerio_synced OR e.completed,
-            customerio_synced_at = CASE WHEN e.completed THEN now() ELSE s.customerio_synced_at END,
-            customerio_contact_id = CASE WHEN e.completed
-            THEN e.contact_id ELSE s.customerio_contact_id END,
-            customerio_sync_failed = failed.message IS NOT NULL,
-            customerio_sync_error = failed.message,
-            updated_at = now()
-        FROM UNNEST($1::uuid[], $2::bool[], $3::text[]) AS e (signup_id, completed, contact_id)
-        LEFT JOIN LATERAL (
-            SELECT error_message AS message
-            FROM signup_customerio_sync_jobs j
-            WHERE j.signup_id = e.signup_id AND j.status = 'failed'
-            ORDER BY j.updated_at DESC
-            LIMIT 1
-        ) AS failed ON true
-        WHERE s.id = e.signup_id
-        "#,
-        &column!(ended, one => one.job.signup_id) as _,
-        &column!(ended, one => one.verdict == Verdict::Complete) as _,
-        &column!(ended, one => one.contact_id.as_deref()) as _,
-    )
-    .execute(connection)
-    .await
-    .map_err(Error::doing("settling signups"))?;
-    Ok(())
+    flags::update(connection, &changed).await
 }
 
 async fn insert_attempts(
@@ -322,16 +296,16 @@ async fn insert_attempts(
         Verdict::Retry { tier, .. } => Some(tier.name.clone()),
         _ => None,
     };
+    let cause = |one: &Settlement| Some(one.failure()?.cause?.as_str());
     sqlx::query!(
         r#"
         INSERT INTO sync_attempts
             (job_id, run, attempt, started_at, duration_ms, http_status, error_type, error_message,
-            tier)
+            tier, error_cause)
         SELECT *
         FROM UNNEST(
             $1::uuid[], $2::int4[], $3::int4[], $4::timestamptz[], $5::float8[], $6::int4[],
-            $7::text[], $8::text[],
-            $9::text[]
+            $7::text[], $8::text[], $9::text[], $10::text[]
         )
         "#,
         &column!(settlements, one => one.job.id) as _,
@@ -343,6 +317,7 @@ async fn insert_attempts(
         &column!(settlements, one => one.failure().map(|failure| failure.error_type.as_str())) as _,
         &column!(settlements, one => one.failure().map(|failure| failure.message.as_str())) as _,
         &column!(settlements, one => tier(one)) as _,
+        &column!(settlements, one => cause(one)) as _,
     )
     .execute(connection)
     .await
@@ -354,10 +329,6 @@ async fn insert_audit(
     connection: &mut PgConnection,
     settlements: &[&Settlement],
 ) -> Result<(), Error> {
-    let entry = |one: &&Settlement| {
-        let (action, details) = one.audit()?;
-        Some(audit::Entry { action, signup_id: Some(one.job.signup_id), details })
-    };
-    let entries: Vec<_> = settlements.iter().filter_map(entry).collect();
+    let entries: Vec<_> = settlements.iter().filter_map(|one| one.audit()).collect();
     audit::insert(connection, audit::SERVICE, &entries).await
 }

@@ -5,43 +5,43 @@ use chrono::{DateTime, Utc};
 use super::{Error, Ledger};
 use crate::job::{Status, SyncPhase};
 
-/// What the ledger holds at a moment.
+/// The counts of the ledger at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
-    /// Jobs by status and phase; what is not there is 0.
+    /// Jobs by status and phase. An absent combination counts as 0.
     pub jobs: Vec<(Status, SyncPhase, i64)>,
-    /// Failed jobs that nobody has dismissed.
+    /// Failed jobs that are not dismissed.
     pub open_failures: i64,
-    /// Messages that could not be understood and that nobody has resolved.
+    /// Open unprocessable messages.
     pub unprocessable: i64,
-    /// Age of the oldest pending job in whole seconds; 0 without one.
+    /// Age of the oldest pending job in seconds; 0 if no job is pending.
     pub oldest_pending_seconds: i64,
-    /// Signups of today (UTC) that Customer.io does not have.
+    /// Signups of today (UTC) that are not in Customer.io.
     pub unsynced_today: i64,
-    /// When the oldest of those came.
+    /// When the oldest of them was received.
     pub oldest_unsynced_today: Option<DateTime<Utc>>,
 }
 
-/// Tries that ended in one minute.
+/// Attempts that started in one minute.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Minute {
-    /// Its start.
+pub struct ActivityMinute {
+    /// Start of the minute.
     pub at: DateTime<Utc>,
-    /// Those that Customer.io took.
+    /// Accepted by Customer.io.
     pub completed: i64,
-    /// Those after which a retry was scheduled.
+    /// Followed by a retry.
     pub retried: i64,
-    /// Those that failed for good.
+    /// Failed without a further retry.
     pub failed: i64,
 }
 
 impl Stats {
-    /// Jobs of `status`.
+    /// Number of jobs with `status`.
     pub fn of_status(&self, status: Status) -> i64 {
         self.jobs.iter().filter(|(one, ..)| *one == status).map(|(.., count)| count).sum()
     }
 
-    /// Jobs of `status` and `phase`.
+    /// Number of jobs with `status` and `phase`.
     pub fn of(&self, status: Status, phase: SyncPhase) -> i64 {
         self.jobs
             .iter()
@@ -53,10 +53,11 @@ impl Stats {
 impl Ledger {
     /// Counts jobs and failures.
     pub async fn stats(&self) -> Result<Stats, Error> {
-        // Two indexes hold all that is counted: one the completed jobs, one the others.
+        // Two indexes cover the counts: one the completed jobs, the other all others.
         let counted = sqlx::query!(
             r#"
-            SELECT 'completed' AS "status!", sync_phase AS "sync_phase!", count(*) AS "count!"
+            SELECT 'completed' AS "status!: Status", sync_phase AS "sync_phase!: SyncPhase",
+                count(*) AS "count!"
             FROM signup_customerio_sync_jobs
             WHERE status = 'completed'
             GROUP BY sync_phase
@@ -99,11 +100,9 @@ impl Ledger {
         .fetch_one(&self.pool);
         let (counted, rest) =
             tokio::try_join!(counted, rest).map_err(Error::doing("counting jobs"))?;
-        let jobs = counted
-            .into_iter()
-            .map(|row| Ok((row.status.parse()?, row.sync_phase.parse()?, row.count)));
+        let jobs = counted.into_iter().map(|row| (row.status, row.sync_phase, row.count));
         Ok(Stats {
-            jobs: jobs.collect::<Result<_, Error>>()?,
+            jobs: jobs.collect(),
             open_failures: rest.open_failures,
             unprocessable: rest.unprocessable,
             oldest_pending_seconds: rest.oldest_pending,
@@ -112,10 +111,10 @@ impl Ledger {
         })
     }
 
-    /// The tries of the last hour, a row a minute in which there were any, oldest first.
-    pub async fn activity(&self) -> Result<Vec<Minute>, Error> {
+    /// The attempts of the last hour, one row per minute that had any, oldest first.
+    pub async fn activity(&self) -> Result<Vec<ActivityMinute>, Error> {
         sqlx::query_as!(
-            Minute,
+            ActivityMinute,
             r#"
             SELECT date_trunc('minute', started_at) AS "at!",
                 count(*) FILTER (WHERE error_type IS NULL) AS "completed!",
@@ -129,6 +128,6 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(Error::doing("counting the tries of the last hour"))
+        .map_err(Error::doing("counting the attempts of the last hour"))
     }
 }

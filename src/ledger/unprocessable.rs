@@ -1,56 +1,71 @@
-//! Messages that could not be understood.
+//! Unprocessable messages: those that could not be parsed or validated.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Error, Ledger, audit};
+use super::{
+    Error, Ledger,
+    audit::{self, AuditAction, AuditEntry},
+    failures::FailureResolution,
+};
 
-/// A message that could not be understood, or that the broker gave up and that names no job.
+/// A message without a job: it could not be parsed or validated, or RabbitMQ dead-lettered it at
+/// its delivery limit.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Unprocessable {
+pub struct UnprocessableMessage {
     /// Its id in the mirror.
     pub id: Uuid,
-    /// Why it is there.
+    /// Why it is in the failure queue. A text, since a newer release may have written it.
     pub reason: String,
-    /// What is wrong: the JSON path and what was expected.
+    /// The JSON path of the error, what was found and what was expected.
     pub error_message: String,
+    /// The JSON path alone. `None` for a message that RabbitMQ dead-lettered.
+    pub error_path: Option<String>,
     /// Its headers.
     pub headers: Value,
     /// Its content type.
     pub content_type: Option<String>,
     /// Its body, byte for byte.
     pub body: Vec<u8>,
-    /// The exchange it was published to.
+    /// The exchange that it was published to.
     pub exchange: String,
-    /// The routing key it was published with.
+    /// The routing key that it was published with.
     pub routing_key: String,
     /// When it failed.
     pub failed_at: DateTime<Utc>,
 }
 
-/// How a message that could not be understood is resolved.
+/// How an unprocessable message is resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resolution<'a> {
+pub enum MessageResolution<'a> {
     /// It was published again.
     Replayed,
-    /// Nobody needs it, for this reason.
+    /// It is not needed, for this reason.
     Dismissed(&'a str),
 }
 
+/// The result of resolving a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolved {
+    /// It was open and is resolved.
+    Done,
+    /// There is no open message with this id.
+    NotOpen,
+}
+
 impl Ledger {
-    /// A page of the messages that are open, the latest first, and how many there are.
+    /// A page of the open messages, latest first, and their total number.
     pub async fn unprocessable(
         &self,
         limit: i64,
         offset: i64,
-    ) -> Result<(Vec<Unprocessable>, i64), Error> {
+    ) -> Result<(Vec<UnprocessableMessage>, i64), Error> {
         let items = sqlx::query_as!(
-            Unprocessable,
+            UnprocessableMessage,
             r#"
-            SELECT id, reason, error_message, headers, content_type, body,
-            original_exchange AS exchange,
-                original_routing_key AS routing_key, failed_at
+            SELECT id, reason, error_message, error_path, headers, content_type,
+                body, original_exchange AS exchange, original_routing_key AS routing_key, failed_at
             FROM sync_failures
             WHERE job_id IS NULL AND resolved_at IS NULL
             ORDER BY failed_at DESC, id
@@ -61,21 +76,26 @@ impl Ledger {
         )
         .fetch_all(&self.pool);
         let total = sqlx::query_scalar!(
-            r#"SELECT count(*) AS "count!" FROM sync_failures WHERE job_id IS NULL
-            AND resolved_at IS NULL"#
+            r#"
+            SELECT count(*) AS "count!"
+            FROM sync_failures
+            WHERE job_id IS NULL AND resolved_at IS NULL
+            "#
         )
         .fetch_one(&self.pool);
         tokio::try_join!(items, total).map_err(Error::doing("listing unprocessable messages"))
     }
 
-    /// One message that is open.
-    pub async fn unprocessable_message(&self, id: Uuid) -> Result<Option<Unprocessable>, Error> {
+    /// One open message.
+    pub async fn unprocessable_message(
+        &self,
+        id: Uuid,
+    ) -> Result<Option<UnprocessableMessage>, Error> {
         sqlx::query_as!(
-            Unprocessable,
+            UnprocessableMessage,
             r#"
-            SELECT id, reason, error_message, headers, content_type, body,
-            original_exchange AS exchange,
-                original_routing_key AS routing_key, failed_at
+            SELECT id, reason, error_message, error_path, headers, content_type,
+                body, original_exchange AS exchange, original_routing_key AS routing_key, failed_at
             FROM sync_failures
             WHERE id = $1 AND job_id IS NULL AND resolved_at IS NULL
             "#,
@@ -86,18 +106,22 @@ impl Ledger {
         .map_err(Error::doing("reading an unprocessable message"))
     }
 
-    /// Resolves a message, and says whether it was open.
+    /// Resolves a message.
     pub async fn resolve_unprocessable(
         &self,
         id: Uuid,
-        resolution: Resolution<'_>,
+        resolution: MessageResolution<'_>,
         actor: &str,
-    ) -> Result<bool, Error> {
-        let (action, word, details) = match resolution {
-            Resolution::Replayed => ("customerio_replay", "replayed", json!({ "failureId": id })),
-            Resolution::Dismissed(reason) => {
-                ("customerio_dismiss", "dismissed", json!({ "failureId": id, "reason": reason }))
+    ) -> Result<Resolved, Error> {
+        let (action, resolution, details) = match resolution {
+            MessageResolution::Replayed => {
+                (AuditAction::Replay, FailureResolution::Replayed, json!({ "failureId": id }))
             }
+            MessageResolution::Dismissed(reason) => (
+                AuditAction::Dismiss,
+                FailureResolution::Dismissed,
+                json!({ "failureId": id, "reason": reason }),
+            ),
         };
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to resolve a message"))?;
@@ -108,7 +132,7 @@ impl Ledger {
             WHERE id = $1 AND job_id IS NULL AND resolved_at IS NULL
             "#,
             id,
-            word,
+            resolution.as_str(),
         )
         .execute(&mut *transaction)
         .await
@@ -118,11 +142,11 @@ impl Ledger {
             audit::insert(
                 &mut transaction,
                 actor,
-                &[audit::Entry { action, signup_id: None, details }],
+                &[AuditEntry { action, signup_id: None, details }],
             )
             .await?;
         }
         transaction.commit().await.map_err(Error::doing("committing a resolved message"))?;
-        Ok(resolved > 0)
+        Ok(if resolved > 0 { Resolved::Done } else { Resolved::NotOpen })
     }
 }

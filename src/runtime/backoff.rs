@@ -1,18 +1,18 @@
-//! Trying again with growing pauses, for connections and for the database. The one place that uses
-//! `backoff`.
+//! Retries with growing pauses, for connections and for the database. The one module that uses the
+//! crate `backoff`.
 //!
-//! Calls to Customer.io are not tried again here: their retries are the broker's tiers.
+//! Calls to Customer.io are not retried here: their retries are the broker's delay tiers.
 
 use std::{fmt::Display, time::Duration};
 
-use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff};
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff as _};
 
-/// Growing pauses: 100 ms at first, 5 s at most, each with jitter so that replicas don't knock at
-/// the same moment.
+/// Growing pauses: 100 ms at first, at most 5 s, with jitter, so that replicas do not retry at the
+/// same moment.
 #[derive(Debug)]
-pub struct Pauses(ExponentialBackoff);
+pub struct Backoff(ExponentialBackoff);
 
-impl Default for Pauses {
+impl Default for Backoff {
     fn default() -> Self {
         Self(
             ExponentialBackoffBuilder::new()
@@ -24,34 +24,49 @@ impl Default for Pauses {
     }
 }
 
-impl Pauses {
+impl Backoff {
     /// Waits for the next, longer, pause.
-    pub async fn pause(&mut self) {
-        // Without a maximal elapsed time there is always a next interval.
+    pub async fn wait(&mut self) {
+        // Without a maximum elapsed time there is always a next pause.
         tokio::time::sleep(self.0.next_backoff().unwrap_or(self.0.max_interval)).await;
     }
 
-    /// Starts again with the shortest pause.
+    /// Starts over with the shortest pause.
     pub fn reset(&mut self) {
         self.0.reset();
     }
 }
 
-/// Runs `operation` until it succeeds or fails for a reason that `is_transient` denies. Each
-/// failure is logged once.
-pub async fn until_done<T, E: Display, F: Future<Output = Result<T, E>>>(
+/// Runs `operation` until it succeeds. Each failure is logged once, as "`what` failed".
+pub async fn retry_forever<T, E: Display, F: Future<Output = Result<T, E>>>(
+    what: &'static str,
+    mut operation: impl FnMut() -> F,
+) -> T {
+    let mut backoff = Backoff::default();
+    loop {
+        match operation().await {
+            Ok(value) => return value,
+            Err(error) => tracing::warn!(%error, "{what} failed, retrying"),
+        }
+        backoff.wait().await;
+    }
+}
+
+/// Runs `operation` until it succeeds, or fails with an error that is not transient, which is
+/// returned. Each transient failure is logged once, as "`what` failed".
+pub async fn retry_while<T, E: Display, F: Future<Output = Result<T, E>>>(
     what: &'static str,
     is_transient: impl Fn(&E) -> bool,
     mut operation: impl FnMut() -> F,
 ) -> Result<T, E> {
-    let mut pauses = Pauses::default();
+    let mut backoff = Backoff::default();
     loop {
         match operation().await {
             Err(error) if is_transient(&error) => {
-                tracing::warn!(%error, "{what} failed, trying again")
+                tracing::warn!(%error, "{what} failed, retrying");
             }
             result => return result,
         }
-        pauses.pause().await;
+        backoff.wait().await;
     }
 }

@@ -1,4 +1,5 @@
-//! What every layer may use: shutdown, backoff, metrics, logs and traces, enums with fixed texts.
+//! Modules that every layer may use: shutdown, backoff, metrics, logs and traces, enums with fixed
+//! texts.
 //!
 //! Nothing here names another module of this crate.
 

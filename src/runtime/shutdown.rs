@@ -1,8 +1,8 @@
-//! How the process stops: first it takes nothing new, then, when the grace time is over, it drops
-//! what is left.
+//! The two stages of a shutdown: first the intake ends, then, after the grace period, everything
+//! else.
 //!
-//! Whatever is dropped is delivered again by the broker, so nothing depends on the second stage
-//! being reached or not.
+//! RabbitMQ redelivers the messages of unfinished work, so nothing depends on whether the second
+//! stage is reached.
 
 use std::time::Duration;
 
@@ -10,45 +10,45 @@ use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Settings of stopping.
+/// Settings of the shutdown.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// How long work in hand may go on after SIGTERM.
+    /// Maximum time for the work in flight after SIGTERM.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
 }
 
-/// The two stages of stopping, shared by all tasks.
+/// The two stages of the shutdown, shared by all tasks.
 #[derive(Debug, Clone, Default)]
-pub struct Lifecycle {
+pub struct Shutdown {
     draining: CancellationToken,
     ended: CancellationToken,
 }
 
-impl Lifecycle {
-    /// Begins to stop: nothing new is taken.
+impl Shutdown {
+    /// Starts the first stage: no new work is started.
     pub fn drain(&self) {
         self.draining.cancel();
     }
 
-    /// Ends what is still going on.
+    /// Starts the second stage: everything that still runs ends.
     pub fn end(&self) {
         self.draining.cancel();
         self.ended.cancel();
     }
 
-    /// Whether nothing new may be taken.
+    /// Whether the shutdown has started.
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }
 
-    /// Waits until nothing new may be taken.
+    /// Waits for the first stage.
     pub async fn draining(&self) {
         self.draining.cancelled().await;
     }
 
-    /// Waits until everything has to end.
+    /// Waits for the second stage.
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }

@@ -1,4 +1,4 @@
-//! Logs on standard error, traces to an OTLP endpoint where one is set.
+//! Logs to standard error, and traces to an OTLP endpoint if one is set.
 
 use std::io::IsTerminal;
 
@@ -17,57 +17,57 @@ use serde::Deserialize;
 pub struct Config {
     /// A filter in the syntax of `RUST_LOG`.
     pub log: String,
-    /// How lines are written.
+    /// The format of log lines.
     pub format: LogFormat,
-    /// Where traces go; empty: nowhere.
+    /// The OTLP endpoint. Empty: no traces.
     pub otlp_endpoint: String,
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Pretty on a terminal, else JSON.
+    /// Pretty on a terminal, otherwise JSON.
     #[serde(rename = "")]
     Auto,
     /// For people.
     Pretty,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What is wrong with the settings.
+/// An error in the settings of logs and traces.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The filter can't be read.
+    /// The filter is malformed.
     #[error(
         "telemetry.log: {0}; expected a filter such as \"info\" or \"customerio_sync=debug,info\""
     )]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// The exporter could not be made.
+    /// The exporter could not be built.
     #[error("telemetry.otlp_endpoint: {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// Sends what is left of the traces when it is dropped.
+/// Exports the remaining traces when it is dropped.
 #[derive(Debug)]
-pub struct Guard(Option<SdkTracerProvider>);
+pub struct TelemetryGuard(Option<SdkTracerProvider>);
 
-impl Drop for Guard {
+impl Drop for TelemetryGuard {
     fn drop(&mut self) {
         if let Some(provider) = &self.0
             && let Err(error) = provider.shutdown()
         {
-            eprintln!("customerio-sync: sending the last traces: {error}");
+            eprintln!("customerio-sync: exporting the last traces: {error}");
         }
     }
 }
 
-/// The target of spans that are meant for traces and not for the log.
+/// The target of spans that are exported and not logged.
 const TRACES: &str = "otel";
 
 /// Starts logging and tracing for the whole process. Call it once.
-pub fn init(config: &Config) -> Result<Guard, Error> {
+pub fn init(config: &Config) -> Result<TelemetryGuard, Error> {
     let filter = EnvFilter::builder().parse(&config.log)?.add_directive("otel=off".parse()?);
     let is_json = match config.format {
         LogFormat::Json => true,
@@ -88,7 +88,7 @@ pub fn init(config: &Config) -> Result<Guard, Error> {
             .with_filter(Targets::new().with_target(TRACES, tracing::Level::INFO))
     });
     tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces).init();
-    Ok(Guard(provider))
+    Ok(TelemetryGuard(provider))
 }
 
 fn exporter(endpoint: &str) -> Result<Option<SdkTracerProvider>, Error> {

@@ -1,8 +1,8 @@
 //! Enums whose variants have one fixed text each, the same in the database, in messages and in HTTP
 //! responses.
 
-/// Writes an enum whose variants have one fixed text each, with `as_str`, `ALL`, `Display` and
-/// `FromStr`; JSON and its schema use the same texts.
+/// Defines an enum whose variants have one fixed text each, with `as_str`, `ALL`, `Display` and
+/// `FromStr`. JSON and its schema use the same texts.
 macro_rules! text_enum {
     (
         $(#[$doc:meta])*
@@ -15,10 +15,10 @@ macro_rules! text_enum {
         pub enum $name { $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+ }
 
         impl $name {
-            /// Every variant, in the order of declaration.
+            /// All variants, in the order of declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The fixed text of this variant.
+            /// The text of this variant.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)+ }
             }
@@ -68,6 +68,12 @@ macro_rules! text_enum {
     };
 }
 pub(crate) use text_enum;
+
+/// The variant that a stored text names. `None` if there is no text, or if only a newer release
+/// knows it.
+pub fn known<T: std::str::FromStr>(text: Option<&str>) -> Option<T> {
+    text?.parse().ok()
+}
 
 /// A text that names no variant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,8 +1,7 @@
-//! Continuing a trace across messages: the `traceparent` header
+//! Trace context across messages: the `traceparent` header
 //! (<https://www.w3.org/TR/trace-context/>).
 //!
-//! With no exporter set, a span has no trace of its own and the header that came in is passed on as
-//! it is.
+//! Without an exporter, a span has no trace, and the incoming header is passed on unchanged.
 
 use std::collections::HashMap;
 
@@ -17,11 +16,11 @@ const TRACEPARENT: &str = "traceparent";
 pub fn continue_from(span: &Span, traceparent: Option<&str>) {
     let Some(header) = traceparent else { return };
     let carrier = HashMap::from([(TRACEPARENT.to_owned(), header.to_owned())]);
-    // It fails only where no exporter is set, and then there is no trace to continue.
+    // It fails only without an exporter, and then there is no trace to continue.
     let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
 }
 
-/// The `traceparent` for messages that follow from `span`, or `incoming` where the span is not
+/// The `traceparent` for messages that follow from `span`, or `incoming` if the span is not
 /// recorded.
 pub fn traceparent(span: &Span, incoming: Option<&str>) -> Option<String> {
     let context = span.context();

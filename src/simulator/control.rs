@@ -1,4 +1,4 @@
-//! `/_sim/`: scripting faults and reading back what was received.
+//! `/_sim/`: scripts faults, and returns what the simulator received.
 
 use std::sync::Arc;
 
@@ -11,9 +11,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{Fault, Shared, store::Identifier};
-
-type Sim = State<Arc<Shared>>;
+use super::{Fault, Shared, Sim, store::PersonKey};
 
 pub(super) fn router() -> Router<Arc<Shared>> {
     Router::new()
@@ -30,7 +28,7 @@ async fn list_faults(State(sim): Sim) -> Json<Vec<Fault>> {
     Json(sim.faults.list())
 }
 
-/// Adds one fault, or a list of them.
+/// Adds one fault or a list of faults.
 async fn add_fault(State(sim): Sim, Json(script): Json<Value>) -> Response {
     let faults = if script.is_array() { script } else { json!([script]) };
     match serde_json::from_value::<Vec<Fault>>(faults) {
@@ -54,10 +52,10 @@ async fn clear_received(State(sim): Sim) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-/// A person by id or e-mail address.
+/// Returns a person by id or e-mail address.
 async fn person(State(sim): Sim, Path(identifier): Path<String>) -> Response {
-    let by = |kind| sim.store.person(Identifier::new(kind, &identifier));
-    match by("id").or_else(|| by("email")) {
+    let find_by = |kind| sim.store.person(PersonKey::new(kind, &identifier));
+    match find_by("id").or_else(|| find_by("email")) {
         Some(person) => Json(person).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     }

@@ -1,4 +1,4 @@
-//! Faults that are scripted, and when each strikes.
+//! Scripted faults, and the calls that each affects.
 
 use std::{
     str::FromStr,
@@ -13,77 +13,77 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// Every call takes this much longer.
+    /// A delay of every call.
     Latency {
-        /// Milliseconds.
+        /// Delay in milliseconds.
         ms: u64,
     },
-    /// A status instead of an answer, for the next `calls` calls, for a `share` of all calls, or
-    /// for all.
+    /// A response with this status, to the next `calls` calls, to a `share` of all calls, or to
+    /// all calls.
     Status {
-        /// The status.
+        /// HTTP status.
         status: u16,
-        /// For so many calls.
+        /// Number of calls that it affects.
         calls: Option<u64>,
-        /// For this share of calls, 0 to 1.
+        /// Share of calls that it affects, 0 to 1.
         share: Option<f64>,
-        /// A `Retry-After` header.
+        /// Value of the `Retry-After` header.
         retry_after: Option<String>,
-        /// The body.
+        /// Body of the response.
         #[serde(default)]
         body: String,
-        /// Whether what was sent is taken all the same.
+        /// Whether the simulator processes the request before the fault.
         #[serde(default)]
         taken: bool,
     },
-    /// The connection is reset after the request was read, for the next `calls` calls or for all.
+    /// A connection reset after the request was read, for the next `calls` calls or for all.
     Reset {
-        /// For so many calls.
+        /// Number of calls that it affects.
         calls: Option<u64>,
-        /// Whether what was sent is taken all the same.
+        /// Whether the simulator processes the request before the fault.
         #[serde(default)]
         taken: bool,
     },
     /// A 200 whose body never ends, for the next `calls` calls or for all.
     Endless {
-        /// For so many calls.
+        /// Number of calls that it affects.
         calls: Option<u64>,
-        /// Whether what was sent is taken all the same.
+        /// Whether the simulator processes the request before the fault.
         #[serde(default)]
         taken: bool,
     },
-    /// A 200 whose body breaks off, for the next `calls` calls or for all.
+    /// A 200 whose body is cut off, for the next `calls` calls or for all.
     Truncated {
-        /// For so many calls.
+        /// Number of calls that it affects.
         calls: Option<u64>,
-        /// Whether what was sent is taken all the same.
+        /// Whether the simulator processes the request before the fault.
         #[serde(default)]
         taken: bool,
     },
-    /// Items of this person are refused.
+    /// A refusal of the items of one person.
     Refuse {
-        /// The `id` or `email` that the item identifies the person by.
+        /// The `id` or `email` that identifies the person in the item.
         identifier: String,
-        /// The field that the refusal names.
+        /// Field that the refusal names.
         #[serde(default)]
         field: String,
-        /// What the refusal says.
-        #[serde(default = "refusal")]
+        /// Message of the refusal.
+        #[serde(default = "default_refusal")]
         message: String,
-        /// Whether a batch with such an item is refused whole, with a 400.
+        /// Whether the whole batch with such an item is refused, with a 400.
         #[serde(default)]
         whole: bool,
     },
-    /// More calls than this in a second are answered 429 with a `Retry-After`.
+    /// A 429 with a `Retry-After`, to the calls beyond a limit per second.
     RateLimit {
-        /// Calls.
+        /// Maximum calls per second.
         per_second: u32,
-        /// Seconds.
+        /// Seconds in the `Retry-After` header.
         retry_after: u64,
     },
 }
 
-fn refusal() -> String {
+fn default_refusal() -> String {
     "refused by the simulator".to_owned()
 }
 
@@ -95,15 +95,16 @@ impl FromStr for Fault {
     }
 }
 
-/// Why items of a person are refused.
+/// A scripted refusal of the items of a person.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct RefusedPerson {
+pub(super) struct PersonRefusal {
     pub(super) field: String,
     pub(super) message: String,
-    pub(super) whole: bool,
+    /// Whether the whole batch is refused.
+    pub(super) refused_whole: bool,
 }
 
-/// What a fault does to a call.
+/// Effect of a fault on a call.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Effect {
     Status { status: StatusCode, retry_after: Option<String>, body: String },
@@ -112,23 +113,24 @@ pub(super) enum Effect {
     Truncated,
 }
 
-/// A fault that struck a call.
+/// A fault to inject into a call.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Struck {
+pub(super) struct Injection {
     pub(super) effect: Effect,
-    /// Whether what was sent is taken before.
-    pub(super) taken: bool,
+    /// Whether the simulator processes the request first.
+    pub(super) processed: bool,
 }
 
-/// The faults, in the order in which they were scripted; the first that strikes is the one that a
-/// call meets.
+/// The scripted faults, in order. The first one that affects a call is injected into it.
 #[derive(Debug, Default)]
 pub(super) struct Faults(Mutex<Script>);
 
 #[derive(Debug, Default)]
 struct Script {
     faults: Vec<Fault>,
+    /// Start of the current second and the calls in it, for [`Fault::RateLimit`].
     second: Option<(Instant, u32)>,
+    /// Calls so far.
     calls: u64,
 }
 
@@ -145,27 +147,27 @@ impl Faults {
         self.lock().faults.clone()
     }
 
-    /// What the next call meets, after which delay.
-    pub(super) fn next(&self) -> (Duration, Option<Struck>) {
+    /// Returns the delay of the next call, and the fault to inject into it.
+    pub(super) fn next(&self) -> (Duration, Option<Injection>) {
         let mut script = self.lock();
         let latency = script
             .faults
             .iter()
             .map(|fault| if let Fault::Latency { ms } = fault { *ms } else { 0 })
             .sum();
-        (Duration::from_millis(latency), script.effect())
+        (Duration::from_millis(latency), script.injection())
     }
 
-    /// Why items of this person are refused.
-    pub(super) fn refusal(&self, identifier: &str) -> Option<RefusedPerson> {
+    /// Returns the refusal scripted for a person, if any.
+    pub(super) fn refusal(&self, identifier: &str) -> Option<PersonRefusal> {
         self.lock().faults.iter().find_map(|fault| match fault {
             Fault::Refuse { identifier: refused, field, message, whole }
                 if refused == identifier =>
             {
-                Some(RefusedPerson {
+                Some(PersonRefusal {
                     field: field.clone(),
                     message: message.clone(),
-                    whole: *whole,
+                    refused_whole: *whole,
                 })
             }
             _ => None,
@@ -178,11 +180,11 @@ impl Faults {
 }
 
 impl Script {
-    fn effect(&mut self) -> Option<Struck> {
+    fn injection(&mut self) -> Option<Injection> {
         self.calls += 1;
         self.faults.retain(|fault| fault.calls() != Some(0));
         let Self { faults, second, calls } = self;
-        faults.iter_mut().find_map(|fault| fault.strike(second, *calls))
+        faults.iter_mut().find_map(|fault| fault.injection(second, *calls))
     }
 }
 
@@ -197,33 +199,33 @@ impl Fault {
         }
     }
 
-    fn strike(&mut self, second: &mut Option<(Instant, u32)>, call: u64) -> Option<Struck> {
+    fn injection(&mut self, second: &mut Option<(Instant, u32)>, call: u64) -> Option<Injection> {
         match self {
             Self::Latency { .. } | Self::Refuse { .. } => None,
             Self::Status { status, calls, share, retry_after, body, taken } => {
-                // Evenly spread, so that a share of 0.1 is every tenth call.
+                // Spread evenly: a share of 0.1 affects every tenth call.
                 let is_in_share = share.is_none_or(|share| {
                     (call as f64 * share).floor() > ((call - 1) as f64 * share).floor()
                 });
                 let status =
                     StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                (is_in_share && spend(calls)).then(|| Struck {
+                (is_in_share && spend(calls)).then(|| Injection {
                     effect: Effect::Status {
                         status,
                         retry_after: retry_after.clone(),
                         body: body.clone(),
                     },
-                    taken: *taken,
+                    processed: *taken,
                 })
             }
             Self::Reset { calls, taken } => {
-                spend(calls).then_some(Struck { effect: Effect::Reset, taken: *taken })
+                spend(calls).then_some(Injection { effect: Effect::Reset, processed: *taken })
             }
             Self::Endless { calls, taken } => {
-                spend(calls).then_some(Struck { effect: Effect::Endless, taken: *taken })
+                spend(calls).then_some(Injection { effect: Effect::Endless, processed: *taken })
             }
             Self::Truncated { calls, taken } => {
-                spend(calls).then_some(Struck { effect: Effect::Truncated, taken: *taken })
+                spend(calls).then_some(Injection { effect: Effect::Truncated, processed: *taken })
             }
             Self::RateLimit { per_second, retry_after } => {
                 let (start, count) = second.get_or_insert_with(|| (Instant::now(), 0));
@@ -231,20 +233,21 @@ impl Fault {
                     (*start, *count) = (Instant::now(), 0);
                 }
                 *count += 1;
-                (*count > *per_second).then(|| Struck {
+                (*count > *per_second).then(|| Injection {
                     effect: Effect::Status {
                         status: StatusCode::TOO_MANY_REQUESTS,
                         retry_after: Some(retry_after.to_string()),
                         body: String::new(),
                     },
-                    taken: false,
+                    processed: false,
                 })
             }
         }
     }
 }
 
-/// Takes one of the calls that are left, if the number is limited.
+/// Uses up one of the remaining calls. Returns false if none is left; an unlimited number never
+/// runs out.
 fn spend(calls: &mut Option<u64>) -> bool {
     match calls {
         None => true,
@@ -260,23 +263,24 @@ fn spend(calls: &mut Option<u64>) -> bool {
 mod tests {
     use super::*;
 
-    fn statuses(fault: &str, calls: usize) -> usize {
+    /// Returns how many of the next `calls` calls a fault affects.
+    fn affected(fault: &str, calls: usize) -> usize {
         let faults = Faults::default();
         faults.add(fault.parse().expect("a valid fault"));
         (0..calls).filter(|_| faults.next().1.is_some()).count()
     }
 
     #[test]
-    fn a_fault_strikes_as_often_as_it_says() {
-        assert_eq!(statuses(r#"{"kind":"status","status":503,"calls":3}"#, 10), 3);
-        assert_eq!(statuses(r#"{"kind":"status","status":503,"share":0.1}"#, 1000), 100);
-        assert_eq!(statuses(r#"{"kind":"status","status":503}"#, 10), 10);
-        assert_eq!(statuses(r#"{"kind":"reset","calls":2}"#, 10), 2);
-        assert_eq!(statuses(r#"{"kind":"rate_limit","per_second":4,"retry_after":1}"#, 10), 6);
+    fn a_fault_affects_the_scripted_number_of_calls() {
+        assert_eq!(affected(r#"{"kind":"status","status":503,"calls":3}"#, 10), 3);
+        assert_eq!(affected(r#"{"kind":"status","status":503,"share":0.1}"#, 1000), 100);
+        assert_eq!(affected(r#"{"kind":"status","status":503}"#, 10), 10);
+        assert_eq!(affected(r#"{"kind":"reset","calls":2}"#, 10), 2);
+        assert_eq!(affected(r#"{"kind":"rate_limit","per_second":4,"retry_after":1}"#, 10), 6);
     }
 
     #[test]
-    fn an_unknown_fault_is_refused() {
+    fn an_unknown_fault_is_rejected() {
         assert!(r#"{"kind":"earthquake"}"#.parse::<Fault>().is_err());
     }
 }

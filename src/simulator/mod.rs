@@ -1,9 +1,10 @@
-//! A simulator of Customer.io's Track API, v1 and v2, as the public documentation states it
-//! (<https://docs.customer.io/integrations/api/track/>), with faults that are scripted under
-//! `/_sim/`.
+//! A simulator of Customer.io's Track API, v1 and v2, as the public documentation describes it
+//! (<https://docs.customer.io/integrations/api/track/>). Faults are scripted under `/_sim/`.
 //!
-//! It keeps what it received in memory: people with their attributes, tracked events with how often
-//! each was repeated.
+//! It keeps what it received in memory: people with their attributes, tracked events with the
+//! number of repeats, and calls.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: the simulator records when calls arrive")]
 
 mod control;
 mod faults;
@@ -32,15 +33,18 @@ use tokio::{
 use tower::ServiceExt;
 
 pub use faults::Fault;
-use faults::{Effect, Faults, Struck};
+use faults::{Effect, Faults, Injection};
 use store::Store;
 
-/// The simulator, running. It ends when it is dropped.
+/// A running simulator. It stops when it is dropped.
 #[derive(Debug)]
 pub struct Simulator {
     addr: SocketAddr,
     _tasks: JoinSet<()>,
 }
+
+/// The state that the handlers share.
+type Sim = axum::extract::State<Arc<Shared>>;
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -48,16 +52,16 @@ struct Shared {
     faults: Faults,
 }
 
-/// Marks an answer that is not sent: the connection is reset instead.
+/// Marks a response that is not sent: the connection is reset instead.
 #[derive(Debug, Clone, Copy)]
 struct ResetConnection;
 
-/// The ids of the tracked events that a batch holds.
+/// Ids of the tracked events in a batch.
 #[derive(Debug, Clone, Default)]
 struct EventIds(Vec<String>);
 
 impl Simulator {
-    /// Starts on `addr` with `faults`.
+    /// Starts a simulator on `addr` with scripted `faults`. Fails if it cannot listen there.
     pub async fn start(addr: SocketAddr, faults: Vec<Fault>) -> std::io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
@@ -79,7 +83,7 @@ impl Simulator {
         Ok(Self { addr, _tasks: tasks })
     }
 
-    /// Where it listens.
+    /// Address that it listens on.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -92,13 +96,14 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/customers/{id}/events", post(v1::track))
         .route("/api/v2/entity", post(v2::entity))
         .route("/api/v2/batch", post(v2::batch))
-        // Inner first: a fault strikes whoever calls, and is counted.
+        // The last layer is the outermost: faults affect unauthenticated calls as well, and every
+        // call is recorded.
         .route_layer(from_fn_with_state(shared.clone(), authenticate))
-        .route_layer(from_fn_with_state(shared.clone(), strike));
+        .route_layer(from_fn_with_state(shared.clone(), inject_faults));
     api.merge(control::router()).with_state(shared)
 }
 
-/// Serves one connection. An answer marked [`ResetConnection`] resets it.
+/// Serves one connection. A response marked [`ResetConnection`] resets it.
 async fn connection(stream: TcpStream, router: Router) {
     let _ = stream.set_nodelay(true);
     let Ok(stream) = stream.into_std() else { return };
@@ -106,10 +111,10 @@ async fn connection(stream: TcpStream, router: Router) {
     let Ok(stream) = TcpStream::from_std(stream) else { return };
     let service =
         hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            let answered = router.clone().oneshot(request.map(Body::new));
+            let response = router.clone().oneshot(request.map(Body::new));
             let handle = handle.try_clone();
             async move {
-                let response = answered.await.unwrap_or_else(|never: Infallible| match never {});
+                let response = response.await.unwrap_or_else(|never: Infallible| match never {});
                 if response.extensions().get::<ResetConnection>().is_none() {
                     return Ok(response);
                 }
@@ -121,11 +126,11 @@ async fn connection(stream: TcpStream, router: Router) {
             }
         });
     let http = hyper::server::conn::http1::Builder::new();
-    // A client that goes away is none of the simulator's concern.
+    // Fails if the client closes the connection, and after an intended reset. Neither matters here.
     let _ = http.serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// Basic auth with any site id and any key, both not empty.
+/// Requires basic authentication. Any site id and key are valid, unless one is empty.
 async fn authenticate(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let credentials = header.and_then(|value| value.strip_prefix("Basic ")).and_then(|encoded| {
@@ -142,31 +147,35 @@ async fn authenticate(State(shared): State<Arc<Shared>>, request: Request, next:
         .into_response()
 }
 
-/// Lets the scripted faults strike, and notes the call.
-async fn strike(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+/// Injects the scripted faults, and records the call.
+async fn inject_faults(
+    State(shared): State<Arc<Shared>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let path = request.uri().path().to_owned();
-    let (latency, struck) = shared.faults.next();
+    let (latency, injection) = shared.faults.next();
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }
-    let (events, response) = match struck {
+    let (events, response) = match injection {
         None => {
             let response = next.run(request).await;
             (response.extensions().get::<EventIds>().cloned().unwrap_or_default(), response)
         }
-        Some(Struck { effect, taken }) => {
-            // The request is read before it fails: so it does in life.
+        Some(Injection { effect, processed }) => {
+            // Read the request before the fault, as a real server does.
             let (parts, body) = request.into_parts();
             let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
             let events = v2::event_ids(&body);
-            if taken {
+            if processed {
                 next.run(Request::from_parts(parts, body.into())).await;
             }
             (events, effect.into_response())
         }
     };
     let is_reset = response.extensions().get::<ResetConnection>().is_some();
-    shared.store.note_call(path, (!is_reset).then(|| response.status().as_u16()), events.0);
+    shared.store.record_call(path, (!is_reset).then(|| response.status().as_u16()), events.0);
     response
 }
 
@@ -204,12 +213,12 @@ impl IntoResponse for Effect {
     }
 }
 
-/// What the API answers when all is well: an empty object and a newline.
+/// The API's response to an accepted request: an empty object and a newline.
 fn accepted() -> Response {
     ([("content-type", "application/json; charset=utf-8")], "{}\n").into_response()
 }
 
-fn json_answer(status: StatusCode, body: &Value) -> Response {
+fn json_response(status: StatusCode, body: &Value) -> Response {
     (status, [("content-type", "application/json; charset=utf-8")], format!("{body}\n"))
         .into_response()
 }

@@ -1,4 +1,4 @@
-//! What the simulator received.
+//! Storage of what the simulator received.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,19 +8,19 @@ use std::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// How a person is named in a call.
+/// Identifier of a person in a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Identifier {
+pub(super) enum PersonKey {
     Id(String),
     Email(String),
     Other(String, String),
 }
 
-impl Identifier {
+impl PersonKey {
     pub(super) fn new(kind: &str, value: &str) -> Self {
         match kind {
             "id" => Self::Id(value.to_owned()),
-            // Addresses compare without case.
+            // Addresses are compared without regard to case.
             "email" => Self::Email(value.to_lowercase()),
             _ => Self::Other(kind.to_owned(), value.to_owned()),
         }
@@ -37,69 +37,69 @@ impl Identifier {
 
 /// A tracked event.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Tracked {
+pub(super) struct TrackedEvent {
     pub(super) id: Option<String>,
     pub(super) name: String,
     pub(super) person: String,
     pub(super) timestamp: Option<i64>,
     pub(super) attributes: Map<String, Value>,
-    /// How often it came again and was ignored.
+    /// Number of repeats, which were ignored.
     pub(super) repeats: u64,
 }
 
 #[derive(Debug, Default)]
 struct Person {
-    /// Each with the time of the update that set it.
+    /// Values by name, each with the Unix time of the update that set it.
     attributes: BTreeMap<String, (Value, i64)>,
 }
 
-/// A call, and the status it was answered with; none for a connection that was reset.
+/// A call with the status of its response, `None` if the connection was reset.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Call {
+pub(super) struct ReceivedCall {
     path: String,
     status: Option<u16>,
     at: chrono::DateTime<chrono::Utc>,
-    /// The ids of the events in it, whether they were taken or not.
+    /// Ids of the events in it, whether they were processed or not.
     events: Vec<String>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    people: BTreeMap<Identifier, Person>,
-    by_email: HashMap<String, Identifier>,
-    events: Vec<Tracked>,
+struct Records {
+    people: BTreeMap<PersonKey, Person>,
+    by_email: HashMap<String, PersonKey>,
+    events: Vec<TrackedEvent>,
     by_event_id: HashMap<String, usize>,
-    calls: Vec<Call>,
+    calls: Vec<ReceivedCall>,
     attribute_update_failures: u64,
 }
 
-/// People, events and calls.
+/// People, events and calls, shared by all requests.
 #[derive(Debug, Default)]
-pub(super) struct Store(Mutex<Inner>);
+pub(super) struct Store(Mutex<Records>);
 
 impl Store {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, Records> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn note_call(&self, path: String, status: Option<u16>, events: Vec<String>) {
-        self.lock().calls.push(Call { path, status, at: chrono::Utc::now(), events });
+    pub(super) fn record_call(&self, path: String, status: Option<u16>, events: Vec<String>) {
+        self.lock().calls.push(ReceivedCall { path, status, at: chrono::Utc::now(), events });
     }
 
     /// Updates a person. An older update does not overwrite a newer one; null and the empty string
-    /// remove.
+    /// remove an attribute.
     pub(super) fn identify(
         &self,
-        identifier: Identifier,
+        identifier: PersonKey,
         attributes: &Map<String, Value>,
         timestamp: Option<i64>,
     ) {
         let timestamp = timestamp.unwrap_or_else(|| chrono::Utc::now().timestamp());
-        let mut inner = self.lock();
+        let mut records = self.lock();
         let email = attributes.get("email").and_then(Value::as_str).map(str::to_lowercase);
-        let key = inner.resolve(identifier);
-        let is_taken = inner.claim_email(&key, email.as_deref());
-        let person = inner.people.entry(key).or_default();
+        let key = records.resolve(identifier);
+        let is_taken = records.assign_email(&key, email.as_deref());
+        let person = records.people.entry(key).or_default();
         for (name, value) in attributes {
             if is_taken && name == "email" {
                 continue;
@@ -115,85 +115,85 @@ impl Store {
         }
     }
 
-    /// Tracks an event; one whose id is known is only counted.
-    pub(super) fn track(&self, identifier: Identifier, event: Tracked) {
-        let mut inner = self.lock();
-        if let Some(&known) = event.id.as_ref().and_then(|id| inner.by_event_id.get(id)) {
-            inner.events[known].repeats += 1;
+    /// Tracks an event. An event with a known id is a repeat, which is only counted.
+    pub(super) fn track(&self, identifier: PersonKey, event: TrackedEvent) {
+        let mut records = self.lock();
+        if let Some(&known) = event.id.as_ref().and_then(|id| records.by_event_id.get(id)) {
+            records.events[known].repeats += 1;
             return;
         }
-        let person = inner.resolve(identifier);
-        inner.people.entry(person.clone()).or_default();
+        let person = records.resolve(identifier);
+        records.people.entry(person.clone()).or_default();
         if let Some(id) = &event.id {
-            let index = inner.events.len();
-            inner.by_event_id.insert(id.clone(), index);
+            let index = records.events.len();
+            records.by_event_id.insert(id.clone(), index);
         }
-        inner.events.push(Tracked { person: person.text(), ..event });
+        records.events.push(TrackedEvent { person: person.text(), ..event });
     }
 
-    pub(super) fn delete(&self, identifier: Identifier) {
-        let mut inner = self.lock();
-        let key = inner.resolve(identifier);
-        inner.people.remove(&key);
-        inner.by_email.retain(|_, person| *person != key);
+    pub(super) fn delete(&self, identifier: PersonKey) {
+        let mut records = self.lock();
+        let key = records.resolve(identifier);
+        records.people.remove(&key);
+        records.by_email.retain(|_, person| *person != key);
     }
 
     pub(super) fn clear(&self) {
-        *self.lock() = Inner::default();
+        *self.lock() = Records::default();
     }
 
-    /// One person's attributes.
-    pub(super) fn person(&self, identifier: Identifier) -> Option<Value> {
-        let inner = self.lock();
-        let key = inner.resolve(identifier);
-        inner.people.get(&key).map(|person| person_json(&key, person))
+    /// Returns one person's attributes.
+    pub(super) fn person(&self, identifier: PersonKey) -> Option<Value> {
+        let records = self.lock();
+        let key = records.resolve(identifier);
+        records.people.get(&key).map(|person| person_json(&key, person))
     }
 
     pub(super) fn people(&self) -> Value {
         self.lock().people.iter().map(|(key, person)| person_json(key, person)).collect()
     }
 
-    pub(super) fn events(&self) -> Vec<Tracked> {
+    pub(super) fn events(&self) -> Vec<TrackedEvent> {
         self.lock().events.clone()
     }
 
-    pub(super) fn calls(&self) -> Vec<Call> {
+    pub(super) fn calls(&self) -> Vec<ReceivedCall> {
         self.lock().calls.clone()
     }
 
     pub(super) fn summary(&self) -> Value {
-        let inner = self.lock();
+        let records = self.lock();
         let mut by_status = BTreeMap::new();
-        for call in &inner.calls {
+        for call in &records.calls {
             let status =
                 call.status.map_or_else(|| "reset".to_owned(), |status| status.to_string());
             *by_status.entry(status).or_insert(0_u64) += 1;
         }
         json!({
-            "people": inner.people.len(),
-            "events": inner.events.len(),
-            "repeats": inner.events.iter().map(|event| event.repeats).sum::<u64>(),
-            "calls": inner.calls.len(),
+            "people": records.people.len(),
+            "events": records.events.len(),
+            "repeats": records.events.iter().map(|event| event.repeats).sum::<u64>(),
+            "calls": records.calls.len(),
             "callsByStatus": by_status,
-            "attributeUpdateFailures": inner.attribute_update_failures,
+            "attributeUpdateFailures": records.attribute_update_failures,
         })
     }
 }
 
-impl Inner {
-    /// The person that an address belongs to, if it does.
-    fn resolve(&self, identifier: Identifier) -> Identifier {
+impl Records {
+    /// Returns the person that an address belongs to, else `identifier` itself.
+    fn resolve(&self, identifier: PersonKey) -> PersonKey {
         match &identifier {
-            Identifier::Email(email) => self.by_email.get(email).cloned().unwrap_or(identifier),
+            PersonKey::Email(email) => self.by_email.get(email).cloned().unwrap_or(identifier),
             _ => identifier,
         }
     }
 
-    /// Gives the address to the person; true if it belongs to another. Customer.io answers 200
-    /// then, and shows an attribute update failure in its own pages only.
-    fn claim_email(&mut self, person: &Identifier, email: Option<&str>) -> bool {
+    /// Assigns the address to the person. Returns true if it belongs to another person: then
+    /// Customer.io answers 200 and shows an attribute update failure only in its own UI.
+    fn assign_email(&mut self, person: &PersonKey, email: Option<&str>) -> bool {
         let email = match (person, email) {
-            (Identifier::Email(email), _) => email.clone(),
+            (PersonKey::Email(email), _) => email.clone(),
             (_, Some(email)) => email.to_owned(),
             (_, None) => return false,
         };
@@ -204,7 +204,7 @@ impl Inner {
     }
 }
 
-fn person_json(key: &Identifier, person: &Person) -> Value {
+fn person_json(key: &PersonKey, person: &Person) -> Value {
     let attributes: Map<_, _> =
         person.attributes.iter().map(|(name, (value, _))| (name.clone(), value.clone())).collect();
     json!({ "identifier": key.text(), "attributes": attributes })

@@ -1,7 +1,5 @@
 //! Version 1 of the Track API, which the official client libraries use.
 
-use std::sync::Arc;
-
 use axum::{
     body::Bytes,
     extract::{Path, State},
@@ -11,20 +9,22 @@ use axum::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    Shared, accepted, json_answer,
-    store::{Identifier, Tracked},
+    Sim, accepted, json_response,
+    store::{PersonKey, TrackedEvent},
 };
 
-type Sim = State<Arc<Shared>>;
-
 pub(super) async fn region() -> Response {
-    let body = json!({ "url": "track.customer.io", "data_center": "us", "region": "us",
-    "environment_id": 1 });
-    json_answer(StatusCode::OK, &body)
+    let body = json!({
+        "url": "track.customer.io",
+        "data_center": "us",
+        "region": "us",
+        "environment_id": 1,
+    });
+    json_response(StatusCode::OK, &body)
 }
 
-/// A `cio_…` identifier is Customer.io's own; one with an `@` may be an address.
-fn identifier(text: &str) -> Identifier {
+/// A `cio_…` identifier is one of Customer.io's own; one with an `@` is taken for an address.
+fn identifier(text: &str) -> PersonKey {
     let kind = if text.starts_with("cio_") {
         "cio_id"
     } else if text.contains('@') {
@@ -32,14 +32,14 @@ fn identifier(text: &str) -> Identifier {
     } else {
         "id"
     };
-    Identifier::new(kind, text)
+    PersonKey::new(kind, text)
 }
 
 fn refuse(message: impl Into<String>) -> Response {
-    json_answer(StatusCode::BAD_REQUEST, &json!({ "meta": { "errors": [message.into()] } }))
+    json_response(StatusCode::BAD_REQUEST, &json!({ "meta": { "errors": [message.into()] } }))
 }
 
-fn object(body: &Bytes) -> Result<Map<String, Value>, Box<Response>> {
+fn parse_object(body: &Bytes) -> Result<Map<String, Value>, Box<Response>> {
     if body.is_empty() {
         return Ok(Map::new());
     }
@@ -47,7 +47,7 @@ fn object(body: &Bytes) -> Result<Map<String, Value>, Box<Response>> {
 }
 
 pub(super) async fn identify(State(sim): Sim, Path(id): Path<String>, body: Bytes) -> Response {
-    let attributes = match object(&body) {
+    let attributes = match parse_object(&body) {
         Ok(attributes) => attributes,
         Err(refused) => return *refused,
     };
@@ -68,7 +68,7 @@ pub(super) async fn delete(State(sim): Sim, Path(id): Path<String>) -> Response 
 }
 
 pub(super) async fn track(State(sim): Sim, Path(id): Path<String>, body: Bytes) -> Response {
-    let mut event = match object(&body) {
+    let mut event = match parse_object(&body) {
         Ok(event) => event,
         Err(refused) => return *refused,
     };
@@ -85,7 +85,7 @@ pub(super) async fn track(State(sim): Sim, Path(id): Path<String>, body: Bytes) 
         Some(Value::Object(data)) => data,
         _ => Map::new(),
     };
-    let event = Tracked {
+    let event = TrackedEvent {
         id: event.get("id").and_then(Value::as_str).map(str::to_owned),
         name,
         person: String::new(),

@@ -8,14 +8,14 @@ use serde_json::{Map, Value, json, value::RawValue};
 use ulid::Ulid;
 
 use super::{
-    EventIds, Shared, accepted, json_answer,
-    store::{Identifier, Tracked},
+    EventIds, Shared, accepted, json_response,
+    store::{PersonKey, TrackedEvent},
 };
 
 const MAX_BATCH_BYTES: usize = 500_000;
 const MAX_OPERATION_BYTES: usize = 32_000;
 
-/// Why an operation, or a request, is refused.
+/// Refusal of an operation or of a request.
 #[derive(Debug)]
 pub(super) struct Refusal {
     reason: &'static str,
@@ -38,12 +38,12 @@ impl Refusal {
     }
 
     fn whole(&self) -> Response {
-        json_answer(StatusCode::BAD_REQUEST, &json!({ "errors": [self.json(None)] }))
+        json_response(StatusCode::BAD_REQUEST, &json!({ "errors": [self.json(None)] }))
     }
 }
 
 #[derive(Deserialize)]
-struct Batch<'a> {
+struct BatchRequest<'a> {
     #[serde(borrow)]
     batch: Vec<&'a RawValue>,
 }
@@ -63,18 +63,18 @@ struct Operation {
     attributes: Map<String, Value>,
 }
 
-/// Refuses single items with a 207; the others are accepted. What is no batch of operations at all
-/// is a 400.
+/// Refuses single items with a 207 and accepts the others. A body that is not a batch of operations
+/// gets a 400.
 pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Response {
     if body.len() > MAX_BATCH_BYTES {
         return refusal(
             "invalid",
             "batch",
-            format!("request is {} bytes, at most {MAX_BATCH_BYTES}", body.len()),
+            format!("request is {} bytes, the maximum is {MAX_BATCH_BYTES}", body.len()),
         )
         .whole();
     }
-    let batch: Batch<'_> = match serde_json::from_slice(&body) {
+    let batch: BatchRequest<'_> = match serde_json::from_slice(&body) {
         Ok(batch) => batch,
         Err(error) => return refusal("parse_error", "batch", error.to_string()).whole(),
     };
@@ -94,7 +94,7 @@ pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Respon
     response
 }
 
-fn apply_each(sim: &Shared, operations: Vec<Operation>, batch: &Batch<'_>) -> Response {
+fn apply_each(sim: &Shared, operations: Vec<Operation>, batch: &BatchRequest<'_>) -> Response {
     let mut errors = Vec::new();
     for (index, (operation, raw)) in operations.into_iter().zip(&batch.batch).enumerate() {
         if let Err(refused) = apply(sim, operation, raw.get().len()) {
@@ -104,26 +104,27 @@ fn apply_each(sim: &Shared, operations: Vec<Operation>, batch: &Batch<'_>) -> Re
     if errors.is_empty() {
         accepted()
     } else {
-        json_answer(StatusCode::MULTI_STATUS, &json!({ "errors": errors }))
+        json_response(StatusCode::MULTI_STATUS, &json!({ "errors": errors }))
     }
 }
 
-/// The ids of the events in a batch that is answered with a fault; none if it can't be read.
+/// Returns the ids of the events in a batch, for calls that end with a fault. Returns none if the
+/// batch cannot be parsed.
 pub(super) fn event_ids(body: &[u8]) -> EventIds {
     #[derive(Deserialize)]
-    struct Batch {
+    struct OperationBatch {
         batch: Vec<Operation>,
     }
     let operations =
-        serde_json::from_slice::<Batch>(body).map(|batch| batch.batch).unwrap_or_default();
+        serde_json::from_slice::<OperationBatch>(body).map(|batch| batch.batch).unwrap_or_default();
     EventIds(operations.into_iter().filter_map(|operation| operation.id).collect())
 }
 
-/// A scripted item that spoils its whole batch.
+/// Returns the scripted refusal of the whole batch because of this item, if any.
 fn refused_whole(sim: &Shared, operation: &Operation) -> Option<Refusal> {
     let (_, text) = identify_by(&operation.identifiers).ok()?;
-    let refused = sim.faults.refusal(&text).filter(|refused| refused.whole)?;
-    Some(refusal("invalid", refused.field, refused.message))
+    let scripted = sim.faults.refusal(&text).filter(|one| one.refused_whole)?;
+    Some(refusal("invalid", scripted.field, scripted.message))
 }
 
 pub(super) async fn entity(State(sim): State<Arc<Shared>>, body: Bytes) -> Response {
@@ -138,11 +139,11 @@ fn apply(sim: &Shared, operation: Operation, bytes: usize) -> Result<(), Refusal
         return Err(refusal(
             "invalid",
             "",
-            format!("operation is {bytes} bytes, at most {MAX_OPERATION_BYTES}"),
+            format!("operation is {bytes} bytes, the maximum is {MAX_OPERATION_BYTES}"),
         ));
     }
     if operation.kind != "person" {
-        return Err(refusal("invalid", "type", "the simulator knows people only"));
+        return Err(refusal("invalid", "type", "the simulator supports only people"));
     }
     let (identifier, text) = identify_by(&operation.identifiers)?;
     if let Some(refused) = sim.faults.refusal(&text) {
@@ -163,9 +164,9 @@ fn apply(sim: &Shared, operation: Operation, bytes: usize) -> Result<(), Refusal
     Ok(())
 }
 
-fn identify_by(identifiers: &Map<String, Value>) -> Result<(Identifier, String), Refusal> {
-    let mut named = identifiers.iter();
-    let (Some((kind, value)), None) = (named.next(), named.next()) else {
+fn identify_by(identifiers: &Map<String, Value>) -> Result<(PersonKey, String), Refusal> {
+    let mut entries = identifiers.iter();
+    let (Some((kind, value)), None) = (entries.next(), entries.next()) else {
         return Err(refusal(
             "invalid",
             "identifiers",
@@ -183,7 +184,7 @@ fn identify_by(identifiers: &Map<String, Value>) -> Result<(Identifier, String),
     if kind == "id" && text.len() > 150 {
         return Err(refusal("invalid", "identifiers.id", "id cannot be longer than 150 bytes"));
     }
-    Ok((Identifier::new(kind, &text), text))
+    Ok((PersonKey::new(kind, &text), text))
 }
 
 pub(super) fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Refusal> {
@@ -207,7 +208,7 @@ pub(super) fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Re
     Ok(())
 }
 
-fn event(operation: Operation) -> Result<Tracked, Refusal> {
+fn event(operation: Operation) -> Result<TrackedEvent, Refusal> {
     let name = operation.name.as_deref().unwrap_or_default().trim().to_owned();
     if name.is_empty() || name.len() > 100 {
         return Err(refusal("required", "name", "an event name of 1 to 100 bytes is required"));
@@ -217,7 +218,7 @@ fn event(operation: Operation) -> Result<Tracked, Refusal> {
     {
         return Err(refusal("invalid", "id", "must be a valid ULID"));
     }
-    Ok(Tracked {
+    Ok(TrackedEvent {
         id: operation.id,
         name,
         person: String::new(),

@@ -1,5 +1,5 @@
-//! What has to hold when the faults have stopped, read from outside: the tables, the queues, and
-//! what the simulator got.
+//! The invariants after the faults have stopped, checked from outside: in the tables, in the
+//! queues, and in what the simulator received.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,17 +13,18 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    FAILED, OUTCOMES,
+    FAILURE_QUEUE, OUTCOME_QUEUE,
     load::Load,
     stage::Stage,
-    support::{Taken, wait_for},
+    support::{Received, wait_for},
 };
 
-/// A call may arrive so much later than it was made: its own time-out, and how long proxy and
-/// simulator hold it.
-const LATE: TimeDelta = TimeDelta::seconds(5);
-/// No round takes longer to come to rest.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Maximum time from the start of a call to its arrival at the simulator: the timeout of the call,
+/// and the delays of proxy and simulator.
+const CALL_DELAY_MAX: TimeDelta = TimeDelta::seconds(5);
+/// Maximum time from the last fault until the replicas are idle.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, sqlx::FromRow)]
 struct Job {
@@ -69,119 +70,120 @@ struct Call {
     events: Vec<String>,
 }
 
-/// All that is known when everything has come to rest.
+/// Everything that the tables, the queues and the simulator contain after a round.
 struct Facts {
     jobs: Vec<Job>,
     attempts: HashMap<Uuid, Vec<Attempt>>,
     audit: HashMap<Uuid, Vec<Audit>>,
     failures: Vec<Failure>,
-    /// How many messages are in each queue.
+    /// The number of messages in each queue.
     depths: BTreeMap<String, u32>,
     /// The ids of the messages in the failure queue.
     parked: Vec<String>,
-    outcomes: Vec<Taken>,
+    outcomes: Vec<Received>,
     events: Vec<Value>,
     calls: Vec<Call>,
 }
 
-/// Waits until nothing is under way any more. Says what is, if that takes too long, and which jobs
-/// went on by the recovery alone, unless a purge may have taken their message (`is_purged`).
-pub(crate) async fn wait_for_rest(stage: &Stage, is_purged: bool) -> Vec<String> {
-    let (began, mut found) = (Instant::now(), Vec::new());
+/// Waits until no job is open and no message is in transit.
+///
+/// Returns a violation if that takes longer than [`IDLE_TIMEOUT`], and one for each claimed job
+/// without a message, unless a fault may have purged the message (`may_lose_messages`).
+pub(crate) async fn wait_until_idle(stage: &Stage, may_lose_messages: bool) -> Vec<String> {
+    let (began, mut violations) = (Instant::now(), Vec::new());
     loop {
-        let (open, queues) = (open_jobs(stage).await, full_queues(stage).await);
+        let (open, queues) = (open_jobs(stage).await, unexpected_queues(stage).await);
         if open == 0 && queues.is_empty() {
-            return found;
+            return violations;
         }
-        if began.elapsed() > PATIENCE {
-            found.push(format!(
-                "after {PATIENCE:?}, {open} jobs are open, and these queues are not as they \
-                    should be: {queues:?}"
+        if began.elapsed() > IDLE_TIMEOUT {
+            violations.push(format!(
+                "not idle after {IDLE_TIMEOUT:?}: {open} jobs are open, and these queues have an \
+                    unexpected length: {queues:?}"
             ));
-            return found;
+            return violations;
         }
-        // Who holds a job holds its message, too. Where there is none, the job waits for the
-        // recovery.
-        let left = if queues.is_empty() { let_claims_age(stage).await } else { Vec::new() };
-        if !is_purged {
-            found
-                .extend(left.iter().map(|job| {
-                    format!("nobody has a message for the job {job}, which is claimed")
-                }));
+        // The owner of a claim also has the job's message, unacknowledged. A claimed job without a
+        // message waits for recovery.
+        let abandoned = if queues.is_empty() { expire_claims(stage).await } else { Vec::new() };
+        if !may_lose_messages {
+            violations.extend(
+                abandoned.iter().map(|job| format!("the job {job} is claimed but has no message")),
+            );
         }
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(IDLE_POLL_INTERVAL).await;
     }
 }
 
-/// Moves the claims of more than twenty seconds into the past, so that the five minutes after which
-/// the recovery takes them away need not be waited for; whose claims they are.
-async fn let_claims_age(stage: &Stage) -> Vec<Uuid> {
-    let age =
-        "UPDATE signup_customerio_sync_jobs SET claimed_at = claimed_at - interval '5 minutes'
+/// Moves claims older than 20 seconds into the past, so that the round need not wait for the five
+/// minutes after which recovery releases them. Returns their jobs.
+async fn expire_claims(stage: &Stage) -> Vec<Uuid> {
+    let sql = "
+        UPDATE signup_customerio_sync_jobs SET claimed_at = claimed_at - interval '5 minutes'
         WHERE status = 'processing' AND claimed_at < now() - interval '20 seconds'
             AND claimed_at > now() - interval '5 minutes'
         RETURNING id";
-    sqlx::query_scalar(age).fetch_all(&stage.world.pool).await.expect("PostgreSQL answers")
+    sqlx::query_scalar(sql).fetch_all(&stage.world.pool).await.expect("PostgreSQL answers")
 }
 
 async fn open_jobs(stage: &Stage) -> i64 {
-    stage
-        .world
-        .count(
-            "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status IN ('pending', \
-            'processing')",
-        )
-        .await
+    let sql = "
+        SELECT count(*) FROM signup_customerio_sync_jobs
+        WHERE status IN ('pending', 'processing')";
+    stage.world.count(sql).await
 }
 
-/// Queues that hold something, ready or not; the failure queue if it holds more or less than the
-/// open failures.
-async fn full_queues(stage: &Stage) -> BTreeMap<String, i64> {
-    let open =
+/// Returns the queues that have ready or unacknowledged messages, and the failure queue if its
+/// length differs from the number of open failures.
+async fn unexpected_queues(stage: &Stage) -> BTreeMap<String, i64> {
+    let open_failures =
         stage.world.count("SELECT count(*) FROM sync_failures WHERE resolved_at IS NULL").await;
     let queues = stage.world.management("queues").await;
-    let mut full = BTreeMap::new();
+    let mut unexpected = BTreeMap::new();
     for queue in queues.as_array().expect("a list") {
         let name = queue["name"].as_str().expect("a name");
-        let wanted = if name == FAILED { open } else { 0 };
+        let expected = if name == FAILURE_QUEUE { open_failures } else { 0 };
         let ready = i64::from(stage.world.depth(name).await);
-        // The management API lags behind, but sees what is not acknowledged. A node that was split
-        // off may tell it nothing for minutes; what is left in the queues is counted once more when
-        // the replicas have ended.
-        let all = queue["messages"].as_i64().unwrap_or(ready);
-        if name != OUTCOMES && (ready != wanted || all != wanted) {
-            full.insert(name.to_owned(), ready.max(all));
+        // The management API lags behind, but it counts unacknowledged messages. After a partition
+        // it may have no counts of a node for minutes. Messages that are left in the queues are
+        // counted again after the replicas have ended.
+        let total = queue["messages"].as_i64().unwrap_or(ready);
+        if name != OUTCOME_QUEUE && (ready != expected || total != expected) {
+            unexpected.insert(name.to_owned(), ready.max(total));
         }
     }
-    full
+    unexpected
 }
 
-/// Everything that does not hold.
-pub(crate) async fn violations(stage: &Stage, load: &Load, interruptions: usize) -> Vec<String> {
+/// Checks all invariants. A job may have at most `extra_calls` more calls than attempts.
+pub(crate) async fn find_violations(stage: &Stage, load: &Load, extra_calls: usize) -> Vec<String> {
     let facts = Facts::gather(stage).await;
-    let mut found = Vec::new();
-    facts.check_queues(&mut found);
-    facts.check_end_states(load, &mut found);
-    facts.check_tracked_events(&mut found);
-    facts.check_calls(interruptions, &mut found);
-    facts.check_runs(load, &mut found);
-    facts.check_attempts(&mut found);
-    facts.check_audit(&mut found);
-    facts.check_failures(&mut found);
-    facts.check_outcomes(&mut found);
-    found
+    let mut violations = Vec::new();
+    facts.check_queues(&mut violations);
+    facts.check_end_states(load, &mut violations);
+    facts.check_unprocessable(load, &mut violations);
+    facts.check_tracked_events(&mut violations);
+    facts.check_calls(extra_calls, &mut violations);
+    facts.check_runs(load, &mut violations);
+    facts.check_attempts(&mut violations);
+    facts.check_audit(&mut violations);
+    facts.check_failures(&mut violations);
+    facts.check_outcomes(&mut violations);
+    violations
 }
 
 impl Facts {
     async fn gather(stage: &Stage) -> Self {
         let pool = &stage.world.pool;
-        let jobs =
-            "SELECT id, signup_id, sync_phase, status, max_attempts, run, dismissed_at IS NOT \
-                NULL AS is_dismissed
+        let jobs = "
+            SELECT id, signup_id, sync_phase, status, max_attempts, run,
+                dismissed_at IS NOT NULL AS is_dismissed
             FROM signup_customerio_sync_jobs";
-        let attempts = "SELECT job_id, run, attempt, started_at, duration_ms, error_type, tier
+        let attempts = "
+            SELECT job_id, run, attempt, started_at, duration_ms, error_type, tier
             FROM sync_attempts ORDER BY job_id, run, attempt, id";
-        let audit = "SELECT action, (details ->> 'jobId')::uuid AS job_id, created_at
+        let audit = "
+            SELECT action, (details ->> 'jobId')::uuid AS job_id, created_at
             FROM audit_logs WHERE details ? 'jobId' ORDER BY id";
         let failures =
             "SELECT message_id, job_id, body, resolved_at IS NULL AS is_open FROM sync_failures";
@@ -198,8 +200,8 @@ impl Facts {
             audit: by_job(audit, |one| one.job_id),
             failures: sqlx::query_as(failures).fetch_all(pool).await.expect("the failures"),
             depths: depths(stage).await,
-            parked: take_all(stage, FAILED).await.iter().map(Taken::message_id).collect(),
-            outcomes: take_all(stage, OUTCOMES).await,
+            parked: take_all(stage, FAILURE_QUEUE).await.iter().map(Received::message_id).collect(),
+            outcomes: take_all(stage, OUTCOME_QUEUE).await,
             events: stage.world.events().await,
             calls: stage.world.calls().await.iter().map(call).collect(),
         }
@@ -213,52 +215,58 @@ impl Facts {
         self.audit.get(&job.id).map_or(&[], Vec::as_slice)
     }
 
-    /// No queue holds anything, but for those that are checked message by message.
-    fn check_queues(&self, found: &mut Vec<String>) {
-        let left = self
-            .depths
-            .iter()
-            .filter(|(name, depth)| **depth > 0 && ![FAILED, OUTCOMES].contains(&name.as_str()));
-        found.extend(left.map(|(name, depth)| format!("{depth} messages are left in {name}")));
+    fn audit_count(&self, job: &Job, action: &str) -> usize {
+        self.audit(job).iter().filter(|entry| entry.action == action).count()
     }
 
-    /// Every confirmed publish is in exactly one end state.
-    fn check_end_states(&self, load: &Load, found: &mut Vec<String>) {
+    /// Every queue is empty, except those that are checked message by message.
+    fn check_queues(&self, violations: &mut Vec<String>) {
+        let left = self.depths.iter().filter(|(name, depth)| {
+            **depth > 0 && ![FAILURE_QUEUE, OUTCOME_QUEUE].contains(&name.as_str())
+        });
+        violations.extend(left.map(|(name, depth)| format!("{depth} messages are left in {name}")));
+    }
+
+    /// Every published signup and phase has a job in an end state, and no other job exists.
+    fn check_end_states(&self, load: &Load, violations: &mut Vec<String>) {
         let published: BTreeSet<_> =
             load.jobs.iter().map(|(signup, phase)| (*signup, (*phase).to_owned())).collect();
-        let made: BTreeSet<_> =
+        let existing: BTreeSet<_> =
             self.jobs.iter().map(|job| (job.signup_id, job.sync_phase.clone())).collect();
-        found.extend(
-            published.difference(&made).map(|one| format!("lost: no job was made for {one:?}")),
-        );
-        found.extend(made.difference(&published).map(|one| format!("nobody published {one:?}")));
+        let lost = published.difference(&existing);
+        violations.extend(lost.map(|one| format!("lost: there is no job for {one:?}")));
+        let unknown = existing.difference(&published);
+        violations.extend(unknown.map(|one| format!("there is a job for the unpublished {one:?}")));
         let open =
             self.jobs.iter().filter(|job| !["completed", "failed"].contains(&job.status.as_str()));
-        found.extend(open.map(|job| format!("not ended: {job:?}")));
+        violations.extend(open.map(|job| format!("not in an end state: {job:?}")));
+    }
+
+    /// Every malformed message is in the mirror exactly once, and no other message without a job.
+    fn check_unprocessable(&self, load: &Load, violations: &mut Vec<String>) {
+        let unprocessable: Vec<_> =
+            self.failures.iter().filter(|failure| failure.job_id.is_none()).collect();
         for body in &load.malformed {
-            let rows = self
-                .failures
-                .iter()
-                .filter(|failure| failure.job_id.is_none() && failure.body == *body)
-                .count();
+            let rows = unprocessable.iter().filter(|failure| failure.body == *body).count();
             if rows != 1 {
-                found.push(format!(
-                    "{rows} rows in the mirror for {:?}",
+                violations.push(format!(
+                    "the mirror has {rows} rows for the malformed message {:?}",
                     String::from_utf8_lossy(body)
                 ));
             }
         }
-        let unprocessable = self.failures.iter().filter(|failure| failure.job_id.is_none()).count();
-        if unprocessable != load.malformed.len() {
-            found.push(format!(
-                "{unprocessable} messages were not understood, of {} that can't be",
+        if unprocessable.len() != load.malformed.len() {
+            violations.push(format!(
+                "the mirror has {} unprocessable messages, {} were published",
+                unprocessable.len(),
                 load.malformed.len()
             ));
         }
     }
 
-    /// Every completed job's event was tracked exactly once, with the id that it has to have.
-    fn check_tracked_events(&self, found: &mut Vec<String>) {
+    /// The event of every completed job was tracked exactly once, and every tracked event has the
+    /// id that its job requires.
+    fn check_tracked_events(&self, violations: &mut Vec<String>) {
         let mut tracked: HashMap<(String, String), Vec<String>> = HashMap::new();
         for event in &self.events {
             let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
@@ -274,25 +282,24 @@ impl Facts {
             let ids =
                 tracked.remove(&(job.signup_id.to_string(), name.to_owned())).unwrap_or_default();
             if job.status == "completed" && ids.len() != 1 {
-                found.push(format!("{} events were tracked for the completed {job:?}", ids.len()));
+                violations
+                    .push(format!("{} events were tracked for the completed {job:?}", ids.len()));
             }
             if ids.len() > 1 || ids.iter().any(|id| *id != job.event_id()) {
-                found.push(format!(
-                    "tracked with the ids {ids:?} in place of {}: {job:?}",
+                violations.push(format!(
+                    "tracked with the ids {ids:?} instead of {}: {job:?}",
                     job.event_id()
                 ));
             }
         }
-        found.extend(
-            tracked
-                .keys()
-                .map(|key| format!("an event was tracked of which nobody has a job: {key:?}")),
+        violations.extend(
+            tracked.keys().map(|key| format!("a tracked event belongs to no job: {key:?}")),
         );
     }
 
-    /// The id is the same on every call; none is made after an end state; there are no more than
-    /// there may be.
-    fn check_calls(&self, interruptions: usize, found: &mut Vec<String>) {
+    /// Every call has the event id of a job, none is made after the end state of its job, and their
+    /// number is limited.
+    fn check_calls(&self, extra_calls: usize, violations: &mut Vec<String>) {
         let mut calls: HashMap<&str, Vec<DateTime<Utc>>> = HashMap::new();
         for call in &self.calls {
             for id in &call.events {
@@ -301,140 +308,124 @@ impl Facts {
         }
         for job in &self.jobs {
             let calls = calls.remove(job.event_id().as_str()).unwrap_or_default();
-            let most = self.attempts(job).len() + interruptions;
-            if calls.len() > most {
-                found.push(format!(
-                    "{} calls for {} attempts: {job:?}",
-                    calls.len(),
-                    self.attempts(job).len()
-                ));
+            let attempts = self.attempts(job).len();
+            if calls.len() > attempts + extra_calls {
+                violations.push(format!("{} calls for {attempts} attempts: {job:?}", calls.len()));
             }
-            let mut ended = None;
-            let mut entries = self.audit(job).iter().peekable();
-            for at in calls {
-                while let Some(entry) = entries.next_if(|entry| entry.created_at < at) {
-                    ended = match entry.action.as_str() {
-                        "customerio_synced" | "customerio_sync_failed" => Some(entry.created_at),
-                        "customerio_manual_retry" | "customerio_sync_restarted" => None,
-                        _ => ended,
-                    };
-                }
-                if let Some(ended) = ended.filter(|ended| at > *ended + LATE) {
-                    found.push(format!("called at {at} although it had ended at {ended}: {job:?}"));
-                }
-            }
+            self.check_call_times(job, calls, violations);
         }
-        found.extend(
-            calls.keys().map(|id| format!("a call with an event id that no job has: {id}")),
-        );
+        violations.extend(calls.keys().map(|id| format!("a call has an event id of no job: {id}")));
     }
 
-    /// A job is started afresh by operators, and once by each event that is new to it; a repeat
-    /// starts nothing.
-    fn check_runs(&self, load: &Load, found: &mut Vec<String>) {
+    /// No call arrives later than [`CALL_DELAY_MAX`] after an end state, unless the job was
+    /// restarted since.
+    fn check_call_times(&self, job: &Job, calls: Vec<DateTime<Utc>>, violations: &mut Vec<String>) {
+        let mut ended = None;
+        let mut entries = self.audit(job).iter().peekable();
+        for at in calls {
+            while let Some(entry) = entries.next_if(|entry| entry.created_at < at) {
+                ended = match entry.action.as_str() {
+                    "customerio_synced" | "customerio_sync_failed" => Some(entry.created_at),
+                    "customerio_manual_retry" | "customerio_sync_restarted" => None,
+                    _ => ended,
+                };
+            }
+            if let Some(ended) = ended.filter(|ended| at > *ended + CALL_DELAY_MAX) {
+                violations.push(format!("a call at {at}, after the end state at {ended}: {job:?}"));
+            }
+        }
+    }
+
+    /// A job is restarted only by operators, and once by each event that is new to it. Each restart
+    /// has its audit entry.
+    fn check_runs(&self, load: &Load, violations: &mut Vec<String>) {
         for job in &self.jobs {
-            let count = |action: &str| {
-                self.audit(job).iter().filter(|entry| entry.action == action).count()
-            };
-            let (by_events, by_hand) =
-                (count("customerio_sync_restarted"), count("customerio_manual_retry"));
-            let most =
+            let by_events = self.audit_count(job, "customerio_sync_restarted");
+            let by_operators = self.audit_count(job, "customerio_manual_retry");
+            let new_events =
                 usize::from(job.sync_phase == "initial" && load.restarted.contains(&job.signup_id));
-            if by_events > most {
-                found.push(format!(
-                    "{by_events} restarts by events, of {most} that are new to it: {job:?}"
+            if by_events > new_events {
+                violations.push(format!(
+                    "{by_events} restarts by events, of which {new_events} are new: {job:?}"
                 ));
             }
-            if usize::try_from(job.run) != Ok(by_events + by_hand) {
-                found.push(format!(
-                    "{by_events} and {by_hand} restarts are in the audit log: {job:?}"
+            if usize::try_from(job.run) != Ok(by_events + by_operators) {
+                violations.push(format!(
+                    "run {} after {by_events} audited restarts by events and {by_operators} by \
+                        operators: {job:?}",
+                    job.run
                 ));
             }
         }
     }
 
-    /// Attempts of a run are counted from 0 without a gap, no more than may be, none earlier than
-    /// its tier.
-    fn check_attempts(&self, found: &mut Vec<String>) {
+    /// The attempts of a run are numbered from 0 without a gap up to the maximum, none starts
+    /// before its tier has passed, and the last one agrees with the job's status.
+    fn check_attempts(&self, violations: &mut Vec<String>) {
         for job in &self.jobs {
             let attempts = self.attempts(job);
             for (index, attempt) in attempts.iter().enumerate() {
-                let before = index
+                let previous = index
                     .checked_sub(1)
-                    .map(|before| &attempts[before])
-                    .filter(|one| one.run == attempt.run);
-                let number = before.map_or(0, |before| before.attempt + 1);
+                    .map(|previous| &attempts[previous])
+                    .filter(|previous| previous.run == attempt.run);
+                let number = previous.map_or(0, |previous| previous.attempt + 1);
                 if attempt.attempt != number || number > job.max_attempts {
-                    found.push(format!(
-                        "attempt {} where {number} was to come: {job:?} {attempts:?}",
+                    violations.push(format!(
+                        "attempt {} where {number} was expected: {job:?} {attempts:?}",
                         attempt.attempt
                     ));
                 }
-                let Some(before) = before else { continue };
-                let Some(tier) =
-                    before.tier.as_deref().and_then(|tier| humantime::parse_duration(tier).ok())
-                else {
-                    found.push(format!(
-                        "an attempt after one that was the last: {job:?} {attempts:?}"
-                    ));
-                    continue;
-                };
-                let ended = before.started_at
-                    + TimeDelta::microseconds((before.duration_ms * 1000.0) as i64);
-                if attempt.started_at < ended + tier {
-                    found.push(format!(
-                        "tried again {} after, on the tier {tier:?}: {job:?}",
-                        attempt.started_at - ended
-                    ));
+                if let Some(previous) = previous {
+                    check_retry(job, previous, attempt, violations);
                 }
             }
             let last = attempts.last();
-            let is_right = match job.status.as_str() {
+            let agrees = match job.status.as_str() {
                 "completed" => last.is_some_and(|last| last.error_type.is_none()),
                 _ => last.is_none_or(|last| last.error_type.is_some() && last.tier.is_none()),
             };
-            if !is_right {
-                found
-                    .push(format!("the last attempt does not tell how it ended: {job:?} {last:?}"));
-            }
-        }
-    }
-
-    /// Each end state has its entry, and no other.
-    fn check_audit(&self, found: &mut Vec<String>) {
-        for job in &self.jobs {
-            let count = |action: &str| {
-                self.audit(job).iter().filter(|entry| entry.action == action).count()
-            };
-            let synced = usize::from(job.status == "completed");
-            if count("customerio_synced") != synced {
-                found.push(format!("{} entries of success: {job:?}", count("customerio_synced")));
-            }
-            let failed = self
-                .attempts(job)
-                .iter()
-                .filter(|one| one.error_type.is_some() && one.tier.is_none())
-                .count();
-            if count("customerio_sync_failed") != failed {
-                let told = count("customerio_sync_failed");
-                found.push(format!(
-                    "{told} entries of failure, {failed} attempts that were the last: {job:?}"
+            if !agrees {
+                violations.push(format!(
+                    "the last attempt does not agree with the status: {job:?} {last:?}"
                 ));
             }
         }
     }
 
-    /// Failure queue, mirror and jobs agree as sets.
-    fn check_failures(&self, found: &mut Vec<String>) {
-        let failed = |job: &&Job| job.status == "failed" && !job.is_dismissed;
-        let jobs: BTreeSet<_> = self.jobs.iter().filter(failed).map(|job| job.id).collect();
+    /// Each end state has its audit entry, and there is no other entry of an end state.
+    fn check_audit(&self, violations: &mut Vec<String>) {
+        for job in &self.jobs {
+            let successes = self.audit_count(job, "customerio_synced");
+            if successes != usize::from(job.status == "completed") {
+                violations.push(format!("{successes} audit entries of a success: {job:?}"));
+            }
+            let failed_runs = self
+                .attempts(job)
+                .iter()
+                .filter(|attempt| attempt.error_type.is_some() && attempt.tier.is_none())
+                .count();
+            let failures = self.audit_count(job, "customerio_sync_failed");
+            if failures != failed_runs {
+                violations.push(format!(
+                    "{failures} audit entries of a failure for {failed_runs} failed runs: {job:?}"
+                ));
+            }
+        }
+    }
+
+    /// Failed jobs, open failures in the mirror, and messages in the failure queue are equal as
+    /// sets.
+    fn check_failures(&self, violations: &mut Vec<String>) {
+        let is_failed = |job: &&Job| job.status == "failed" && !job.is_dismissed;
+        let jobs: BTreeSet<_> = self.jobs.iter().filter(is_failed).map(|job| job.id).collect();
         let open = || self.failures.iter().filter(|failure| failure.is_open);
         let mirrored: Vec<_> = open().filter_map(|failure| failure.job_id).collect();
         let distinct: BTreeSet<_> = mirrored.iter().copied().collect();
         if distinct.len() != mirrored.len() || distinct != jobs {
             let (only_jobs, only_mirror) = (jobs.difference(&distinct), distinct.difference(&jobs));
-            found.push(format!(
-                "jobs and mirror differ: {:?} failed only, {:?} mirrored only, {} mirrored twice",
+            violations.push(format!(
+                "jobs and mirror differ: {:?} only failed, {:?} only mirrored, {} mirrored twice",
                 only_jobs.collect::<Vec<_>>(),
                 only_mirror.collect::<Vec<_>>(),
                 mirrored.len() - distinct.len(),
@@ -444,8 +435,8 @@ impl Facts {
         let parked: BTreeSet<_> = self.parked.iter().cloned().collect();
         if parked.len() != self.parked.len() || parked != ids {
             let (only_parked, only_mirror) = (parked.difference(&ids), ids.difference(&parked));
-            found.push(format!(
-                "failure queue and mirror differ: {:?} parked only, {:?} mirrored only, {} parked \
+            violations.push(format!(
+                "failure queue and mirror differ: {:?} only parked, {:?} only mirrored, {} parked \
                     twice",
                 only_parked.collect::<Vec<_>>(),
                 only_mirror.collect::<Vec<_>>(),
@@ -454,29 +445,48 @@ impl Facts {
         }
     }
 
-    /// Each end state was told at least once, and repeats have the same id.
-    fn check_outcomes(&self, found: &mut Vec<String>) {
-        let mut told: BTreeSet<(String, String)> = BTreeSet::new();
+    /// The outcome of each end state was published at least once, and repeats have the same message
+    /// id.
+    fn check_outcomes(&self, violations: &mut Vec<String>) {
+        let mut published: BTreeSet<(String, String)> = BTreeSet::new();
         let mut bodies: HashMap<String, Value> = HashMap::new();
         for outcome in &self.outcomes {
             let body = outcome.json();
             let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
-            told.insert((text("jobId"), text("type")));
+            published.insert((text("jobId"), text("type")));
             let first = bodies.entry(outcome.message_id()).or_insert_with(|| body.clone());
             if first["jobId"] != body["jobId"] || first["type"] != body["type"] {
-                found.push(format!("one id for two outcomes: {first} {body}"));
+                violations.push(format!("two outcomes have the same message id: {first} {body}"));
             }
         }
         for job in &self.jobs {
-            let kind = if job.status == "completed" {
+            let suffix = if job.status == "completed" {
                 "customerio_synced"
             } else {
                 "customerio_sync_failed"
             };
-            if !told.iter().any(|(id, told)| *id == job.id.to_string() && told.ends_with(kind)) {
-                found.push(format!("nobody was told: {job:?}"));
+            let id = job.id.to_string();
+            if !published.iter().any(|(job_id, kind)| *job_id == id && kind.ends_with(suffix)) {
+                violations.push(format!("no outcome was published: {job:?}"));
             }
         }
+    }
+}
+
+/// Checks that the previous attempt of the run named a tier, and that `attempt` waited for it.
+fn check_retry(job: &Job, previous: &Attempt, attempt: &Attempt, violations: &mut Vec<String>) {
+    let tier = previous.tier.as_deref().and_then(|tier| humantime::parse_duration(tier).ok());
+    let Some(tier) = tier else {
+        violations.push(format!("{attempt:?} follows {previous:?}, which has no tier: {job:?}"));
+        return;
+    };
+    let ended =
+        previous.started_at + TimeDelta::microseconds((previous.duration_ms * 1000.0) as i64);
+    if attempt.started_at < ended + tier {
+        violations.push(format!(
+            "retried {} after the previous attempt, on the tier {tier:?}: {job:?}",
+            attempt.started_at - ended
+        ));
     }
 }
 
@@ -495,7 +505,8 @@ fn by_job<T>(rows: Vec<T>, job: impl Fn(&T) -> Uuid) -> HashMap<Uuid, Vec<T>> {
     by_job
 }
 
-/// How many messages are in each queue once nobody holds any.
+/// Returns the number of messages in each queue, after its last consumer has gone and its
+/// unacknowledged messages have been requeued.
 async fn depths(stage: &Stage) -> BTreeMap<String, u32> {
     let mut depths = BTreeMap::new();
     for queue in stage.world.management("queues").await.as_array().expect("a list") {
@@ -510,16 +521,14 @@ async fn depths(stage: &Stage) -> BTreeMap<String, u32> {
     depths
 }
 
-async fn take_all(stage: &Stage, queue: &str) -> Vec<Taken> {
+async fn take_all(stage: &Stage, queue: &str) -> Vec<Received> {
     let channel = stage.world.channel().await;
     let mut taken = Vec::new();
-    while let Some(message) = channel
-        .basic_get(queue.into(), BasicGetOptions::default())
-        .await
-        .expect("the queue is there")
+    while let Some(message) =
+        channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("the queue exists")
     {
         message.delivery.acker.ack(BasicAckOptions::default()).await.expect("acknowledged");
-        taken.push(Taken::new(message.delivery));
+        taken.push(Received::new(message.delivery));
     }
     taken
 }

@@ -1,12 +1,13 @@
-//! RabbitMQ: one node, or several whose connections to each other go through proxies.
+//! RabbitMQ: one node, or a cluster whose inter-node connections pass through proxies.
 //!
-//! Erlang's nodes ask epmd, the port mapper, where another node listens
+//! Erlang nodes ask epmd, the port mapper, where another node listens
 //! (<https://www.erlang.org/doc/apps/erts/erl_dist_protocol.html>). Here each node has an epmd of
-//! its own, and what it is told there about the others is where a proxy listens.
+//! its own, in which the other nodes are registered with the ports of proxies.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::Value;
+use test_servers::{Node, RabbitMq, Server as _};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -16,86 +17,80 @@ use tokio::{
 use crate::{
     proxy::{Mode, Proxy},
     stage::authority,
-    support::{OwnServer, World, http_client, wait_for},
+    support::{TempServer, World, http_client, wait_for},
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-/// A node that sees no majority of the others stops serving until it does, so that its clients go
-/// to those that do (<https://www.rabbitmq.com/docs/partitions>). It notices within the tick time,
-/// in seconds.
+/// A node in a minority stops serving, so that its clients connect to the majority
+/// (<https://www.rabbitmq.com/docs/partitions>). It notices within the tick time, in seconds.
 const SETTINGS: &str = "cluster_partition_handling = pause_minority\nnet_ticktime = 5\n";
-/// An expired message whose way back to the jobs was cut is sent again after this time, in
-/// milliseconds, and not after the three minutes that RabbitMQ takes otherwise.
+/// Time in milliseconds after which RabbitMQ publishes a dead-lettered message again that was not
+/// confirmed. The default is three minutes.
 const ADVANCED_SETTINGS: &str =
     "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n";
 
 pub(crate) struct Cluster {
-    /// A node stays registered as long as the connection to epmd lasts. They end first: epmd
-    /// outlives no test then.
+    /// A node stays registered while its connection to epmd is open. Dropped first, so that epmd
+    /// can stop.
     _registrations: Vec<TcpStream>,
-    nodes: Vec<OwnServer>,
-    /// From the first node to the second.
-    wires: Vec<(usize, usize, Proxy)>,
+    nodes: Vec<TempServer<RabbitMq>>,
+    /// The proxy from the first node to the second.
+    links: Vec<(usize, usize, Proxy)>,
     amqp: Proxy,
     management: Proxy,
 }
 
 impl Cluster {
     pub(crate) async fn start(size: usize) -> Self {
-        let nodes: Vec<_> =
-            NAMES[..size].iter().map(|_| OwnServer::not_started("rabbitmq")).collect();
+        let nodes: Vec<TempServer<RabbitMq>> =
+            NAMES[..size].iter().map(|_| TempServer::new()).collect();
         if size > 1 {
             for (node, name) in nodes.iter().zip(NAMES) {
-                prepare(&node.path(), name);
+                node.configure(settings_of(name)).expect("the folder is ours");
             }
         }
         block_in_place(|| {
             std::thread::scope(|scope| {
                 for node in &nodes {
-                    scope.spawn(|| node.run("start", &[]));
+                    scope.spawn(|| node.start());
                 }
             });
         });
-        let (mut wires, mut registrations) = (Vec::new(), Vec::new());
+        let (mut links, mut registrations) = (Vec::new(), Vec::new());
         for from in 0..size {
             for to in (0..size).filter(|to| *to != from) {
-                let proxy =
-                    Proxy::start(vec![format!("127.0.0.1:{}", port(&nodes[to], "dist-port"))])
-                        .await;
-                registrations.push(
-                    register(port(&nodes[from], "epmd-port"), NAMES[to], proxy.addr().port()).await,
-                );
-                wires.push((from, to, proxy));
+                let port = nodes[to].distribution_port().expect("started above");
+                let proxy = Proxy::start(vec![format!("127.0.0.1:{port}")]).await;
+                let epmd = nodes[from].epmd_port().expect("started above");
+                registrations.push(register(epmd, NAMES[to], proxy.addr().port()).await);
+                links.push((from, to, proxy));
             }
         }
         for node in &nodes[1..] {
             let join: [&[&str]; 3] =
                 [&["stop_app"], &["join_cluster", "a@localhost"], &["start_app"]];
-            block_in_place(|| join.map(|arguments| node.run("ctl", arguments)));
+            block_in_place(|| join.map(|arguments| node.control(arguments).expect("joined")));
         }
-        let all = |url: fn(&OwnServer) -> String| {
-            nodes.iter().map(|node| authority(&url(node)).to_owned()).collect()
-        };
-        let (amqp, management) = (
-            Proxy::start(all(OwnServer::url)).await,
-            Proxy::start(all(OwnServer::management_url)).await,
-        );
-        Self { _registrations: registrations, nodes, wires, amqp, management }
+        let amqp = nodes.iter().map(|node| authority(&node.url()).to_owned()).collect();
+        let management = nodes.iter().map(|node| authority(&management_url(node)).to_owned());
+        let (amqp, management) =
+            (Proxy::start(amqp).await, Proxy::start(management.collect()).await);
+        Self { _registrations: registrations, nodes, links, amqp, management }
     }
 
     pub(crate) fn size(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Leads to the first node that takes connections.
+    /// Connects to the first node that accepts connections.
     pub(crate) fn url(&self) -> String {
         let url = self.nodes[0].url();
         url.replace(authority(&url), &self.amqp.addr().to_string())
     }
 
-    /// The same for the management API.
+    /// The management API of the first node that accepts connections.
     pub(crate) fn management_url(&self) -> String {
-        let url = self.nodes[0].management_url();
+        let url = management_url(&self.nodes[0]);
         url.replace(authority(&url), &self.management.addr().to_string())
     }
 
@@ -106,37 +101,45 @@ impl Cluster {
     }
 
     pub(crate) fn restart(&self) {
-        self.nodes.iter().for_each(OwnServer::restart);
+        self.nodes.iter().for_each(TempServer::restart);
     }
 
-    /// Ends a node at once, with nothing written down that was not before, and starts it again.
+    /// Kills a node, and starts it again.
     pub(crate) fn kill(&self, node: usize) {
-        block_in_place(|| self.nodes[node].run("kill", &[]));
-        self.nodes[node].start_again();
+        block_in_place(|| self.nodes[node].kill()).expect("the node is running");
+        self.nodes[node].start();
     }
 
     pub(crate) fn set_memory_alarm(&self, is_on: bool) {
-        self.nodes.iter().for_each(|node| node.set_memory_alarm(is_on));
+        block_in_place(|| {
+            for node in &self.nodes {
+                node.set_memory_alarm(is_on).expect("the node is running");
+            }
+        });
     }
 
     /// Runs rabbitmqctl on every node.
     pub(crate) fn control(&self, arguments: &[&str]) {
-        block_in_place(|| self.nodes.iter().for_each(|node| drop(node.run("ctl", arguments))));
+        block_in_place(|| {
+            for node in &self.nodes {
+                node.control(arguments).expect("the node is running");
+            }
+        });
     }
 
-    /// Lets nothing through between a node and all others until they have given it up, and for a
-    /// while longer. Then what was held back is lost.
-    pub(crate) async fn isolate(&self, node: usize, longer: Duration) {
-        let wires = || {
-            self.wires
+    /// Partitions a node from all others until they consider it down, and for `extra_time` longer.
+    /// Then the delayed data is discarded.
+    pub(crate) async fn isolate(&self, node: usize, extra_time: Duration) {
+        let links = || {
+            self.links
                 .iter()
                 .filter(|(from, to, _)| [*from, *to].contains(&node))
                 .map(|(_, _, proxy)| proxy)
         };
-        wires().for_each(|proxy| proxy.set(Mode::Stall));
-        let other = self.nodes[(node + 1) % self.size()].management_url();
-        wait_for("the others to give the node up", || async {
-            let nodes = ask(&format!("{other}/api/nodes")).await?;
+        links().for_each(|proxy| proxy.set(Mode::Stall));
+        let other = management_url(&self.nodes[(node + 1) % self.size()]);
+        wait_for("the others to consider the node down", || async {
+            let nodes = get(&format!("{other}/api/nodes")).await?;
             let name = format!("{}@localhost", NAMES[node]);
             nodes
                 .as_array()?
@@ -145,20 +148,20 @@ impl Cluster {
                 .then_some(())
         })
         .await;
-        tokio::time::sleep(longer).await;
-        for proxy in wires() {
+        tokio::time::sleep(extra_time).await;
+        for proxy in links() {
             proxy.cut();
-            proxy.set(Mode::Pass);
+            proxy.set(Mode::Forward);
         }
     }
 
-    /// Waits until every queue has all nodes, and tells which of them lead queues.
+    /// Waits until every queue has a member on every node. Returns the nodes that lead queues.
     pub(crate) async fn wait_until_whole(&self, world: &World) -> BTreeSet<usize> {
         wait_for("every queue to have a member on every node", || self.leaders(world)).await
     }
 
     async fn leaders(&self, world: &World) -> Option<BTreeSet<usize>> {
-        let queues = ask(&format!("{}/api/queues/{}", world.management_url, world.vhost)).await?;
+        let queues = get(&format!("{}/api/queues/{}", world.management_url, world.vhost)).await?;
         let mut leaders = BTreeSet::new();
         for queue in queues.as_array()? {
             if queue["online"].as_array()?.len() < self.size() {
@@ -171,33 +174,22 @@ impl Cluster {
     }
 }
 
-/// Asks the management API, over a connection of its own: one that is kept may lead to a node that
-/// has died.
-async fn ask(url: &str) -> Option<Value> {
-    let answer = http_client().get(url).send().await.ok()?.text().await.ok()?;
-    serde_json::from_str(&answer).ok()
+/// Sends a request to the management API, on a new connection: a kept one may lead to a node that
+/// was killed.
+async fn get(url: &str) -> Option<Value> {
+    let response = http_client().get(url).send().await.ok()?.text().await.ok()?;
+    serde_json::from_str(&response).ok()
 }
 
-fn prepare(folder: &Path, name: &str) {
-    let write = |file: &str, content: &str| {
-        std::fs::write(folder.join(file), content).expect("the folder is ours")
-    };
-    std::fs::create_dir_all(folder.join("conf.d")).expect("the folder is ours");
-    write("name", name);
-    write("conf.d/cluster.conf", SETTINGS);
-    write("advanced.config", ADVANCED_SETTINGS);
-    // Whoever knows it may talk to the node; Erlang insists that nobody else can read it.
-    write(".erlang.cookie", "chaos");
-    let secret = std::os::unix::fs::PermissionsExt::from_mode(0o400);
-    std::fs::set_permissions(folder.join(".erlang.cookie"), secret).expect("the file is ours");
+fn settings_of(name: &str) -> Node<'_> {
+    Node { name, cookie: "chaos", settings: SETTINGS, advanced_settings: ADVANCED_SETTINGS }
 }
 
-fn port(node: &OwnServer, file: &str) -> u16 {
-    let text = std::fs::read_to_string(node.path().join(file)).expect("written at the first start");
-    text.trim().parse().expect("a port")
+fn management_url(node: &RabbitMq) -> String {
+    node.management_url().expect("the node was started")
 }
 
-/// Tells the epmd on `epmd` that the node `name` listens on `port`: ALIVE2_REQ, and ALIVE2_RESP or
+/// Registers the node `name` with `port` in the epmd on port `epmd`: ALIVE2_REQ, and ALIVE2_RESP or
 /// ALIVE2_X_RESP.
 async fn register(epmd: u16, name: &str, port: u16) -> TcpStream {
     const NORMAL_NODE: u8 = 77;
@@ -212,8 +204,11 @@ async fn register(epmd: u16, name: &str, port: u16) -> TcpStream {
     request.extend([0, 0]);
     let mut stream = TcpStream::connect(("127.0.0.1", epmd)).await.expect("epmd answers");
     stream.write_all(&[&length(&request)[..], &request].concat()).await.expect("written");
-    let mut answer = [0; 2];
-    stream.read_exact(&mut answer).await.expect("an answer");
-    assert!([118, 121].contains(&answer[0]) && answer[1] == 0, "epmd refused {name}: {answer:?}");
+    let mut response = [0; 2];
+    stream.read_exact(&mut response).await.expect("a response");
+    assert!(
+        [118, 121].contains(&response[0]) && response[1] == 0,
+        "epmd refused {name}: {response:?}"
+    );
     stream
 }

@@ -1,120 +1,96 @@
-//! The faults of a round, drawn at random from a seed, and how each is done.
+//! The faults of a round, drawn at random from a seed, and how each is injected.
 
 use std::time::Duration;
 
 use lapin::options::QueuePurgeOptions;
 use serde_json::{Value, json};
+use test_servers::Server;
+use tokio::task::block_in_place;
 
-use crate::{FAILED, proxy::Mode, stage::Stage, support::SHORT_LADDER};
+use crate::{FAILURE_QUEUE, proxy::Mode, stage::Stage, support::SHORT_LADDER};
 
-/// Whose connection.
+/// The server at the other end of a replica's connections.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Wire {
+pub(crate) enum Peer {
     RabbitMq,
     PostgreSql,
     CustomerIo,
 }
 
-/// What goes wrong.
+/// A fault with its parameters.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
-    /// SIGKILL, and started again after a while.
-    Kill {
-        replica: usize,
-        away: Duration,
-    },
-    /// SIGTERM, and started again after a while.
-    Terminate {
-        replica: usize,
-        away: Duration,
-    },
-    /// A replica's connections are cut.
-    Cut {
-        replica: usize,
-        wire: Wire,
-    },
-    /// A replica's connections misbehave for a while, and are cut then.
-    Misbehave {
-        replica: usize,
-        wire: Wire,
-        mode: Mode,
-        time: Duration,
-    },
-    StopRabbitMq,
-    KillRabbitMq {
-        node: usize,
-    },
-    /// A node of RabbitMQ and the others lose sight of each other, until they give it up and a
-    /// while longer.
-    Isolate {
-        node: usize,
-        longer: Duration,
-    },
+    /// A replica is killed with SIGKILL, and is started again later.
+    Kill { replica: usize, downtime: Duration },
+    /// A replica is stopped with SIGTERM, and is started again later.
+    Terminate { replica: usize, downtime: Duration },
+    /// A replica's connections to a peer are cut.
+    Cut { replica: usize, peer: Peer },
+    /// A replica's connections to a peer misbehave for a while, and are then cut.
+    Misbehave { replica: usize, peer: Peer, mode: Mode, duration: Duration },
+    /// All nodes of RabbitMQ stop cleanly and start again.
+    RestartRabbitMq,
+    /// A node of RabbitMQ is killed and started again.
+    KillRabbitMq { node: usize },
+    /// A node of RabbitMQ is partitioned from the others until they consider it down, and for
+    /// `extra_time` longer.
+    Isolate { node: usize, extra_time: Duration },
     /// RabbitMQ blocks publishers for a while, as it does when memory is short.
-    MemoryAlarm {
-        time: Duration,
-    },
+    MemoryAlarm { duration: Duration },
     /// Somebody purges a queue.
-    Purge {
-        queue: String,
-    },
+    Purge { queue: String },
+    /// PostgreSQL stops cleanly and starts again.
     RestartPostgreSql,
+    /// PostgreSQL is killed and started again.
     CrashPostgreSql,
     /// An administrator ends every session of the database.
     EndSessions,
-    /// Somebody's transaction locks the jobs for a while, until every connection of the pools
-    /// waits.
-    LockJobs {
-        time: Duration,
-    },
-    /// Customer.io's calls go wrong.
+    /// Another transaction locks the jobs for a while, until all connections of the pools wait.
+    LockJobs { duration: Duration },
+    /// Calls to Customer.io fail or are slow.
     CustomerIo(Value),
-    /// An operator does something.
-    Operator {
-        replica: usize,
-        method: &'static str,
-        path: &'static str,
-        body: Option<Value>,
-    },
+    /// An operator uses the admin API.
+    Operator { replica: usize, method: &'static str, path: &'static str, body: Option<Value> },
 }
 
-fn some_time(rng: &mut fastrand::Rng) -> Duration {
+fn random_duration(rng: &mut fastrand::Rng) -> Duration {
     Duration::from_millis(rng.u64(100..1500))
 }
 
 impl Fault {
-    /// The next fault. Customer.io's are the most frequent, restarts of servers the rarest, since
-    /// they take longest.
-    pub(crate) fn draw(replicas: usize, rng: &mut fastrand::Rng) -> Self {
+    /// Draws a fault. Those of Customer.io are the most frequent; restarts of servers are the
+    /// rarest, because they take longest.
+    pub(crate) fn random(replicas: usize, rng: &mut fastrand::Rng) -> Self {
         let replica = rng.usize(..replicas);
-        let wire =
-            *rng.choice(&[Wire::RabbitMq, Wire::PostgreSql, Wire::CustomerIo]).expect("not empty");
+        let peer =
+            *rng.choice(&[Peer::RabbitMq, Peer::PostgreSql, Peer::CustomerIo]).expect("not empty");
         match rng.u8(..100) {
-            0..10 => Self::Kill { replica, away: some_time(rng) },
-            10..16 => Self::Terminate { replica, away: some_time(rng) },
-            16..26 => Self::Cut { replica, wire },
+            0..10 => Self::Kill { replica, downtime: random_duration(rng) },
+            10..16 => Self::Terminate { replica, downtime: random_duration(rng) },
+            16..26 => Self::Cut { replica, peer },
             26..42 => {
                 let mode = *rng
                     .choice(&[Mode::Refuse, Mode::Stall, Mode::Mute, Mode::Slow])
                     .expect("not empty");
-                Self::Misbehave { replica, wire, mode, time: some_time(rng) }
+                Self::Misbehave { replica, peer, mode, duration: random_duration(rng) }
             }
-            42..45 => Self::StopRabbitMq,
+            42..45 => Self::RestartRabbitMq,
             45..48 => Self::KillRabbitMq { node: 0 },
-            48..51 => Self::MemoryAlarm { time: some_time(rng) },
-            51..57 => Self::Purge { queue: queue(rng) },
+            48..51 => Self::MemoryAlarm { duration: random_duration(rng) },
+            51..57 => Self::Purge { queue: random_queue(rng) },
             57..60 => Self::RestartPostgreSql,
             60..63 => Self::CrashPostgreSql,
             63..66 => Self::EndSessions,
-            66..69 => Self::LockJobs { time: 2 * some_time(rng) },
-            69..93 => Self::CustomerIo(customerio(rng)),
-            _ => operator(replica, rng),
+            66..69 => Self::LockJobs { duration: 2 * random_duration(rng) },
+            69..93 => Self::CustomerIo(random_customerio_fault(rng)),
+            _ => random_operator_action(replica, rng),
         }
     }
 
-    /// How many calls of a job may be made because of it that are no attempts: one that was cut off
-    /// before it was settled, or those of a call that is refused whole and split.
-    pub(crate) fn calls_too_many(&self) -> usize {
+    /// Maximum number of calls for one job that this fault may cause beyond the attempts of the
+    /// job: a call that was cut off before it was settled, or the calls of a batch that Customer.io
+    /// refuses as a whole and the service splits.
+    pub(crate) fn extra_calls(&self) -> usize {
         match self {
             Self::Operator { .. } | Self::Purge { .. } => 0,
             Self::CustomerIo(fault) if fault["status"] == 400 => 4,
@@ -123,37 +99,37 @@ impl Fault {
         }
     }
 
-    /// Whether a job may have no message any more after it.
-    pub(crate) fn takes_messages_of_jobs(&self) -> bool {
-        matches!(self, Self::Purge { queue } if !queue.starts_with(FAILED))
+    /// Whether a job may be left without a message by this fault.
+    pub(crate) fn may_lose_job_messages(&self) -> bool {
+        matches!(self, Self::Purge { queue } if !queue.starts_with(FAILURE_QUEUE))
     }
 
-    pub(crate) async fn strike(&self, stage: &mut Stage) {
+    pub(crate) async fn inject(&self, stage: &mut Stage) {
         match self {
-            Self::Kill { replica, away } => {
+            Self::Kill { replica, downtime } => {
                 stage.replicas[*replica].kill();
-                tokio::time::sleep(*away).await;
+                tokio::time::sleep(*downtime).await;
                 stage.replicas[*replica].start(&stage.world);
             }
-            Self::Terminate { replica, away } => {
+            Self::Terminate { replica, downtime } => {
                 stage.replicas[*replica].terminate().await;
-                tokio::time::sleep(*away).await;
+                tokio::time::sleep(*downtime).await;
                 stage.replicas[*replica].start(&stage.world);
             }
-            Self::Cut { replica, wire } => stage.replicas[*replica].proxy(*wire).cut(),
-            Self::Misbehave { replica, wire, mode, time } => {
-                let proxy = stage.replicas[*replica].proxy(*wire);
+            Self::Cut { replica, peer } => stage.replicas[*replica].proxy(*peer).cut(),
+            Self::Misbehave { replica, peer, mode, duration } => {
+                let proxy = stage.replicas[*replica].proxy(*peer);
                 proxy.set(*mode);
-                tokio::time::sleep(*time).await;
+                tokio::time::sleep(*duration).await;
                 proxy.cut();
-                proxy.set(Mode::Pass);
+                proxy.set(Mode::Forward);
             }
-            Self::StopRabbitMq => stage.rabbitmq.restart(),
+            Self::RestartRabbitMq => stage.rabbitmq.restart(),
             Self::KillRabbitMq { node } => stage.rabbitmq.kill(*node),
-            Self::Isolate { node, longer } => stage.rabbitmq.isolate(*node, *longer).await,
-            Self::MemoryAlarm { time } => {
+            Self::Isolate { node, extra_time } => stage.rabbitmq.isolate(*node, *extra_time).await,
+            Self::MemoryAlarm { duration } => {
                 stage.rabbitmq.set_memory_alarm(true);
-                tokio::time::sleep(*time).await;
+                tokio::time::sleep(*duration).await;
                 stage.rabbitmq.set_memory_alarm(false);
             }
             Self::Purge { queue } => {
@@ -165,31 +141,31 @@ impl Fault {
             }
             Self::RestartPostgreSql => stage.postgres.restart(),
             Self::CrashPostgreSql => {
-                tokio::task::block_in_place(|| stage.postgres.run("kill", &[]));
-                stage.postgres.start_again();
+                block_in_place(|| stage.postgres.kill()).expect("the server is running");
+                stage.postgres.start();
             }
             Self::EndSessions => stage.end_sessions().await,
-            Self::LockJobs { time } => stage.lock_jobs(*time).await,
+            Self::LockJobs { duration } => stage.lock_jobs(*duration).await,
             Self::CustomerIo(fault) => stage.world.fault(fault.clone()).await,
             Self::Operator { replica, method, path, body } => {
-                // It may be away, or have nothing to do.
-                let _ =
-                    stage.replicas[*replica].ask(&stage.world, method, path, body.as_ref()).await;
+                // The replica may be down or refuse the action.
+                let replica = &stage.replicas[*replica];
+                let _ = replica.request(&stage.world, method, path, body.as_ref()).await;
             }
         }
     }
 }
 
-/// A queue of which nothing is lost that the ledger does not know: events that were never taken in
-/// can't be brought back.
-fn queue(rng: &mut fastrand::Rng) -> String {
+/// Draws a queue whose contents the ledger knows. An event that is purged before its intake cannot
+/// be recovered.
+fn random_queue(rng: &mut fastrand::Rng) -> String {
     let tiers = SHORT_LADDER.split(',').map(|tier| format!("customerio-sync.retry.{tier}"));
-    let others = ["customerio-sync.jobs", FAILED, "customerio-sync.failed.mirror"];
+    let others = ["customerio-sync.jobs", FAILURE_QUEUE, "customerio-sync.failed.mirror"];
     let queues: Vec<_> = tiers.chain(others.map(str::to_owned)).collect();
     rng.choice(&queues).expect("not empty").clone()
 }
 
-fn customerio(rng: &mut fastrand::Rng) -> Value {
+fn random_customerio_fault(rng: &mut fastrand::Rng) -> Value {
     let calls = rng.u64(1..12);
     let taken = rng.bool();
     match rng.u8(..100) {
@@ -206,16 +182,13 @@ fn customerio(rng: &mut fastrand::Rng) -> Value {
     }
 }
 
-fn operator(replica: usize, rng: &mut fastrand::Rng) -> Fault {
-    let all = json!({ "errorType": *rng.choice(&["network", "server_error", "rate_limit",
-    "other"]).expect("not empty") });
+fn random_operator_action(replica: usize, rng: &mut fastrand::Rng) -> Fault {
+    let error_types = ["network", "server_error", "rate_limit", "other"];
+    let selection = json!({ "errorType": *rng.choice(&error_types).expect("not empty") });
+    let dismissal = json!({ "errorType": "rate_limit", "reason": "chaos" });
     let (method, path, body) = match rng.u8(..6) {
-        0..3 => ("POST", "/sync-failures/retry", Some(all)),
-        3 => (
-            "POST",
-            "/sync-failures/dismiss",
-            Some(json!({ "errorType": "rate_limit", "reason": "chaos" })),
-        ),
+        0..3 => ("POST", "/sync-failures/retry", Some(selection)),
+        3 => ("POST", "/sync-failures/dismiss", Some(dismissal)),
         4 => ("POST", "/process?limit=20", None),
         _ => ("POST", "/cleanup", None),
     };

@@ -1,5 +1,5 @@
-//! What upstream services publish in a round: events in order and out of it, once and several
-//! times, and some that nobody can understand. Each is published until it is confirmed.
+//! The messages that upstream services publish in a round: events in order and out of order,
+//! repeated events, and malformed messages. Each is published until it is confirmed.
 
 use std::time::Duration;
 
@@ -12,6 +12,9 @@ use uuid::Uuid;
 
 use crate::support::{confirmed, contact, submitted};
 
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
+const PAUSE_AFTER_FAILED_PUBLISH: Duration = Duration::from_millis(100);
+
 /// A message to publish.
 #[derive(Debug, Clone)]
 struct Publication {
@@ -20,17 +23,17 @@ struct Publication {
     message_id: String,
 }
 
-/// What a round publishes.
+/// The messages of a round, and what they must lead to.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     publications: Vec<Publication>,
-    /// Every job that has to come of it.
+    /// The jobs that must exist afterwards: signup and phase.
     pub(crate) jobs: Vec<(Uuid, &'static str)>,
-    /// The bodies that nobody can understand.
+    /// The bodies of the malformed messages.
     pub(crate) malformed: Vec<Vec<u8>>,
-    /// Signups of which a second event comes, which may start a job afresh.
+    /// Signups with a second submission, which may restart a job.
     pub(crate) restarted: Vec<Uuid>,
-    /// People whom Customer.io refuses while the faults are on.
+    /// People whom Customer.io refuses until the faults end.
     pub(crate) refused: Vec<String>,
 }
 
@@ -38,13 +41,14 @@ const SUBMITTED: &str = "signup.submitted";
 const CONFIRMED: &str = "signup.extraction_confirmed";
 
 impl Load {
-    /// The messages of `signups` signups.
+    /// Creates the messages of `signups` signups.
     pub(crate) fn new(signups: usize, rng: &mut fastrand::Rng) -> Self {
         let mut load = Self::default();
         for number in 0..signups {
             load.add_signup(number, rng);
         }
-        // A message comes up to twenty places early or late: confirmations overtake submissions.
+        // Messages move by up to twenty places, so that some confirmations overtake their
+        // submission.
         let mut placed: Vec<_> = load.publications.drain(..).enumerate().collect();
         placed.sort_by_cached_key(|(place, _)| place + rng.usize(0..20));
         load.publications = placed.into_iter().map(|(_, publication)| publication).collect();
@@ -71,19 +75,7 @@ impl Load {
             self.refused.push(contact(signup));
         }
         if rng.f32() < 0.05 {
-            let body = match rng.u8(..3) {
-                0 => format!("not json {number}").into_bytes(),
-                1 => json!({ "signup_id": signup, "operator_id": 7, "number": number })
-                    .to_string()
-                    .into_bytes(),
-                _ => vec![
-                    0xff,
-                    0xfe,
-                    u8::try_from(number % 251).expect("it fits"),
-                    rng.u8(..),
-                    rng.u8(..),
-                ],
-            };
+            let body = malformed(signup, number, rng);
             self.malformed.push(body.clone());
             self.add(if rng.bool() { SUBMITTED } else { CONFIRMED }, body);
         }
@@ -101,23 +93,37 @@ impl Load {
         self.publications.len()
     }
 
-    /// Publishes all of it, spread over about `time`, each message until the broker has confirmed
-    /// it.
-    pub(crate) async fn publish(&self, amqp_url: &str, time: Duration) {
-        let pause = time / u32::try_from(self.publications.len()).expect("not so many");
+    /// Publishes all messages, spread over about `duration`, each until the broker confirms it.
+    pub(crate) async fn publish(&self, amqp_url: &str, duration: Duration) {
+        let pause = duration / u32::try_from(self.publications.len()).expect("it fits");
         let mut channel = None;
         for publication in &self.publications {
-            while !publish(&mut channel, amqp_url, publication).await {
+            while !try_publish(&mut channel, amqp_url, publication).await {
                 channel = None;
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(PAUSE_AFTER_FAILED_PUBLISH).await;
             }
             tokio::time::sleep(pause).await;
         }
     }
 }
 
-/// One attempt, and whether it was confirmed.
-async fn publish(
+/// Returns a body that is not JSON, not a valid event, or not text. `number` and random bytes make
+/// the bodies of a round differ.
+fn malformed(signup: Uuid, number: usize, rng: &mut fastrand::Rng) -> Vec<u8> {
+    match rng.u8(..3) {
+        0 => format!("not json {number}").into_bytes(),
+        1 => json!({ "signup_id": signup, "operator_id": 7, "number": number })
+            .to_string()
+            .into_bytes(),
+        _ => {
+            let number = u8::try_from(number % 251).expect("it fits");
+            vec![0xff, 0xfe, number, rng.u8(..), rng.u8(..)]
+        }
+    }
+}
+
+/// Publishes a message once. Returns whether the broker confirmed it.
+async fn try_publish(
     current: &mut Option<(Connection, Channel)>,
     amqp_url: &str,
     publication: &Publication,
@@ -147,8 +153,5 @@ async fn publish(
             .await?
             .await
     };
-    matches!(
-        tokio::time::timeout(Duration::from_secs(3), attempt).await,
-        Ok(Ok(Confirmation::Ack(None)))
-    )
+    matches!(tokio::time::timeout(CONFIRM_TIMEOUT, attempt).await, Ok(Ok(Confirmation::Ack(None))))
 }

@@ -1,8 +1,10 @@
-//! Chaos: several replicas of the real program work on real servers while everything goes wrong
-//! that can, and when the faults have stopped, nothing is lost and nothing doubled.
+//! Chaos tests: several replicas of the real program work on real servers while faults of every
+//! kind are injected. When the faults have stopped, nothing is lost and nothing is duplicated.
 //!
-//! The seed decides which faults strike in which order; how they meet the work is up to the
-//! machine. `./dev chaos` runs rounds with new seeds, or with one that is given.
+//! The seed decides which faults are injected, and in which order. How they coincide with the work
+//! depends on the machine. `./dev chaos` runs rounds with new seeds, or with a given one.
+
+#![expect(clippy::disallowed_methods, reason = "tests start now")]
 
 mod check;
 mod cluster;
@@ -10,188 +12,209 @@ mod fault;
 mod load;
 mod proxy;
 mod stage;
-#[path = "../suite/support.rs"]
-#[expect(dead_code, reason = "the suite uses more of it")]
+#[path = "../support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the suite uses more of it")]
 mod support;
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+use test_servers::Postgres;
 
 use lapin::{
     options::{QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
+use serde_json::json;
 
 use cluster::Cluster;
 use fault::Fault;
 use load::Load;
 use stage::Stage;
-use support::{OwnServer, World, root};
+use support::{TempServer, World, root};
 
 const REPLICAS: usize = 3;
 const SIGNUPS: usize = 300;
-/// How long faults strike in a round.
-const FAULTS: Duration = Duration::from_secs(15);
-/// How long a call takes while faults strike, in milliseconds: so long that they find jobs in hand.
-const CALL_MS: u64 = 200;
-/// How long messages come while the nodes of a cluster fail.
-const CLUSTER_FAULTS: Duration = Duration::from_secs(60);
-/// The failure queue.
-const FAILED: &str = "customerio-sync.failed";
-/// Where outcomes are collected.
-const OUTCOMES: &str = "chaos.outcomes";
+/// Time during which a round publishes messages and injects faults.
+const ROUND_DURATION: Duration = Duration::from_secs(15);
+/// Duration of a call in a round, in milliseconds: long enough that faults find jobs in flight.
+const CALL_LATENCY_MS: u64 = 200;
+/// Time during which messages are published while the nodes of a cluster fail.
+const CLUSTER_ROUND_DURATION: Duration = Duration::from_secs(60);
+const FAILURE_QUEUE: &str = "customerio-sync.failed";
+/// The queue that collects the outcomes of a round.
+const OUTCOME_QUEUE: &str = "chaos.outcomes";
+/// Maximum number of violations that are printed per round.
+const PRINTED_VIOLATIONS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_rounds_of_faults_lose_nothing_and_double_nothing() {
-    rounds(&[1, 2, 3]).await;
+async fn three_rounds_of_faults_lose_and_duplicate_nothing() {
+    run_rounds(&[1, 2, 3]).await;
 }
 
-/// Three nodes: the leader of every queue is killed, and nodes lose sight of each other.
+/// Three nodes: the leader of every queue is killed, and nodes are partitioned from the others.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_loses_every_leader_and_is_split_loses_nothing_and_doubles_nothing() {
-    let servers = (Cluster::start(3).await, OwnServer::start("postgres"));
-    let (found, told, _) = round(1, servers, CLUSTER_FAULTS, strike_cluster).await;
-    println!("{told}");
-    assert!(found.is_empty(), "{} violations: {:#?}", found.len(), &found[..found.len().min(20)]);
+async fn killed_leaders_and_partitions_of_a_cluster_lose_and_duplicate_nothing() {
+    let servers = (Cluster::start(3).await, TempServer::<Postgres>::started());
+    let round = run_round(1, servers, CLUSTER_ROUND_DURATION, inject_cluster_faults).await;
+    println!("{}", round.summary);
+    assert!(
+        round.violations.is_empty(),
+        "{} violations: {:#?}",
+        round.violations.len(),
+        &round.violations[..round.violations.len().min(PRINTED_VIOLATIONS)]
+    );
 }
 
-/// `./dev chaos`: as many rounds as CHAOS_ROUNDS says, from the seed CHAOS_SEED on.
+/// The rounds that `./dev chaos` requests by its arguments, in CHAOS_ARGUMENTS.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes as long as one likes; run by `./dev chaos`"]
-async fn as_many_rounds_as_are_asked_for() {
-    let number = |variable: &str, default| {
-        let text = std::env::var(variable).ok().filter(|text| !text.is_empty());
-        text.map_or(default, |text| {
-            text.parse().unwrap_or_else(|_| panic!("{variable}: expected a number"))
-        })
-    };
-    let seed = number("CHAOS_SEED", fastrand::u64(..1 << 32));
-    let seeds: Vec<_> = (0..number("CHAOS_ROUNDS", 1)).map(|round| seed + round).collect();
-    rounds(&seeds).await;
+#[ignore = "takes as long as the number of rounds demands; run by `./dev chaos`"]
+async fn the_requested_rounds_of_faults_lose_and_duplicate_nothing() {
+    let (mut seed, mut rounds) = (fastrand::u64(..1 << 32), 1);
+    let arguments = std::env::var("CHAOS_ARGUMENTS").unwrap_or_default();
+    let words: Vec<_> = arguments.split_whitespace().collect();
+    for option in words.chunks(2) {
+        match (option, option.last().and_then(|number| number.parse().ok())) {
+            (["--seed", _], Some(number)) => seed = number,
+            (["--rounds", _], Some(number)) => rounds = number,
+            _ => panic!("{arguments:?}: expected --seed N or --rounds N"),
+        }
+    }
+    run_rounds(&(seed..seed + rounds).collect::<Vec<_>>()).await;
 }
 
-/// A round a seed, on the same servers. Tells all that does not hold in any of them.
-async fn rounds(seeds: &[u64]) {
-    let mut servers = (Cluster::start(1).await, OwnServer::start("postgres"));
-    let mut broken = Vec::new();
+/// Runs one round per seed on the same servers, and fails if any of them has violations.
+async fn run_rounds(seeds: &[u64]) {
+    let mut servers = (Cluster::start(1).await, TempServer::<Postgres>::started());
+    let mut failed_seeds = Vec::new();
     for &seed in seeds {
         let began = Instant::now();
-        let (found, told, kept) = round(seed, servers, FAULTS, strike).await;
-        servers = kept;
+        let round = run_round(seed, servers, ROUND_DURATION, inject_random_faults).await;
+        servers = round.servers;
         println!(
-            "seed {seed}: {told}, {:.0} s, {} violations",
+            "seed {seed}: {}, {:.0} s, {} violations",
+            round.summary,
             began.elapsed().as_secs_f64(),
-            found.len()
+            round.violations.len()
         );
-        for violation in found.iter().take(20) {
+        for violation in round.violations.iter().take(PRINTED_VIOLATIONS) {
             println!("    {violation}");
         }
-        if !found.is_empty() {
-            broken.push(seed);
+        if !round.violations.is_empty() {
+            failed_seeds.push(seed);
         }
     }
     assert!(
-        broken.is_empty(),
-        "these seeds broke something: {broken:?}; run one again with ./dev chaos --seed SEED"
+        failed_seeds.is_empty(),
+        "rounds with these seeds had violations: {failed_seeds:?}; repeat one with \
+            ./dev chaos --seed SEED"
     );
 }
 
-/// Lets `strike` do its worst while messages come for `time`; what does not hold then, a line about
-/// the round, and the servers for the next.
-async fn round(
+/// The result of a round.
+struct Round {
+    violations: Vec<String>,
+    /// The number of messages and of faults.
+    summary: String,
+    /// The servers, for the next round.
+    servers: (Cluster, TempServer<Postgres>),
+}
+
+/// Runs a round: publishes messages for `duration` while `inject` injects faults, waits until the
+/// replicas are idle, and checks the result.
+async fn run_round(
     seed: u64,
-    (rabbitmq, postgres): (Cluster, OwnServer),
-    time: Duration,
-    strike: impl AsyncFnOnce(&mut Stage, &mut fastrand::Rng) -> Vec<Fault>,
-) -> (Vec<String>, String, (Cluster, OwnServer)) {
+    (rabbitmq, postgres): (Cluster, TempServer<Postgres>),
+    duration: Duration,
+    inject: impl AsyncFnOnce(&mut Stage, &mut fastrand::Rng) -> Vec<Fault>,
+) -> Round {
     let mut rng = fastrand::Rng::with_seed(seed);
     let load = Load::new(SIGNUPS, &mut rng);
-    let mut stage = Stage::set(REPLICAS, rabbitmq, postgres).await;
-    stage.calm().await.expect("nothing has been broken yet");
+    let mut stage = Stage::start(REPLICAS, rabbitmq, postgres).await;
+    stage.end_faults().await.expect("all replicas are ready before the first fault");
     collect_outcomes(&stage.world).await;
-    stage.let_rabbitmq_write_down_its_queues();
+    stage.flush_queue_names();
     for person in &load.refused {
-        let refusal = serde_json::json!({ "kind": "refuse", "identifier": person,
-        "field": "attributes.plan" });
+        let refusal = json!({
+            "kind": "refuse",
+            "identifier": person,
+            "field": "attributes.plan",
+        });
         stage.world.fault(refusal).await;
     }
-    stage.world.fault(serde_json::json!({ "kind": "latency", "ms": CALL_MS })).await;
+    stage.world.fault(json!({ "kind": "latency", "ms": CALL_LATENCY_MS })).await;
     let amqp_url = stage.world.amqp_url.clone();
-    let publishing = load.publish(&amqp_url, time);
-    let (faults, ()) = tokio::join!(strike(&mut stage, &mut rng), publishing);
-    let mut found: Vec<_> = stage.calm().await.err().into_iter().collect();
-    found.extend(
-        check::wait_for_rest(&stage, faults.iter().any(Fault::takes_messages_of_jobs)).await,
-    );
+    let publishing = load.publish(&amqp_url, duration);
+    let (faults, ()) = tokio::join!(inject(&mut stage, &mut rng), publishing);
+    let mut violations: Vec<_> = stage.end_faults().await.err().into_iter().collect();
+    let may_lose_messages = faults.iter().any(Fault::may_lose_job_messages);
+    violations.extend(check::wait_until_idle(&stage, may_lose_messages).await);
     for replica in &mut stage.replicas {
         replica.terminate().await;
     }
-    let interruptions: usize = faults.iter().map(Fault::calls_too_many).sum();
-    found.extend(check::violations(&stage, &load, interruptions).await);
-    let told = format!("{} messages, {} faults", load.len(), faults.len());
-    if !found.is_empty() {
-        let folder: PathBuf = root().join(format!("target/chaos/{seed}"));
-        stage.keep_logs(&folder);
-        let plan: Vec<_> = faults.iter().map(|fault| format!("{fault:?}")).collect();
-        std::fs::write(folder.join("faults"), plan.join("\n")).expect("written");
-        println!(
-            "the database is {}, the logs are in {}",
-            stage.world.database_url,
-            folder.display()
-        );
+    let extra_calls: usize = faults.iter().map(Fault::extra_calls).sum();
+    violations.extend(check::find_violations(&stage, &load, extra_calls).await);
+    if !violations.is_empty() {
+        save_evidence(&stage, seed, &faults);
     }
-    (found, told, stage.into_servers())
+    let summary = format!("{} messages, {} faults", load.len(), faults.len());
+    Round { violations, summary, servers: stage.into_servers() }
 }
 
-/// Lets faults strike one after the other.
-async fn strike(stage: &mut Stage, rng: &mut fastrand::Rng) -> Vec<Fault> {
+/// Saves the logs of the replicas and the list of faults, and prints where the database is.
+fn save_evidence(stage: &Stage, seed: u64, faults: &[Fault]) {
+    let folder = root().join(format!("target/chaos/{seed}"));
+    stage.save_logs(&folder);
+    let faults: Vec<_> = faults.iter().map(|fault| format!("{fault:?}")).collect();
+    std::fs::write(folder.join("faults"), faults.join("\n")).expect("written");
+    println!("the database is {}, the logs are in {}", stage.world.database_url, folder.display());
+}
+
+/// Injects random faults, one after the other.
+async fn inject_random_faults(stage: &mut Stage, rng: &mut fastrand::Rng) -> Vec<Fault> {
     let began = Instant::now();
     let mut faults = Vec::new();
-    while began.elapsed() < FAULTS {
-        let fault = Fault::draw(REPLICAS, rng);
-        fault.strike(stage).await;
+    while began.elapsed() < ROUND_DURATION {
+        let fault = Fault::random(REPLICAS, rng);
+        fault.inject(stage).await;
         faults.push(fault);
         tokio::time::sleep(Duration::from_millis(rng.u64(50..600))).await;
     }
     faults
 }
 
-/// Kills the leader of every queue, and lets nodes that lead queues lose sight of the others.
-async fn strike_cluster(stage: &mut Stage, _: &mut fastrand::Rng) -> Vec<Fault> {
+/// Kills the leader of every queue, and then partitions nodes that lead queues from the others.
+async fn inject_cluster_faults(stage: &mut Stage, _: &mut fastrand::Rng) -> Vec<Fault> {
     let mut faults = Vec::new();
     let mut leaders = stage.rabbitmq.wait_until_whole(&stage.world).await;
-    let to_be_killed = leaders.clone();
-    for node in to_be_killed {
-        faults.push(Fault::KillRabbitMq { node });
-        faults[faults.len() - 1].strike(stage).await;
+    for node in leaders.clone() {
+        let fault = Fault::KillRabbitMq { node };
+        fault.inject(stage).await;
+        faults.push(fault);
         leaders = stage.rabbitmq.wait_until_whole(&stage.world).await;
     }
     for _ in 0..2 {
         let node = *leaders.first().expect("every queue has a leader");
-        faults.push(Fault::Isolate { node, longer: Duration::from_secs(5) });
-        faults[faults.len() - 1].strike(stage).await;
+        let fault = Fault::Isolate { node, extra_time: Duration::from_secs(5) };
+        fault.inject(stage).await;
+        faults.push(fault);
         leaders = stage.rabbitmq.wait_until_whole(&stage.world).await;
     }
     faults
 }
 
-/// A queue of the round's own, in which every outcome is kept.
+/// Declares a queue for this round that keeps every outcome.
 async fn collect_outcomes(world: &World) {
     let channel = world.channel().await;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     channel
-        .queue_declare(OUTCOMES.into(), QueueDeclareOptions::durable(), arguments)
+        .queue_declare(OUTCOME_QUEUE.into(), QueueDeclareOptions::durable(), arguments)
         .await
         .expect("declared");
-    let options = QueueBindOptions::default();
     let bound = channel.queue_bind(
-        OUTCOMES.into(),
+        OUTCOME_QUEUE.into(),
         "signup.updates".into(),
         "#".into(),
-        options,
+        QueueBindOptions::default(),
         FieldTable::default(),
     );
     bound.await.expect("bound");

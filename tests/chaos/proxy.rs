@@ -1,4 +1,4 @@
-//! A TCP proxy that misbehaves when it is told to.
+//! A TCP proxy that can be made to misbehave.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,31 +12,32 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What the proxy does with bytes and connections.
+/// How the proxy treats bytes and connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Carries them.
-    Pass,
-    /// Ends every connection, and every new one at once.
+    /// Forwards everything.
+    Forward,
+    /// Closes every connection, and each new one immediately.
     Refuse,
-    /// Holds everything back.
+    /// Withholds the bytes of both sides.
     Stall,
-    /// Carries what the client says, and holds the server's answers back.
+    /// Forwards the bytes of the client and withholds those of the server.
     Mute,
-    /// Carries each piece this much later.
+    /// Forwards each piece with a delay of [`SLOW_MODE_DELAY`].
     Slow,
 }
 
-const LATE: Duration = Duration::from_millis(20);
+const SLOW_MODE_DELAY: Duration = Duration::from_millis(20);
+const BUFFER_BYTES: usize = 16 * 1024;
 
 #[derive(Debug)]
 struct Control {
     mode: watch::Sender<Mode>,
-    /// Counts the orders to cut all connections.
+    /// Number of requests so far to cut all connections.
     cuts: watch::Sender<u64>,
 }
 
-/// The proxy, running until it is dropped.
+/// A proxy, which runs until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     addr: SocketAddr,
@@ -45,20 +46,22 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one in front of `targets`, each `host:port`. The first that takes a connection gets
-    /// it.
+    /// Starts a proxy for `targets`, each `host:port`. Each connection goes to the first target
+    /// that accepts it.
     pub(crate) async fn start(targets: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = listener.local_addr().expect("its address");
-        let control =
-            Arc::new(Control { mode: watch::Sender::new(Mode::Pass), cuts: watch::Sender::new(0) });
+        let addr = listener.local_addr().expect("an address");
+        let control = Arc::new(Control {
+            mode: watch::Sender::new(Mode::Forward),
+            cuts: watch::Sender::new(0),
+        });
         let mut tasks = JoinSet::new();
         let shared = control.clone();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 if let Ok((client, _)) = listener.accept().await {
-                    connections.spawn(carry(client, targets.clone(), shared.clone()));
+                    connections.spawn(forward(client, targets.clone(), shared.clone()));
                 }
                 while connections.try_join_next().is_some() {}
             }
@@ -77,33 +80,34 @@ impl Proxy {
         }
     }
 
-    /// Ends every connection; what was held back is lost.
+    /// Closes every connection. Withheld bytes are lost.
     pub(crate) fn cut(&self) {
         self.control.cuts.send_modify(|cuts| *cuts += 1);
     }
 }
 
-async fn carry(client: TcpStream, targets: Vec<String>, control: Arc<Control>) {
+async fn forward(client: TcpStream, targets: Vec<String>, control: Arc<Control>) {
     let mut cuts = control.cuts.subscribe();
     if *control.mode.borrow() == Mode::Refuse {
         return;
     }
-    let carried = async {
+    let both_directions = async {
         let Some(server) = connect(&targets).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        let said = copy(from_client, to_server, control.mode.subscribe(), &[Mode::Stall]);
-        let answered =
+        let requests = copy(from_client, to_server, control.mode.subscribe(), &[Mode::Stall]);
+        let responses =
             copy(from_server, to_client, control.mode.subscribe(), &[Mode::Stall, Mode::Mute]);
-        // When one side ends, the other does: both protocols' clients take that for the end.
+        // When one side closes, the proxy closes both. Clients take that for the end of the
+        // connection.
         tokio::select! {
-            () = said => {}
-            () = answered => {}
+            () = requests => {}
+            () = responses => {}
         }
     };
     tokio::select! {
-        () = carried => {}
+        () = both_directions => {}
         _ = cuts.changed() => {}
     }
 }
@@ -117,19 +121,20 @@ async fn connect(targets: &[String]) -> Option<TcpStream> {
     None
 }
 
+/// Copies bytes until a side closes, except while the mode is one of `withholding`.
 async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
-    held: &[Mode],
+    withholding: &[Mode],
 ) {
-    let mut buffer = vec![0; 16 * 1024];
+    let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        if mode.wait_for(|mode| !held.contains(mode)).await.is_err() {
+        if mode.wait_for(|mode| !withholding.contains(mode)).await.is_err() {
             return;
         }
         if *mode.borrow() == Mode::Slow {
-            tokio::time::sleep(LATE).await;
+            tokio::time::sleep(SLOW_MODE_DELAY).await;
         }
         if to.write_all(&buffer[..length]).await.is_err() {
             return;

@@ -1,43 +1,63 @@
-//! Where a round plays: servers of its own, replicas of the real program, and a proxy on each of
-//! their connections.
+//! The environment of a round: its own servers, replicas of the real program, and a proxy on each
+//! connection of each replica.
 
 use std::{
     path::Path,
     time::{Duration, Instant},
 };
+use test_servers::Postgres;
 
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 
 use crate::{
     cluster::Cluster,
-    fault::Wire,
+    fault::Peer,
     proxy::{Mode, Proxy},
-    support::{OwnServer, Process, Servers, World, free_addr},
+    support::{Process, Servers, TempServer, World, free_addr},
 };
 
-/// Servers that were killed take a while to come back, and so do those who wait for them.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time for killed servers to come back, and for the replicas to become ready after them.
+const READINESS_TIMEOUT: Duration = Duration::from_secs(60);
+const READINESS_POLL_INTERVAL: Duration = Duration::from_millis(50);
+const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// Short times and small batches, so that many transitions fit into a round.
+const SETTINGS: [(&str, &str); 14] = [
+    ("CUSTOMERIO_SYNC__BROKER__CONNECT_TIMEOUT", "3s"),
+    ("CUSTOMERIO_SYNC__BROKER__PREFETCH", "50"),
+    ("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "20"),
+    ("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "20"),
+    ("CUSTOMERIO_SYNC__CUSTOMERIO__TIMEOUT", "2s"),
+    ("CUSTOMERIO_SYNC__CUSTOMERIO__CONNECT_TIMEOUT", "1s"),
+    ("CUSTOMERIO_SYNC__DATABASE__ACQUIRE_TIMEOUT", "2s"),
+    ("CUSTOMERIO_SYNC__DATABASE__CLAIM_LEASE", "10s"),
+    ("CUSTOMERIO_SYNC__BREAKER__PROBE_INTERVAL_MAX", "500ms"),
+    ("CUSTOMERIO_SYNC__RECOVERY__INTERVAL", "500ms"),
+    ("CUSTOMERIO_SYNC__RECOVERY__OVERDUE_AFTER", "3s"),
+    ("CUSTOMERIO_SYNC__RECOVERY__RESEND_AFTER", "5s"),
+    ("CUSTOMERIO_SYNC__MIRROR__COMPARE_INTERVAL", "500ms"),
+    ("CUSTOMERIO_SYNC__LIFECYCLE__GRACE", "3s"),
+];
 
 pub(crate) struct Stage {
     pub(crate) world: World,
     pub(crate) rabbitmq: Cluster,
-    pub(crate) postgres: OwnServer,
+    pub(crate) postgres: TempServer<Postgres>,
     pub(crate) replicas: Vec<Replica>,
 }
 
-/// One replica, and the proxies that its connections go through.
+/// One replica, and the proxies that its connections pass through.
 pub(crate) struct Replica {
     rabbitmq: Proxy,
     postgres: Proxy,
     customerio: Proxy,
     http_addr: std::net::SocketAddr,
     process: Option<Process>,
-    /// The logs of processes that have ended.
+    /// The logs of its processes that have ended.
     logs: String,
 }
 
-/// `host:port` of a URL.
+/// Returns the `host:port` of a URL.
 pub(crate) fn authority(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.split('/').next().unwrap_or(rest);
@@ -45,30 +65,19 @@ pub(crate) fn authority(url: &str) -> &str {
 }
 
 impl Stage {
-    pub(crate) async fn set(replicas: usize, rabbitmq: Cluster, postgres: OwnServer) -> Self {
+    /// Sets up a new database and virtual host on the servers, and starts the replicas.
+    pub(crate) async fn start(
+        replicas: usize,
+        rabbitmq: Cluster,
+        postgres: TempServer<Postgres>,
+    ) -> Self {
         let servers = Servers {
             database_url: postgres.url(),
             amqp_url: rabbitmq.url(),
             management_url: rabbitmq.management_url(),
         };
-        let settings = [
-            ("CUSTOMERIO_SYNC__BROKER__CONNECT_TIMEOUT", "3s"),
-            ("CUSTOMERIO_SYNC__BROKER__PREFETCH", "50"),
-            ("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "20"),
-            ("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "20"),
-            ("CUSTOMERIO_SYNC__CUSTOMERIO__TIMEOUT", "2s"),
-            ("CUSTOMERIO_SYNC__CUSTOMERIO__CONNECT_TIMEOUT", "1s"),
-            ("CUSTOMERIO_SYNC__DATABASE__ACQUIRE_TIMEOUT", "2s"),
-            ("CUSTOMERIO_SYNC__DATABASE__CLAIM_LEASE", "10s"),
-            ("CUSTOMERIO_SYNC__GATE__PROBE_AT_LEAST_EVERY", "500ms"),
-            ("CUSTOMERIO_SYNC__RECOVERY__INTERVAL", "500ms"),
-            ("CUSTOMERIO_SYNC__RECOVERY__OVERDUE_AFTER", "3s"),
-            ("CUSTOMERIO_SYNC__RECOVERY__SEND_AGAIN_AFTER", "5s"),
-            ("CUSTOMERIO_SYNC__MIRROR__COMPARE_INTERVAL", "500ms"),
-            ("CUSTOMERIO_SYNC__LIFECYCLE__GRACE", "3s"),
-        ];
         let mut world = World::on(servers).await;
-        for (name, value) in settings {
+        for (name, value) in SETTINGS {
             world = world.with(name, value);
         }
         let mut stage = Self { world, rabbitmq, postgres, replicas: Vec::new() };
@@ -87,18 +96,18 @@ impl Stage {
         stage
     }
 
-    /// The servers, for the next round.
-    pub(crate) fn into_servers(self) -> (Cluster, OwnServer) {
+    /// Returns the servers, for the next round.
+    pub(crate) fn into_servers(self) -> (Cluster, TempServer<Postgres>) {
         (self.rabbitmq, self.postgres)
     }
 
-    /// Takes every fault away, and waits until all replicas are ready; says why one is not, if that
-    /// takes too long.
-    pub(crate) async fn calm(&mut self) -> Result<(), String> {
+    /// Ends every fault, and waits until all replicas are ready. Fails with the reason why one is
+    /// not ready after [`READINESS_TIMEOUT`].
+    pub(crate) async fn end_faults(&mut self) -> Result<(), String> {
         self.world.clear_faults().await;
         for replica in &mut self.replicas {
             for proxy in [&replica.rabbitmq, &replica.postgres, &replica.customerio] {
-                proxy.set(Mode::Pass);
+                proxy.set(Mode::Forward);
             }
             if replica.process.is_none() {
                 replica.start(&self.world);
@@ -107,23 +116,24 @@ impl Stage {
         let began = Instant::now();
         for (number, replica) in self.replicas.iter().enumerate() {
             loop {
-                let answer = replica.readiness(&self.world).await;
-                match answer {
+                match replica.readiness(&self.world).await {
                     Ok(()) => break,
-                    Err(why) if began.elapsed() > PATIENCE => {
-                        return Err(format!("replica {number} is not ready: {why}"));
+                    Err(reason) if began.elapsed() > READINESS_TIMEOUT => {
+                        return Err(format!("replica {number} is not ready: {reason}"));
                     }
-                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    Err(_) => tokio::time::sleep(READINESS_POLL_INTERVAL).await,
                 }
             }
         }
         Ok(())
     }
 
-    /// RabbitMQ (seen in 3.10) writes the names of new quorum queues down within half a second.
-    /// When it is killed before, such a queue comes back without a leader, and takes and gives
+    /// Makes RabbitMQ write the names of its queues to disk.
+    ///
+    /// RabbitMQ (seen in 3.10) writes those of new quorum queues within half a second. If it is
+    /// killed before that, such a queue comes back without a leader, and accepts and delivers
     /// nothing until somebody deletes it.
-    pub(crate) fn let_rabbitmq_write_down_its_queues(&self) {
+    pub(crate) fn flush_queue_names(&self) {
         self.rabbitmq.control(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]);
     }
 
@@ -135,20 +145,20 @@ impl Stage {
         sqlx::query(sql).execute(&mut connection).await.expect("ended");
     }
 
-    pub(crate) async fn lock_jobs(&self, time: Duration) {
+    pub(crate) async fn lock_jobs(&self, duration: Duration) {
         let mut connection =
             PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers");
         let mut transaction = connection.begin().await.expect("begun");
+        // This may wait for the migrations of a replica that is starting.
         let lock = "LOCK TABLE signup_customerio_sync_jobs IN ACCESS EXCLUSIVE MODE";
-        // A migration of a replica that starts may be in the way.
         sqlx::query(lock).execute(&mut *transaction).await.expect("locked");
-        tokio::time::sleep(time).await;
+        tokio::time::sleep(duration).await;
         transaction.rollback().await.expect("rolled back");
     }
 
     /// Writes the logs of the replicas to `folder`.
-    pub(crate) fn keep_logs(&self, folder: &Path) {
-        std::fs::create_dir_all(folder).expect("the folder is ours");
+    pub(crate) fn save_logs(&self, folder: &Path) {
+        std::fs::create_dir_all(folder).expect("created");
         for (number, replica) in self.replicas.iter().enumerate() {
             let log = replica.logs.clone()
                 + &replica.process.as_ref().map_or_else(String::new, Process::log);
@@ -158,6 +168,7 @@ impl Stage {
 }
 
 impl Replica {
+    /// Fails with the reason if the replica is not ready.
     async fn readiness(&self, world: &World) -> Result<(), String> {
         let url = format!("http://{}/readyz", self.http_addr);
         let answer = world.http().get(url).send().await.map_err(|error| error.to_string())?;
@@ -167,53 +178,55 @@ impl Replica {
         Err(answer.text().await.map_err(|error| error.to_string())?)
     }
 
-    pub(crate) fn proxy(&self, wire: Wire) -> &Proxy {
-        match wire {
-            Wire::RabbitMq => &self.rabbitmq,
-            Wire::PostgreSql => &self.postgres,
-            Wire::CustomerIo => &self.customerio,
+    pub(crate) fn proxy(&self, peer: Peer) -> &Proxy {
+        match peer {
+            Peer::RabbitMq => &self.rabbitmq,
+            Peer::PostgreSql => &self.postgres,
+            Peer::CustomerIo => &self.customerio,
         }
     }
 
     pub(crate) fn start(&mut self, world: &World) {
-        let through =
-            |url: &str, proxy: &Proxy| url.replace(authority(url), &proxy.addr().to_string());
+        let via = |url: &str, proxy: &Proxy| url.replace(authority(url), &proxy.addr().to_string());
         let settings = [
-            ("AMQP_URL", through(&world.amqp_url, &self.rabbitmq)),
-            ("DATABASE_URL", through(&world.database_url, &self.postgres)),
+            ("AMQP_URL", via(&world.amqp_url, &self.rabbitmq)),
+            ("DATABASE_URL", via(&world.database_url, &self.postgres)),
             ("CUSTOMERIO_TRACK_URL", format!("http://{}", self.customerio.addr())),
             ("HTTP_ADDR", self.http_addr.to_string()),
         ];
         self.process = Some(world.spawn_with(&settings));
     }
 
-    fn ended(&mut self) {
+    /// Removes the process, which has ended, and keeps its log.
+    fn remove_process(&mut self) {
         if let Some(process) = self.process.take() {
             self.logs += &process.log();
         }
     }
 
+    /// Ends the replica with SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(process) = &mut self.process {
             process.kill();
         }
-        self.ended();
+        self.remove_process();
     }
 
+    /// Ends the replica with SIGTERM, and checks that it ends successfully.
     pub(crate) async fn terminate(&mut self) {
         if let Some(process) = &mut self.process {
             let status = process.terminate().await;
             assert!(
                 status.success(),
-                "a replica that was asked to stop ended with {status}:\n{}",
+                "a replica ended with {status} after SIGTERM:\n{}",
                 process.log()
             );
         }
-        self.ended();
+        self.remove_process();
     }
 
-    /// A request to its admin API, if it answers.
-    pub(crate) async fn ask(
+    /// Sends a request to the admin API. Returns `None` if there is no answer in JSON.
+    pub(crate) async fn request(
         &self,
         world: &World,
         method: &str,
@@ -224,7 +237,7 @@ impl Replica {
         let mut request = world
             .http()
             .request(method.parse().expect("a method"), url)
-            .timeout(Duration::from_secs(3));
+            .timeout(ADMIN_REQUEST_TIMEOUT);
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_string());
         }

@@ -1,4 +1,5 @@
-// identify and track with the official Node.js client; the batch call, which it does not have, as documented.
+// Calls identify and track with the official Node.js client. It has no batch call, so that request
+// is made as documented.
 const { createRequire } = require("node:module");
 const { TrackClient } = createRequire(process.env.CLIENTS_DIR + "/")("customerio-node");
 

@@ -1,4 +1,7 @@
-"""identify and track with the official Python client; the batch call, which it does not have, as documented."""
+"""Calls identify and track with the official Python client.
+
+It has no batch call, so that request is made as documented.
+"""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-//! Who may do what: tokens, sessions, loopback; and what a browser may do with the answers.
+//! Access control: tokens, sessions, loopback peers, and the security headers for browsers.
 
 use crate::support::World;
 use customerio_sync::app::App;
@@ -24,15 +24,57 @@ async fn send(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    request.send().await.expect("an answer")
+    request.send().await.expect("a response")
 }
 
-/// A client that keeps where it is sent to.
-fn browser() -> reqwest::Client {
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .expect("a client")
+/// A browser that has the operators' page open. It does not follow redirects.
+struct Browser {
+    client: reqwest::Client,
+    /// The origin of the page.
+    origin: String,
+}
+
+impl Browser {
+    fn new(app: &App) -> Self {
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .expect("a client");
+        Self { client, origin: format!("http://{}", app.http_addr()) }
+    }
+
+    /// Submits the login form from a page of `origin`.
+    async fn log_in(&self, token: &str, origin: &str) -> Response {
+        self.client
+            .post(format!("{}/session", self.origin))
+            .header("origin", origin)
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(format!("token={token}"))
+            .send()
+            .await
+            .expect("a response")
+    }
+
+    /// Sends a request with the session's cookie. With an `origin`, a page of that origin sends it.
+    async fn send(
+        &self,
+        session: &str,
+        method: Method,
+        path: &str,
+        origin: Option<&str>,
+    ) -> Response {
+        let url = format!("{}{path}", self.origin);
+        let mut request = self.client.request(method, url).header("cookie", session);
+        if let Some(origin) = origin {
+            request = request.header("origin", origin);
+        }
+        request.send().await.expect("a response")
+    }
+}
+
+/// The value of the response's `Set-Cookie` header.
+fn set_cookie(response: &Response) -> &str {
+    response.headers()["set-cookie"].to_str().expect("text")
 }
 
 #[tokio::test]
@@ -56,26 +98,26 @@ async fn a_viewer_may_read_and_an_operator_may_act() {
         (Method::GET, "/openapi.json", None, 200),
     ] {
         let headers: Vec<_> = token.iter().map(|token| ("authorization", *token)).collect();
-        let answer = send(&world, &app, method.clone(), path, &headers).await;
-        assert_eq!(answer.status().as_u16(), expected, "{method} {path} {token:?}");
+        let response = send(&world, &app, method.clone(), path, &headers).await;
+        assert_eq!(response.status().as_u16(), expected, "{method} {path} {token:?}");
         if expected == 401 || expected == 403 {
-            assert_eq!(answer.headers()["content-type"], "application/problem+json");
-            assert_eq!(answer.headers().contains_key("www-authenticate"), expected == 401);
+            assert_eq!(response.headers()["content-type"], "application/problem+json");
+            assert_eq!(response.headers().contains_key("www-authenticate"), expected == 401);
         }
     }
-    assert_eq!(world.audit("customerio_cleanup").await.len(), 0, "nothing was stuck");
+    assert_eq!(world.audit("customerio_cleanup").await.len(), 0, "no job was stuck");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn the_audit_log_names_the_token_and_the_log_never_shows_it() {
+async fn the_audit_log_names_the_actor_and_no_log_contains_a_token() {
     let world = World::new()
         .await
         .with("ADMIN_TOKENS", TOKENS)
         .with("RUST_LOG", "debug")
         .with("HTTP_ADDR", "127.0.0.1:0");
     let mut process = world.spawn();
-    let line = process.wait_for_line("serving").await;
+    let line = process.wait_for_line("the service is running").await;
     let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
     let signup = world.failed_signup().await;
     let url = format!(
@@ -89,7 +131,7 @@ async fn the_audit_log_names_the_token_and_the_log_never_shows_it() {
             .header("authorization", format!("Bearer {token}"))
             .send()
             .await
-            .expect("an answer");
+            .expect("a response");
     }
     assert_eq!(world.audit("customerio_manual_retry").await[0]["actor"], "ann");
     world.wait_for_job(signup, "initial", "completed").await;
@@ -99,75 +141,60 @@ async fn the_audit_log_names_the_token_and_the_log_never_shows_it() {
 }
 
 #[tokio::test]
-async fn a_browser_gets_a_session_that_other_sites_cannot_use() {
+async fn a_browser_logs_in_with_a_token_and_gets_a_session_cookie() {
     let world = World::new().await.with("ADMIN_TOKENS", TOKENS);
     let app = world.start().await;
-    let address = app.http_addr().to_string();
-    let origin = format!("http://{address}");
-    let url = |path: &str| format!("http://{address}{path}");
-    let page = browser().get(url("/")).send().await.expect("an answer");
-    assert!(
-        page.text().await.expect("a page").contains("name=\"token\""),
-        "the form asks for a token"
-    );
+    let browser = Browser::new(&app);
+    let response = browser.client.get(format!("{}/", browser.origin)).send().await;
+    let page = response.expect("a response").text().await.expect("a page");
+    assert!(page.contains("name=\"token\""), "the form asks for a token");
 
-    let log_in = |token: &'static str, origin: String| {
-        let form = browser().post(url("/session")).header("origin", origin);
-        form.header("content-type", "application/x-www-form-urlencoded")
-            .body(format!("token={token}"))
-            .send()
-    };
-    assert_eq!(log_in("wrong", origin.clone()).await.expect("an answer").status().as_u16(), 403);
+    let wrong_token = browser.log_in("wrong", &browser.origin).await;
+    assert_eq!(wrong_token.status().as_u16(), 403);
+    let other_site = browser.log_in("s3cret-of-ann", "https://evil.example").await;
+    assert_eq!(other_site.status().as_u16(), 403);
+    let response = browser.log_in("s3cret-of-ann", &browser.origin).await;
     assert_eq!(
-        log_in("s3cret-of-ann", "https://evil.example".to_owned())
-            .await
-            .expect("an answer")
-            .status()
-            .as_u16(),
-        403
-    );
-    let answer = log_in("s3cret-of-ann", origin.clone()).await.expect("an answer");
-    assert_eq!(
-        (answer.status().as_u16(), &answer.headers()["location"]),
+        (response.status().as_u16(), &response.headers()["location"]),
         (303, &header::HeaderValue::from_static("/"))
     );
-    let cookie = answer.headers()["set-cookie"].to_str().expect("text").to_owned();
+    let cookie = set_cookie(&response);
     assert!(
         cookie.contains("HttpOnly")
             && cookie.contains("SameSite=Strict")
             && !cookie.contains("s3cret"),
         "{cookie}"
     );
-    let session = cookie.split(';').next().expect("a pair").to_owned();
-
-    let with = |method: Method, path: &str, origin: Option<&str>| {
-        let request = browser().request(method, url(path)).header("cookie", &session);
-        let request = match origin {
-            Some(origin) => request.header("origin", origin),
-            None => request,
-        };
-        request.send()
-    };
-    let who =
-        with(Method::GET, "/session", None).await.expect("an answer").text().await.expect("JSON");
-    assert!(who.contains(r#""name":"ann","role":"operator""#), "{who}");
-    assert_eq!(
-        with(Method::POST, CLEANUP, Some(&origin)).await.expect("an answer").status().as_u16(),
-        200
-    );
-    for origin in ["https://evil.example", "null"] {
-        let answer = with(Method::POST, CLEANUP, Some(origin)).await.expect("an answer");
-        assert_eq!(answer.status().as_u16(), 403, "{origin}");
-    }
-    let page = with(Method::GET, "/", None).await.expect("an answer").text().await.expect("a page");
-    assert!(page.contains("/assets/app.js"));
-    let answer = with(Method::POST, "/session/end", Some(&origin)).await.expect("an answer");
-    assert!(answer.headers()["set-cookie"].to_str().expect("text").contains("Max-Age=0"));
     app.stop().await;
 }
 
 #[tokio::test]
-async fn without_tokens_only_loopback_is_answered_and_only_by_its_name() {
+async fn a_session_cannot_be_used_by_other_sites() {
+    let world = World::new().await.with("ADMIN_TOKENS", TOKENS);
+    let app = world.start().await;
+    let browser = Browser::new(&app);
+    let response = browser.log_in("s3cret-of-ann", &browser.origin).await;
+    let session = set_cookie(&response).split(';').next().expect("a cookie pair");
+    let own_origin = Some(browser.origin.as_str());
+
+    let response = browser.send(session, Method::GET, "/session", None).await;
+    let identity = response.text().await.expect("JSON");
+    assert!(identity.contains(r#""name":"ann","role":"operator""#), "{identity}");
+    let response = browser.send(session, Method::POST, CLEANUP, own_origin).await;
+    assert_eq!(response.status().as_u16(), 200);
+    for origin in ["https://evil.example", "null"] {
+        let response = browser.send(session, Method::POST, CLEANUP, Some(origin)).await;
+        assert_eq!(response.status().as_u16(), 403, "{origin}");
+    }
+    let response = browser.send(session, Method::GET, "/", None).await;
+    assert!(response.text().await.expect("a page").contains("/assets/app.js"));
+    let response = browser.send(session, Method::POST, "/session/end", own_origin).await;
+    assert!(set_cookie(&response).contains("Max-Age=0"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn without_tokens_foreign_hosts_and_origins_are_rejected() {
     let world = World::new().await;
     let app = world.start().await;
     let status =
@@ -180,7 +207,7 @@ async fn without_tokens_only_loopback_is_answered_and_only_by_its_name() {
     assert_eq!(
         status(vec![("host", "evil.example")], Method::GET, STATS).await,
         403,
-        "a name that was made to point here"
+        "a foreign name that resolves to this address is rejected"
     );
     assert_eq!(status(vec![("host", "evil.example")], Method::GET, "/").await, 403);
     assert_eq!(status(vec![("host", "evil.example")], Method::GET, "/healthz").await, 200);
@@ -192,27 +219,35 @@ async fn without_tokens_only_loopback_is_answered_and_only_by_its_name() {
         ("sec-websocket-version", "13"),
         ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
     ];
-    assert_eq!(status(handshake, Method::GET, WS).await, 403, "another site can't watch");
+    assert_eq!(
+        status(handshake, Method::GET, WS).await,
+        403,
+        "another site cannot open the WebSocket"
+    );
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_peer_from_elsewhere_is_refused_without_tokens() {
-    let Some(address) = own_address() else { return };
+async fn without_tokens_a_peer_outside_loopback_is_rejected() {
+    let Some(address) = external_address() else { return };
     let world = World::new().await.with("HTTP_ADDR", "0.0.0.0:0");
     let app = world.start().await;
     let port = app.http_addr().port();
     let mut peer = TcpStream::connect((address, port)).await.expect("connected");
     let request = format!("GET {STATS} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     peer.write_all(request.as_bytes()).await.expect("written");
-    let mut answer = String::new();
-    peer.read_to_string(&mut answer).await.expect("read");
-    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("ADMIN_TOKENS"), "{answer}");
+    let mut response = String::new();
+    peer.read_to_string(&mut response).await.expect("read");
+    assert!(
+        response.starts_with("HTTP/1.1 403") && response.contains("ADMIN_TOKENS"),
+        "{response}"
+    );
     app.stop().await;
 }
 
-/// An address of this machine that is not loopback; a socket that would reach the world has one.
-fn own_address() -> Option<std::net::IpAddr> {
+/// Returns the address from which this machine would reach another network, unless that is a
+/// loopback address. Connecting a UDP socket sends nothing.
+fn external_address() -> Option<std::net::IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("198.51.100.1:9").ok()?;
     let address = socket.local_addr().ok()?.ip();
@@ -220,13 +255,13 @@ fn own_address() -> Option<std::net::IpAddr> {
 }
 
 #[tokio::test]
-async fn every_answer_tells_browsers_to_be_careful() {
+async fn every_response_has_the_security_headers() {
     let world = World::new().await;
     let app = world.start().await;
     for path in ["/", "/assets/app.js", STATS, "/nothing", "/docs/", "/healthz"] {
-        let answer = send(&world, &app, Method::GET, path, &[]).await;
+        let response = send(&world, &app, Method::GET, path, &[]).await;
         let header = |name: &str| {
-            answer
+            response
                 .headers()
                 .get(name)
                 .and_then(|value| value.to_str().ok())

@@ -1,22 +1,22 @@
-//! Messages that can't be understood: parked with a reason and their bytes, and the queue moves on.
+//! Unprocessable messages: each is parked with a reason and its bytes, and does not block its
+//! queue.
 
-use crate::support::{World, confirmed, submitted};
+use crate::support::{World, confirmed, submitted, wait_for};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use sqlx::Row;
 use uuid::Uuid;
 
+/// Returns the stored body of the failure whose message contains `error`.
 async fn stored_body(world: &World, error: &str) -> Vec<u8> {
     let sql = "SELECT body FROM sync_failures WHERE error_message LIKE '%' || $1 || '%'";
     let row = sqlx::query(sql).bind(error).fetch_one(&world.pool).await;
-    row.unwrap_or_else(|problem| panic!("a failure that says {error:?}: {problem}")).get("body")
+    row.unwrap_or_else(|problem| panic!("a failure whose message contains {error:?}: {problem}"))
+        .get("body")
 }
 
-#[tokio::test]
-async fn a_message_that_cannot_be_understood_is_parked_and_the_queue_moves_on() {
-    let world = World::new().await;
-    let app = world.start().await;
-    let signup = Uuid::new_v4();
+/// Messages with an error each: routing key, body, and part of the expected error message.
+fn unprocessable_messages(signup: Uuid) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let mut wrong_type = submitted(signup);
     wrong_type["customer"]["email"] = json!(5);
     let mut no_email = submitted(signup);
@@ -29,7 +29,8 @@ async fn a_message_that_cannot_be_understood_is_parked_and_the_queue_moves_on() 
     huge["bet_slip"]["bet_amount"] = json!(1);
     let huge = huge.to_string().replace("\"bet_amount\":1", "\"bet_amount\":1e999");
     let large = format!("{{\"x\":\"{}\"}}", "y".repeat(300 * 1024));
-    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+    let nested = format!("{{\"attributes\":{}", "[".repeat(100_000));
+    vec![
         ("signup.submitted", b"not json".to_vec(), "$: "),
         ("signup.submitted", Vec::new(), "EOF"),
         ("signup.submitted", b"\xff\xfe{}".to_vec(), "UTF-8"),
@@ -38,18 +39,22 @@ async fn a_message_that_cannot_be_understood_is_parked_and_the_queue_moves_on() 
         ("signup.submitted", reserved.to_string().into(), "reserved by Customer.io"),
         ("signup.submitted", nul.to_string().into(), "U+0000"),
         ("signup.submitted", large.into_bytes(), "expected at most 262144"),
-        (
-            "signup.submitted",
-            format!("{{\"attributes\":{}", "[".repeat(100_000)).into_bytes(),
-            "flat map",
-        ),
+        ("signup.submitted", nested.into_bytes(), "flat map"),
         ("signup.extraction_confirmed", huge.into_bytes(), "out of range"),
-    ];
-    for (routing_key, body, _) in &cases {
+    ]
+}
+
+#[tokio::test]
+async fn an_unprocessable_message_is_parked_and_does_not_block_its_queue() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    let messages = unprocessable_messages(signup);
+    for (routing_key, body, _) in &messages {
         world.publish("signup.events", routing_key, body, BasicProperties::default()).await;
     }
-    world.wait_for_failures(cases.len()).await;
-    for (routing_key, body, error) in &cases {
+    world.wait_for_failures(messages.len()).await;
+    for (routing_key, body, error) in &messages {
         assert!(
             stored_body(&world, error).await == *body,
             "the bytes of {routing_key} {error} are kept"
@@ -73,7 +78,7 @@ async fn a_message_that_cannot_be_understood_is_parked_and_the_queue_moves_on() 
 }
 
 #[tokio::test]
-async fn an_event_of_an_unknown_kind_is_parked() {
+async fn an_event_with_an_unknown_routing_key_is_parked() {
     let world = World::new().await;
     let app = world.start().await;
     let channel = world.channel().await;
@@ -89,18 +94,22 @@ async fn an_event_of_an_unknown_kind_is_parked() {
         .expect("bound");
     world.publish_event("signup.deleted", &submitted(Uuid::new_v4())).await;
     let failures = world.wait_for_failures(1).await;
-    let told = failures[0]["error_message"].as_str().expect("a text");
-    assert!(told.contains("unknown event \"signup.deleted\""), "{told}");
+    let message = failures[0]["error_message"].as_str().expect("a text");
+    assert!(message.contains("unknown event \"signup.deleted\""), "{message}");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_message_for_a_job_that_does_not_exist_is_parked() {
+async fn a_job_message_that_names_no_existing_job_is_parked() {
     let world = World::new().await;
     let app = world.start().await;
-    let body = json!({ "job_id": Uuid::new_v4(), "signup_id": Uuid::new_v4(),
-    "sync_phase": "initial", "attempt": 1 });
-    for body in [body.to_string().as_str(), "{}", r#"{"job_id":1}"#] {
+    let unknown_job = json!({
+        "job_id": Uuid::new_v4(),
+        "signup_id": Uuid::new_v4(),
+        "sync_phase": "initial",
+        "attempt": 1,
+    });
+    for body in [unknown_job.to_string().as_str(), "{}", r#"{"job_id":1}"#] {
         world
             .publish("customerio-sync.jobs", "", body.as_bytes(), BasicProperties::default())
             .await;
@@ -113,45 +122,38 @@ async fn a_message_for_a_job_that_does_not_exist_is_parked() {
 }
 
 #[tokio::test]
-async fn the_same_bad_message_again_is_the_same_failure_until_it_is_resolved() {
+async fn a_repeated_bad_message_is_one_failure_until_it_is_resolved() {
     let world = World::new().await;
     let app = world.start().await;
-    let publish = || {
-        world.publish("signup.events", "signup.submitted", b"not json", BasicProperties::default())
+    let publish = |routing_key: &'static str| {
+        world.publish("signup.events", routing_key, b"not json", BasicProperties::default())
     };
-    publish().await;
+    publish("signup.submitted").await;
     world.wait_for_failures(1).await;
-    publish().await;
-    publish().await;
-    crate::support::wait_for("three mirrored messages", || async {
+    publish("signup.submitted").await;
+    publish("signup.submitted").await;
+    wait_for("three mirrored messages", || async {
         let (_, metrics) = world.get(&app, "/metrics").await;
         metrics.contains("customerio_sync_mirrored_total 3").then_some(())
     })
     .await;
     assert_eq!(world.failures().await.len(), 1);
 
-    world
-        .publish(
-            "signup.events",
-            "signup.extraction_confirmed",
-            b"not json",
-            BasicProperties::default(),
-        )
-        .await;
+    publish("signup.extraction_confirmed").await;
     let failures = world.wait_for_failures(2).await;
     let keys: Vec<_> =
         failures.iter().map(|failure| failure["original_routing_key"].clone()).collect();
     assert_eq!(
         keys,
         ["signup.submitted", "signup.extraction_confirmed"],
-        "another place, another message"
+        "the same bytes with another routing key are another failure"
     );
 
     world
         .rows("UPDATE sync_failures SET resolved_at = now(), resolution = 'dismissed' RETURNING id")
         .await;
-    publish().await;
-    crate::support::wait_for("the failure to be open again", || async {
+    publish("signup.submitted").await;
+    wait_for("the failure to be open again", || async {
         (world.failures().await[0]["resolved_at"] == Value::Null).then_some(())
     })
     .await;
@@ -159,8 +161,24 @@ async fn the_same_bad_message_again_is_the_same_failure_until_it_is_resolved() {
     app.stop().await;
 }
 
+/// Requeues the message in `queue` until RabbitMQ has counted three deliveries of it.
+async fn exceed_delivery_limit(channel: &lapin::Channel, queue: &str) {
+    for _ in 0..3 {
+        wait_for("a delivery", || async {
+            let message = channel
+                .basic_get(queue.into(), Default::default())
+                .await
+                .expect("the queue exists")?;
+            let options = lapin::options::BasicNackOptions { requeue: true, ..Default::default() };
+            message.delivery.acker.nack(options).await.expect("requeued");
+            Some(())
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
-async fn a_message_that_the_broker_gave_up_is_mirrored_and_fails_its_job() {
+async fn a_message_over_its_delivery_limit_is_mirrored_and_fails_its_job() {
     let world = World::new()
         .await
         .with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2")
@@ -172,26 +190,13 @@ async fn a_message_that_the_broker_gave_up_is_mirrored_and_fails_its_job() {
     let job = world.wait_for_retry(signup, "initial").await;
     app.stop().await;
 
-    // The job's message comes to a consumer that returns it each time.
+    // A consumer that requeues every delivery gets the job's message, and an event without a job.
     let waiting = world.next("customerio-sync.retry.1h").await;
     world.publish("customerio-sync.jobs", "", &waiting.body, waiting.properties.clone()).await;
-    let bad_event = submitted(Uuid::new_v4());
-    world.submit(&bad_event).await;
+    world.submit(&submitted(Uuid::new_v4())).await;
     let channel = world.channel().await;
     for queue in ["customerio-sync.jobs", "customerio-sync.signup-submitted"] {
-        for _ in 0..3 {
-            crate::support::wait_for("a delivery", || async {
-                let message = channel
-                    .basic_get(queue.into(), Default::default())
-                    .await
-                    .expect("the queue is there")?;
-                let options =
-                    lapin::options::BasicNackOptions { requeue: true, ..Default::default() };
-                message.delivery.acker.nack(options).await.expect("returned");
-                Some(())
-            })
-            .await;
-        }
+        exceed_delivery_limit(&channel, queue).await;
     }
     let app = world.start().await;
     let failures = world.wait_for_failures(2).await;

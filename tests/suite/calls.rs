@@ -1,32 +1,34 @@
-//! Calls that fail, and what each failure is called.
+//! Calls to Customer.io: how failures are classified, and how jobs are batched into calls.
 
-use crate::support::{World, arrival, contact, submitted, wait_for};
+use crate::support::{World, arrival, contact, free_addr, submitted, wait_for};
 use customerio_sync::{
-    customerio::{CustomerIo, Holder, Pushed},
-    job::{Outcome, Work},
-    ledger::{Ledger, Opened},
+    customerio::{CustomerIo, PushResult},
+    job::{ClaimedJob, Outcome},
+    ledger::{ClaimOutcome, Ledger},
 };
 use futures_util::future::BoxFuture;
 use serde_json::json;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use uuid::Uuid;
 
-/// Submits one signup while `fault` is on, and tells how its first try ended.
-async fn first_try(world: &World) -> (String, String, i64) {
+/// Submits a signup, waits for the first attempt of its job, and returns the job's status, error
+/// type and attempt count.
+async fn first_attempt(world: &World) -> (String, String, i64) {
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
-    let tried = |job: &serde_json::Value| {
+    let has_failed = |job: &serde_json::Value| {
         job["error_type"] != serde_json::Value::Null && job["status"] != "processing"
     };
-    let job =
-        wait_for("the first try", || async { world.job(signup, "initial").await.filter(tried) })
-            .await;
+    let job = wait_for("the first attempt", || async {
+        world.job(signup, "initial").await.filter(has_failed)
+    })
+    .await;
     let text = |field: &str| job[field].as_str().expect("a text").to_owned();
     (text("status"), text("error_type"), job["attempt_count"].as_i64().expect("a number"))
 }
 
 #[tokio::test]
-async fn every_status_is_tried_again_or_parked_as_its_kind_says() {
+async fn each_http_status_leads_to_a_retry_or_to_a_failure() {
     let world = World::new().await.with("RETRY_DELAYS", "1h");
     let app = world.start().await;
     let cases = [
@@ -42,18 +44,18 @@ async fn every_status_is_tried_again_or_parked_as_its_kind_says() {
         (404, "failed", "other"),
         (302, "failed", "other"),
     ];
-    for (status, ends, error_type) in cases {
+    for (http_status, job_status, error_type) in cases {
+        let body = "<html>no</html>";
         world
-            .fault(json!({ "kind": "status", "status": status, "calls": 1,
-        "body": "<html>no</html>" }))
+            .fault(json!({ "kind": "status", "status": http_status, "calls": 1, "body": body }))
             .await;
-        let attempts = i64::from(ends == "pending");
+        let attempts = i64::from(job_status == "pending");
         assert_eq!(
-            first_try(&world).await,
-            (ends.to_owned(), error_type.to_owned(), attempts),
-            "{status}"
+            first_attempt(&world).await,
+            (job_status.to_owned(), error_type.to_owned(), attempts),
+            "{http_status}"
         );
-        // Refused credentials shut the gate; a call that goes through opens it.
+        // Rejected credentials open the circuit breaker. A successful call closes it.
         let signup = Uuid::new_v4();
         world.submit(&submitted(signup)).await;
         world.wait_for_job(signup, "initial", "completed").await;
@@ -62,15 +64,11 @@ async fn every_status_is_tried_again_or_parked_as_its_kind_says() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_refused_is_a_network_error() {
-    let unused = std::net::TcpListener::bind("127.0.0.1:0")
-        .expect("a free port")
-        .local_addr()
-        .expect("its address");
-    let url = format!("http://{unused}");
+async fn a_refused_connection_is_a_network_error() {
+    let url = format!("http://{}", free_addr());
     let world = World::new().await.with("RETRY_DELAYS", "1h").with("CUSTOMERIO_TRACK_URL", &url);
     let app = world.start().await;
-    assert_eq!(first_try(&world).await, ("pending".to_owned(), "network".to_owned(), 1));
+    assert_eq!(first_attempt(&world).await, ("pending".to_owned(), "network".to_owned(), 1));
     let row = &world.rows("SELECT error_message FROM sync_attempts").await[0];
     let message: String = sqlx::Row::get(row, "error_message");
     assert!(
@@ -85,26 +83,26 @@ async fn a_name_that_does_not_resolve_is_a_network_error() {
     let url = "http://track.customerio.invalid";
     let world = World::new().await.with("RETRY_DELAYS", "1h").with("CUSTOMERIO_TRACK_URL", url);
     let app = world.start().await;
-    assert_eq!(first_try(&world).await.1, "network");
+    assert_eq!(first_attempt(&world).await.1, "network");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_too_long_is_a_network_error() {
+async fn a_response_that_takes_too_long_is_a_network_error() {
     let world = World::new()
         .await
         .with("RETRY_DELAYS", "1h")
         .with("CUSTOMERIO_SYNC__CUSTOMERIO__TIMEOUT", "200ms");
     let app = world.start().await;
     world.fault(json!({ "kind": "endless", "calls": 1 })).await;
-    assert_eq!(first_try(&world).await.1, "network");
+    assert_eq!(first_attempt(&world).await.1, "network");
     world.fault(json!({ "kind": "latency", "ms": 5000 })).await;
-    assert_eq!(first_try(&world).await.1, "network");
+    assert_eq!(first_attempt(&world).await.1, "network");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_connection_that_is_reset_is_tried_again_and_the_event_is_tracked_once() {
+async fn a_reset_connection_is_retried_and_the_event_is_tracked_once() {
     let world = World::new().await;
     let app = world.start().await;
     world.fault(json!({ "kind": "reset", "calls": 1 })).await;
@@ -116,56 +114,54 @@ async fn a_connection_that_is_reset_is_tried_again_and_the_event_is_tracked_once
     app.stop().await;
 }
 
-/// Jobs that are claimed and ready to be sent.
-async fn ready_jobs(world: &World, signups: &[Uuid]) -> Vec<Work> {
+/// Creates a job for each signup and claims it.
+async fn claimed_jobs(world: &World, signups: &[Uuid]) -> Vec<ClaimedJob> {
     let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     let arrivals: Vec<_> =
         signups.iter().map(|signup| arrival(&submitted(*signup), false)).collect();
-    let opened = ledger.open(Uuid::new_v4(), &arrivals).await.expect("opened").opened;
-    let work = |opened| match opened {
-        Opened::Claimed(work) => *work,
-        other => panic!("claimed, not {other:?}"),
+    let batch = ledger.claim(Uuid::new_v4(), &arrivals).await.expect("claimed");
+    let claimed = |outcome| match outcome {
+        ClaimOutcome::Claimed(job) => *job,
+        other => panic!("expected a claimed job, got {other:?}"),
     };
-    opened.into_iter().map(work).collect()
+    batch.outcomes.into_iter().map(claimed).collect()
 }
 
+/// A client with a rate limit that the test does not reach.
 fn client(world: &World) -> CustomerIo {
     let config = world.config();
-    let client = CustomerIo::new(&config.customerio, config.gate, Arc::default())
+    let client = CustomerIo::new(&config.customerio, config.breaker, Arc::default())
         .expect("the settings are valid");
-    client.budget().grant(900.0, tokio::time::Instant::now() + Duration::from_secs(3600));
+    client.rate_limiter().grant(900.0, tokio::time::Instant::now() + Duration::from_secs(3600));
     client
 }
 
-/// Loses no claim.
-struct HoldsAll;
-
-impl Holder for HoldsAll {
-    fn still_held(&self, jobs: Vec<Uuid>) -> BoxFuture<'_, HashSet<Uuid>> {
-        Box::pin(async move { HashSet::from_iter(jobs) })
-    }
+/// Keeps every claim.
+fn retain_all(jobs: Vec<Uuid>) -> BoxFuture<'static, HashSet<Uuid>> {
+    Box::pin(async move { HashSet::from_iter(jobs) })
 }
 
-async fn outcomes(client: &CustomerIo, jobs: &[Work]) -> Vec<Outcome> {
-    let pushed = client.push(jobs, &client.pass().await, &HoldsAll).await;
-    let outcome = |pushed| match pushed {
-        Pushed::Tried { attempt, .. } => attempt.outcome,
-        other => panic!("tried, not {other:?}"),
+/// Sends the jobs and returns the outcome of each, in the same order.
+async fn push(client: &CustomerIo, jobs: &[ClaimedJob]) -> Vec<Outcome> {
+    let results = client.push(jobs, &client.permit().await, &retain_all).await;
+    let outcome = |result| match result {
+        PushResult::Attempted { attempt, .. } => attempt.outcome,
+        other => panic!("expected an attempt, got {other:?}"),
     };
-    pushed.into_iter().map(outcome).collect()
+    results.into_iter().map(outcome).collect()
 }
 
 #[tokio::test]
-async fn a_call_that_is_refused_whole_is_split_until_the_culprit_stands_alone() {
+async fn a_rejected_batch_is_split_until_the_bad_job_is_isolated() {
     let world = World::new().await;
     let signups: Vec<_> = (0..16).map(|_| Uuid::new_v4()).collect();
-    let jobs = ready_jobs(&world, &signups).await;
+    let jobs = claimed_jobs(&world, &signups).await;
     world
         .fault(json!({ "kind": "refuse", "identifier": contact(signups[11]), "whole": true }))
         .await;
     let client = client(&world);
-    for (index, outcome) in outcomes(&client, &jobs).await.into_iter().enumerate() {
+    for (index, outcome) in push(&client, &jobs).await.into_iter().enumerate() {
         assert_eq!(matches!(outcome, Outcome::Refused(_)), index == 11, "job {index}: {outcome:?}");
     }
     let statuses: Vec<_> =
@@ -173,39 +169,39 @@ async fn a_call_that_is_refused_whole_is_split_until_the_culprit_stands_alone() 
     assert_eq!(
         statuses.iter().filter(|status| **status == 400).count(),
         5,
-        "16, 8, 4, 2 and 1 jobs: {statuses:?}"
+        "calls with 16, 8, 4, 2 and 1 jobs are rejected: {statuses:?}"
     );
     assert_eq!(
         statuses.iter().filter(|status| **status == 200).count(),
         4,
-        "8, 4, 2 and 1 jobs: {statuses:?}"
+        "calls with 8, 4, 2 and 1 jobs are accepted: {statuses:?}"
     );
 }
 
 #[tokio::test]
-async fn jobs_that_are_ready_together_travel_in_as_few_calls_as_the_limits_allow() {
+async fn jobs_are_sent_in_as_few_calls_as_the_limits_allow() {
     let world = World::new().await;
     let signups: Vec<_> = (0..120).map(|_| Uuid::new_v4()).collect();
-    let jobs = ready_jobs(&world, &signups).await;
+    let jobs = claimed_jobs(&world, &signups).await;
     let client = client(&world);
-    assert!(outcomes(&client, &jobs).await.iter().all(|outcome| *outcome == Outcome::Accepted));
-    assert_eq!(world.calls().await.len(), 3, "100 operations a call, two a job");
+    assert!(push(&client, &jobs).await.iter().all(|outcome| *outcome == Outcome::Accepted));
+    assert_eq!(world.calls().await.len(), 3, "100 operations per call, two per job");
     assert_eq!(world.events().await.len(), 120);
 }
 
 #[tokio::test]
-async fn one_refused_item_does_not_touch_its_neighbours() {
+async fn a_rejected_job_does_not_affect_the_others_in_its_batch() {
     let world = World::new().await;
     world.start().await.stop().await;
     let signups: Vec<_> = (0..30).map(|_| Uuid::new_v4()).collect();
-    let culprit = signups[17];
-    world.fault(json!({ "kind": "refuse", "identifier": contact(culprit) })).await;
+    let rejected = signups[17];
+    world.fault(json!({ "kind": "refuse", "identifier": contact(rejected) })).await;
     for signup in &signups {
         world.submit(&submitted(*signup)).await;
     }
     let app = world.start().await;
     for signup in &signups {
-        let expected = if *signup == culprit { "failed" } else { "completed" };
+        let expected = if *signup == rejected { "failed" } else { "completed" };
         world.wait_for_job(*signup, "initial", expected).await;
     }
     app.stop().await;
@@ -218,8 +214,8 @@ async fn large_jobs_are_split_into_calls_of_the_allowed_size() {
     let signups: Vec<_> = (0..40).map(|_| Uuid::new_v4()).collect();
     for signup in &signups {
         let mut event = submitted(*signup);
-        // About 27 kB a job: 40 of them fit into no single call, and the simulator refuses a larger
-        // one.
+        // About 27 kB per job. All 40 exceed the size of one call, and the simulator rejects a
+        // larger call.
         event["attributes"] = (0..28).map(|n| (format!("a{n}"), json!("x".repeat(950)))).collect();
         world.submit(&event).await;
     }
@@ -232,16 +228,16 @@ async fn large_jobs_are_split_into_calls_of_the_allowed_size() {
 }
 
 #[tokio::test]
-async fn without_credentials_every_call_succeeds_and_nobody_is_called() {
+async fn without_credentials_jobs_complete_without_a_call() {
     let world = World::new().await.with("CUSTOMERIO_API_KEY", "");
     let mut service = world.spawn();
-    service.wait_for_line("serving").await;
+    service.wait_for_line("the service is running").await;
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "initial", "completed").await;
     assert_eq!(world.calls().await.len(), 0);
     assert!(service.terminate().await.success());
-    assert_eq!(service.log().matches("mock mode").count(), 1, "it warns once");
+    assert_eq!(service.log().matches("mock mode").count(), 1, "mock mode is logged once");
 }
 
 #[tokio::test]
@@ -265,7 +261,7 @@ async fn calls_stay_under_the_configured_rate() {
 }
 
 #[tokio::test]
-async fn an_answer_with_bytes_that_no_text_column_takes_is_told_all_the_same() {
+async fn a_nul_character_in_a_response_is_replaced_in_the_error_message() {
     let world = World::new().await;
     let app = world.start().await;
     let signup = Uuid::new_v4();

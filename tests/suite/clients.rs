@@ -1,22 +1,25 @@
-//! The official client libraries, unchanged, against the simulator.
+//! The official client libraries, unmodified, against the simulator.
 
 use crate::support::{World, root};
 use serde_json::json;
 use std::{path::PathBuf, process::Command};
 
+/// The folder that the client libraries are installed in.
 fn clients() -> PathBuf {
     let folder = std::env::var("CLIENTS_DIR")
         .expect("CLIENTS_DIR is not set; run the tests with `./dev test`");
     PathBuf::from(folder)
 }
 
+/// Runs a client against the simulator. The client must succeed.
 async fn run(world: &World, mut command: Command) {
     let url = format!("http://{}", world.simulator.addr());
     let output = tokio::task::spawn_blocking(move || command.env("SIMULATOR_URL", url).output());
-    let output = output.await.expect("it runs").expect("it runs");
+    let output = output.await.expect("the task ends").expect("the client runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Checks that the simulator has received what the clients send.
 async fn check_received(world: &World) {
     let person = world.sim("people/c-1").await;
     assert_eq!(person["attributes"], json!({ "email": "ann@example.com", "plan": "gold" }));
@@ -32,7 +35,7 @@ async fn check_received(world: &World) {
     assert_eq!(
         (events.len(), &events[1]["repeats"]),
         (2, &json!(1)),
-        "the event that came twice is tracked once"
+        "the repeated event is tracked once"
     );
 }
 

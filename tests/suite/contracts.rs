@@ -1,5 +1,4 @@
-//! The published descriptions, `/openapi.json` and `/asyncapi.json`, against what the service
-//! really does.
+//! The published descriptions, `/openapi.json` and `/asyncapi.json`, match what the service does.
 
 use crate::support::{World, confirmed, submitted, wait_for};
 use customerio_sync::event::{EventType, RawEvent, parse};
@@ -10,11 +9,17 @@ use serde_json::{Value, json};
 use std::{io::Write, path::PathBuf, process::Command};
 use uuid::Uuid;
 
-/// A validator of a named schema of a description.
+/// A schema that refers to the schema `name` of a description.
+fn schema(description: &Value, name: &str) -> Value {
+    json!({
+        "$ref": format!("#/components/schemas/{name}"),
+        "components": description["components"],
+    })
+}
+
 fn validator(description: &Value, name: &str) -> Validator {
-    let schema = json!({ "$ref": format!("#/components/schemas/{name}"),
-    "components": description["components"] });
-    jsonschema::validator_for(&schema).unwrap_or_else(|error| panic!("{name}: {error}"))
+    jsonschema::validator_for(&schema(description, name))
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn check(validator: &Validator, value: &Value) {
@@ -28,84 +33,122 @@ async fn description(world: &World, app: &customerio_sync::app::App, path: &str)
     serde_json::from_str(&text).expect("JSON")
 }
 
+/// The value with which [`change`] removes a field.
+const ABSENT: &str = "absent";
+
+/// Returns `event` with another value in the field at `pointer`, or without that field.
+fn change(event: &Value, pointer: &str, value: Value) -> Value {
+    let mut event = event.clone();
+    let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+    let parent = event.pointer_mut(parent).expect("a parent").as_object_mut().expect("an object");
+    if value == json!(ABSENT) {
+        parent.remove(key);
+    } else {
+        parent.insert(key.to_owned(), value);
+    }
+    event
+}
+
+/// Submissions with one changed field each, and whether they are valid.
+fn submissions() -> Vec<(Value, bool)> {
+    let event = submitted(Uuid::new_v4());
+    let cases = [
+        ("/event_id", json!("e-1"), true),
+        ("/unknown", json!([1]), true),
+        ("/occurred_at", json!(ABSENT), true),
+        ("/customer/first_name", Value::Null, true),
+        ("/attributes", Value::Null, true),
+        ("/attributes", json!({ "a": 1, "b": true, "c": "x", "d": 1.5 }), true),
+        ("/signup_id", json!("7"), false),
+        ("/signup_id", json!(ABSENT), false),
+        ("/operator_id", json!(" "), false),
+        ("/customer", json!([]), false),
+        ("/customer/email", json!(ABSENT), false),
+        ("/customer/email", json!(""), false),
+        ("/customer/phone", json!(5), false),
+        ("/attributes", json!({ "a": [] }), false),
+        ("/attributes", json!({ "a": null }), false),
+        ("/attributes", json!({ "cio_subscription_preferences": "x" }), false),
+        ("/occurred_at", json!("yesterday"), false),
+    ];
+    cases.map(|(pointer, value, is_valid)| (change(&event, pointer, value), is_valid)).into()
+}
+
+/// Confirmations with one changed field each, and whether they are valid.
+fn confirmations() -> Vec<(Value, bool)> {
+    let event = confirmed(Uuid::new_v4());
+    let cases = [
+        ("/extraction_id", json!(ABSENT), true),
+        ("/bet_slip/odds", json!(1.5), true),
+        ("/customer", json!({ "email": "ann@example.com" }), true),
+        ("/customer", Value::Null, true),
+        ("/bet_slip", json!(ABSENT), false),
+        ("/bet_slip/odds", json!(true), false),
+        ("/bet_slip/odds", json!(ABSENT), false),
+        ("/bet_slip/bet_amount", json!(-1), false),
+        ("/bet_slip/confidence", json!(1.1), false),
+        ("/bet_slip/team_bet_on", json!(""), false),
+    ];
+    cases.map(|(pointer, value, is_valid)| (change(&event, pointer, value), is_valid)).into()
+}
+
 #[tokio::test]
-async fn the_schemas_of_the_events_accept_and_refuse_what_the_service_accepts_and_refuses() {
+async fn the_event_schemas_and_the_service_accept_the_same_events() {
     let world = World::new().await;
     let app = world.start().await;
     let description = description(&world, &app, "/asyncapi.json").await;
-    let (signup, sent) = (Uuid::new_v4(), confirmed(Uuid::new_v4()));
-    let change = |event: &Value, pointer: &str, value: Value| {
-        let mut event = event.clone();
-        let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
-        let parent =
-            event.pointer_mut(parent).expect("a parent").as_object_mut().expect("an object");
-        if value == json!("absent") {
-            parent.remove(key);
-        } else {
-            parent.insert(key.to_owned(), value);
+    for (event_type, name, cases) in [
+        (EventType::Submitted, "SignupSubmitted", submissions()),
+        (EventType::Confirmed, "ExtractionConfirmed", confirmations()),
+    ] {
+        let validator = jsonschema::options()
+            .should_validate_formats(true)
+            .build(&schema(&description, name))
+            .expect("a schema");
+        for (event, is_valid) in cases {
+            let body = event.to_string();
+            let parsed = parse(RawEvent {
+                event_type,
+                content_type: None,
+                message_id: None,
+                body: body.as_bytes(),
+            });
+            assert_eq!(
+                (parsed.is_ok(), validator.is_valid(&event)),
+                (is_valid, is_valid),
+                "{event} {parsed:?}"
+            );
         }
-        event
-    };
-    let initial =
-        |pointer, value| (EventType::Submitted, change(&submitted(signup), pointer, value));
-    let enriched = |pointer, value| (EventType::Confirmed, change(&sent, pointer, value));
-    let cases = [
-        (initial("/event_id", json!("e-1")), true),
-        (initial("/unknown", json!([1])), true),
-        (initial("/occurred_at", json!("absent")), true),
-        (initial("/customer/first_name", Value::Null), true),
-        (initial("/attributes", Value::Null), true),
-        (initial("/attributes", json!({ "a": 1, "b": true, "c": "x", "d": 1.5 })), true),
-        (initial("/signup_id", json!("7")), false),
-        (initial("/signup_id", json!("absent")), false),
-        (initial("/operator_id", json!(" ")), false),
-        (initial("/customer", json!([])), false),
-        (initial("/customer/email", json!("absent")), false),
-        (initial("/customer/email", json!("")), false),
-        (initial("/customer/phone", json!(5)), false),
-        (initial("/attributes", json!({ "a": [] })), false),
-        (initial("/attributes", json!({ "a": null })), false),
-        (initial("/attributes", json!({ "cio_subscription_preferences": "x" })), false),
-        (initial("/occurred_at", json!("yesterday")), false),
-        (enriched("/extraction_id", json!("absent")), true),
-        (enriched("/bet_slip/odds", json!(1.5)), true),
-        (enriched("/customer", json!({ "email": "ann@example.com" })), true),
-        (enriched("/customer", Value::Null), true),
-        (enriched("/bet_slip", json!("absent")), false),
-        (enriched("/bet_slip/odds", json!(true)), false),
-        (enriched("/bet_slip/odds", json!("absent")), false),
-        (enriched("/bet_slip/bet_amount", json!(-1)), false),
-        (enriched("/bet_slip/confidence", json!(1.1)), false),
-        (enriched("/bet_slip/team_bet_on", json!("")), false),
-    ];
-    for ((event_type, event), is_good) in cases {
-        let name = if event_type == EventType::Submitted {
-            "SignupSubmitted"
-        } else {
-            "ExtractionConfirmed"
-        };
-        let schema = json!({ "$ref": format!("#/components/schemas/{name}"),
-        "components": description["components"] });
-        let validator =
-            jsonschema::options().should_validate_formats(true).build(&schema).expect("a schema");
-        let body = event.to_string();
-        let read = parse(RawEvent {
-            event_type,
-            content_type: None,
-            message_id: None,
-            body: body.as_bytes(),
-        });
-        assert_eq!(
-            (read.is_ok(), validator.is_valid(&event)),
-            (is_good, is_good),
-            "{event} {read:?}"
-        );
     }
     app.stop().await;
 }
 
+/// Checks the next message of the failure queue: its headers against the message `name` of the
+/// description, and its body against the schema `body`.
+async fn check_parked_message(world: &World, description: &Value, name: &str, body: Option<&str>) {
+    let parked = world.next("customerio-sync.failed").await;
+    let headers = parked.properties.headers().as_ref().expect("headers").inner();
+    let headers: serde_json::Map<_, _> = headers
+        .keys()
+        .map(|key| {
+            let text = parked.header(key.as_str()).expect("a header");
+            let value = if key.as_str() == "x-attempt" {
+                json!(text.parse::<i32>().expect("a number"))
+            } else {
+                json!(text)
+            };
+            (key.to_string(), value)
+        })
+        .collect();
+    let schema = &description["components"]["messages"][name]["headers"];
+    check(&jsonschema::validator_for(schema).expect("a schema"), &headers.into());
+    if let Some(body) = body {
+        check(&validator(description, body), &parked.json());
+    }
+}
+
 #[tokio::test]
-async fn real_messages_and_frames_are_as_they_are_described() {
+async fn published_messages_and_frames_match_their_schemas() {
     let world = World::new().await;
     let app = world.start().await;
     let description = description(&world, &app, "/asyncapi.json").await;
@@ -123,48 +166,23 @@ async fn real_messages_and_frames_are_as_they_are_described() {
         .publish("signup.events", "signup.submitted", b"not json", BasicProperties::default())
         .await;
     world.wait_for_failures(2).await;
-
-    let messages = &description["components"]["messages"];
-    for (name, schema) in [("failedJob", Some("Job")), ("unprocessable", None)] {
-        let parked = world.next("customerio-sync.failed").await;
-        let headers = parked.properties.headers().as_ref().expect("headers").inner();
-        let headers: serde_json::Map<_, _> = headers
-            .keys()
-            .map(|key| {
-                let text = parked.header(key.as_str()).expect("a header");
-                (
-                    key.to_string(),
-                    if key.as_str() == "x-attempt" {
-                        json!(text.parse::<i32>().expect("a number"))
-                    } else {
-                        json!(text)
-                    },
-                )
-            })
-            .collect();
-        check(
-            &jsonschema::validator_for(&messages[name]["headers"]).expect("a schema"),
-            &headers.into(),
-        );
-        if let Some(schema) = schema {
-            check(&validator(&description, schema), &parked.json());
-        }
-    }
+    check_parked_message(&world, &description, "failedJob", Some("Job")).await;
+    check_parked_message(&world, &description, "unprocessable", None).await;
 
     world.act(&app, "/sync-failures/retry", Some(&json!({}))).await;
     world.wait_for_job(failed, "initial", "completed").await;
     let notice = validator(&description, "Notice");
-    let mut seen = (0, 0);
-    while seen.0 < 3 || seen.1 < 2 {
-        let frame = frames.next().await.expect("the connection goes on").expect("a frame");
+    let (mut outcome_frames, mut progress_frames) = (0, 0);
+    while outcome_frames < 3 || progress_frames < 2 {
+        let frame = frames.next().await.expect("the connection is open").expect("a frame");
         let Ok(text) = frame.into_text() else { continue };
         let Ok(frame) = serde_json::from_str::<Value>(&text) else { continue };
         if frame["type"] == "bulk_retry.progress" {
             check(&notice, &frame);
-            seen.1 += 1;
+            progress_frames += 1;
         } else {
             check(&outcome, &frame);
-            seen.0 += 1;
+            outcome_frames += 1;
         }
     }
     check(&notice, &json!({ "type": "feed.missed", "missed": 3 }));
@@ -172,7 +190,7 @@ async fn real_messages_and_frames_are_as_they_are_described() {
 }
 
 #[tokio::test]
-async fn every_reference_of_the_descriptions_leads_somewhere() {
+async fn references_resolve_and_operation_ids_are_unique() {
     fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
         match value {
             Value::Object(map) => map.iter().for_each(|(key, value)| match value {
@@ -203,17 +221,17 @@ async fn every_reference_of_the_descriptions_leads_somewhere() {
         .expect("paths")
         .values()
         .flat_map(|path| path.as_object().expect("operations").values());
-    let mut names: Vec<_> =
-        operations.map(|operation| operation["operationId"].as_str().expect("a name")).collect();
-    let count = names.len();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!((names.len(), count), (19, 19), "each operation has a name of its own");
+    let mut ids: Vec<_> =
+        operations.map(|operation| operation["operationId"].as_str().expect("an id")).collect();
+    let count = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!((ids.len(), count), (19, 19), "each operation has its own id");
     app.stop().await;
 }
 
-/// Schemathesis makes requests of all shapes from the description and checks that each answer is
-/// one that it describes.
+/// Schemathesis generates valid and invalid requests from the description, and checks that the
+/// description covers each response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schemathesis_finds_no_failure() {
     let world = World::new().await.with("ADMIN_TOKENS", "tester:operator:a-token");
@@ -223,7 +241,7 @@ async fn schemathesis_finds_no_failure() {
         .publish("signup.events", "signup.submitted", b"not json", BasicProperties::default())
         .await;
     world.wait_for_failures(2).await;
-    let unprocessable = wait_for("the message", || async {
+    let unprocessable = wait_for("the unprocessable message", || async {
         world.failures().await.into_iter().find(|failure| failure["job_id"].is_null())
     })
     .await;
@@ -231,8 +249,10 @@ async fn schemathesis_finds_no_failure() {
     let mut config = tempfile::Builder::new().suffix(".toml").tempfile().expect("a file");
     write!(
         config,
-        "[parameters]\n\"path.jobId\" = {}\n\"path.signupId\" = \"{signup}\"\n\"path.failureId\" \
-            = {}\n",
+        "[parameters]\n\
+            \"path.jobId\" = {}\n\
+            \"path.signupId\" = \"{signup}\"\n\
+            \"path.failureId\" = {}\n",
         job["id"], unprocessable["id"]
     )
     .expect("written");
@@ -243,31 +263,21 @@ async fn schemathesis_finds_no_failure() {
     );
     let mut schemathesis = Command::new(clients.join("python/bin/st"));
     schemathesis.arg("--config-file").arg(config.path());
-    schemathesis.args([
-        "run",
-        "--continue-on-failure",
-        "--max-examples",
-        "25",
-        "--exclude-path-regex",
-        "/ws$",
-    ]);
-    schemathesis.args([
-        "--phases",
-        "examples,coverage,fuzzing",
-        "-H",
-        "Authorization: Bearer a-token",
-    ]);
-    // The same requests each time; SCHEMATHESIS_SEED makes others.
-    schemathesis
-        .args(["--seed", &std::env::var("SCHEMATHESIS_SEED").unwrap_or_else(|_| "1".to_owned())]);
+    schemathesis.args(["run", "--continue-on-failure", "--max-examples", "25"]);
+    schemathesis.args(["--exclude-path-regex", "/ws$"]);
+    schemathesis.args(["--phases", "examples,coverage,fuzzing"]);
+    schemathesis.args(["-H", "Authorization: Bearer a-token"]);
+    // The requests are the same in each run, unless SCHEMATHESIS_SEED is set.
+    let seed = std::env::var("SCHEMATHESIS_SEED").unwrap_or_else(|_| "1".to_owned());
+    schemathesis.args(["--seed", &seed]);
     schemathesis.arg(format!("http://{}/openapi.json", app.http_addr()));
     schemathesis.current_dir(config.path().parent().expect("a folder"));
     let output = tokio::task::spawn_blocking(move || schemathesis.output())
         .await
-        .expect("it runs")
-        .expect("it runs");
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(told.contains("18 selected"), "{told}");
+        .expect("the task ends")
+        .expect("schemathesis runs");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{report}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(report.contains("18 selected"), "{report}");
     app.stop().await;
 }

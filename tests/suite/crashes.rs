@@ -1,20 +1,22 @@
-//! Processes that are killed, and servers that are restarted, under load and at chosen moments.
+//! Crashes: processes are killed and servers are restarted, under load and at chosen points.
 
-use crate::support::{OwnServer, Process, Servers, World, free_addr, submitted, wait_for};
+use crate::support::{Process, Servers, TempServer, World, free_addr, submitted, wait_for};
 use serde_json::json;
 use sqlx::Executor;
+use test_servers::{Postgres, RabbitMq};
 use uuid::Uuid;
 
+/// Number of events in the tests under load.
 const EVENTS: i64 = 5000;
-const SUBMITTED: &str = "customerio-sync.signup-submitted";
+const SUBMITTED_QUEUE: &str = "customerio-sync.signup-submitted";
 
-async fn serving(world: &World) -> Process {
+async fn start_service(world: &World) -> Process {
     let service = world.spawn();
-    service.wait_for_line("serving").await;
+    service.wait_for_line("the service is running").await;
     service
 }
 
-/// Publishes the events, as a process of its own.
+/// Starts a process that publishes the events.
 fn publish(world: &World) -> Process {
     let settings = [("AMQP_URL".to_owned(), world.amqp_url.clone())];
     Process::spawn(&["publish", "--sample", &EVENTS.to_string()], &settings)
@@ -29,8 +31,9 @@ async fn wait_for_completed(world: &World, at_least: i64) {
     .await;
 }
 
-/// Every event ended completed, was tracked once, was told, and nothing is left anywhere.
-async fn check_that_nothing_is_lost_and_nothing_doubled(world: &World) {
+/// Waits until every event has completed and all queues are empty. Checks that no job has failed,
+/// and that each event is tracked once and recorded in the audit log once.
+async fn check_that_nothing_is_lost_or_duplicated(world: &World) {
     wait_for_completed(world, EVENTS).await;
     world.wait_until_all_queues_are_empty().await;
     assert_eq!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs").await, EVENTS);
@@ -45,9 +48,9 @@ async fn check_that_nothing_is_lost_and_nothing_doubled(world: &World) {
 }
 
 #[tokio::test]
-async fn a_service_that_is_killed_loses_nothing_and_doubles_nothing() {
+async fn killing_the_service_loses_and_duplicates_nothing() {
     let world = World::new().await;
-    let mut service = serving(&world).await;
+    let mut service = start_service(&world).await;
     let publisher = publish(&world);
     for completed in [300, 1500, 3000] {
         wait_for_completed(&world, completed).await;
@@ -55,110 +58,110 @@ async fn a_service_that_is_killed_loses_nothing_and_doubles_nothing() {
         service = world.spawn();
     }
     publisher.wait_for_line("5000 events published").await;
-    check_that_nothing_is_lost_and_nothing_doubled(&world).await;
+    check_that_nothing_is_lost_or_duplicated(&world).await;
     assert!(service.terminate().await.success());
 }
 
-/// A service starts, and the signup's event, which is in its queue again, ends in Customer.io once
-/// and is told.
-async fn check_that_the_next_ends_it(world: &World, signup: Uuid) {
+/// Starts a service and checks that it completes the job of a signup whose event was requeued: the
+/// event is acknowledged and tracked once, and its outcome is published.
+async fn check_that_another_service_completes_it(world: &World, signup: Uuid) {
     let mut outcomes = world.listen("signup.updates", "#").await;
-    let mut service = serving(world).await;
+    let mut service = start_service(world).await;
     assert_eq!(outcomes.next().await.json()["signupId"], json!(signup));
-    world.wait_for_depth(SUBMITTED, 0).await;
+    world.wait_for_depth(SUBMITTED_QUEUE, 0).await;
     assert!(service.terminate().await.success());
-    assert_eq!(world.depth(SUBMITTED).await, 0, "it was acknowledged");
+    assert_eq!(world.depth(SUBMITTED_QUEUE).await, 0, "the event is acknowledged");
     assert_eq!(world.job(signup, "initial").await.expect("the job")["status"], "completed");
     assert_eq!(world.events().await.len(), 1);
     assert_eq!(world.audit("customerio_synced").await.len(), 1);
 }
 
 #[tokio::test]
-async fn a_kill_before_the_job_is_committed_leaves_the_event() {
+async fn a_kill_before_the_job_is_committed_requeues_the_event() {
     let world = World::new().await;
-    let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
+    let (mut service, signup) = (start_service(&world).await, Uuid::new_v4());
     let mut transaction = world.pool.begin().await.expect("begun");
     transaction
         .execute("LOCK TABLE signup_customerio_sync_jobs IN ACCESS EXCLUSIVE MODE")
         .await
         .expect("locked");
     world.submit(&submitted(signup)).await;
-    world.wait_for_depth(SUBMITTED, 0).await;
+    world.wait_for_depth(SUBMITTED_QUEUE, 0).await;
     service.kill();
-    world.wait_for_depth(SUBMITTED, 1).await;
+    world.wait_for_depth(SUBMITTED_QUEUE, 1).await;
     transaction.rollback().await.expect("rolled back");
     assert!(world.job(signup, "initial").await.is_none());
-    check_that_the_next_ends_it(&world, signup).await;
+    check_that_another_service_completes_it(&world, signup).await;
     assert_eq!(world.calls().await.len(), 1);
 }
 
 #[tokio::test]
-async fn a_kill_in_a_call_leaves_the_event_and_the_call_repeats_with_its_id() {
+async fn a_kill_during_a_call_requeues_the_event_and_repeats_its_call() {
     let world = World::new().await;
-    let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
+    let (mut service, signup) = (start_service(&world).await, Uuid::new_v4());
     world.fault(json!({ "kind": "endless", "taken": true })).await;
     world.submit(&submitted(signup)).await;
     wait_for("a call", || async { (!world.calls().await.is_empty()).then_some(()) }).await;
     service.kill();
-    world.wait_for_depth(SUBMITTED, 1).await;
+    world.wait_for_depth(SUBMITTED_QUEUE, 1).await;
     world.clear_faults().await;
-    check_that_the_next_ends_it(&world, signup).await;
+    check_that_another_service_completes_it(&world, signup).await;
     let calls = world.calls().await;
     assert_eq!(calls.len(), 2);
-    assert_eq!(calls[0]["events"], calls[1]["events"]);
+    assert_eq!(calls[0]["events"], calls[1]["events"], "both calls send the same event id");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_before_the_outcome_is_confirmed_leaves_the_event_and_the_ledger_tells_how_it_ended()
-{
-    let rabbitmq = OwnServer::start("rabbitmq");
+async fn a_kill_before_the_outcome_is_confirmed_causes_no_second_call() {
+    let rabbitmq = TempServer::<RabbitMq>::started();
     let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
-    let (mut service, signup) = (serving(&world).await, Uuid::new_v4());
+    let (mut service, signup) = (start_service(&world).await, Uuid::new_v4());
     world.fault(json!({ "kind": "latency", "ms": 5000 })).await;
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "initial", "processing").await;
-    rabbitmq.set_memory_alarm(true);
+    // The alarm blocks publishers, so that the outcome is not confirmed.
+    rabbitmq.set_memory_alarm(true).expect("the alarm changes");
     world.wait_for_job(signup, "initial", "completed").await;
     service.kill();
-    rabbitmq.set_memory_alarm(false);
-    world.wait_for_depth(SUBMITTED, 1).await;
+    rabbitmq.set_memory_alarm(false).expect("the alarm changes");
+    world.wait_for_depth(SUBMITTED_QUEUE, 1).await;
     world.clear_faults().await;
-    check_that_the_next_ends_it(&world, signup).await;
+    check_that_another_service_completes_it(&world, signup).await;
     assert_eq!(world.calls().await.len(), 1);
 }
 
 #[tokio::test]
-async fn two_replicas_share_the_work_and_one_is_killed() {
+async fn killing_one_of_two_replicas_loses_and_duplicates_nothing() {
     let world = World::new().await;
     let mut first = world.spawn();
     let mut second = world.spawn();
-    first.wait_for_line("serving").await;
-    second.wait_for_line("serving").await;
+    first.wait_for_line("the service is running").await;
+    second.wait_for_line("the service is running").await;
     let publisher = publish(&world);
     wait_for_completed(&world, 500).await;
     first.kill();
     publisher.wait_for_line("5000 events published").await;
-    check_that_nothing_is_lost_and_nothing_doubled(&world).await;
+    check_that_nothing_is_lost_or_duplicated(&world).await;
     assert!(second.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_of_rabbitmq_under_load_loses_nothing_and_doubles_nothing() {
-    let rabbitmq = OwnServer::start("rabbitmq");
+async fn restarting_rabbitmq_under_load_loses_and_duplicates_nothing() {
+    let rabbitmq = TempServer::<RabbitMq>::started();
     let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
     world.fault(json!({ "kind": "latency", "ms": 50 })).await;
-    let mut service = serving(&world).await;
+    let mut service = start_service(&world).await;
     let publisher = publish(&world);
     wait_for_completed(&world, 300).await;
     rabbitmq.restart();
     publisher.wait_for_line("5000 events published").await;
-    check_that_nothing_is_lost_and_nothing_doubled(&world).await;
+    check_that_nothing_is_lost_or_duplicated(&world).await;
     assert!(service.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
-    let rabbitmq = OwnServer::start("rabbitmq");
+async fn a_retry_while_rabbitmq_is_down_is_published_when_it_is_back() {
+    let rabbitmq = TempServer::<RabbitMq>::started();
     let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
     let app = world.start().await;
     let signup = world.failed_signup().await;
@@ -178,11 +181,11 @@ async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
         .to_owned();
 
     rabbitmq.stop();
-    let answer = world.act(&app, &format!("/{signup}/retry"), None).await;
-    assert_eq!(answer["count"], 1);
+    let response = world.act(&app, &format!("/{signup}/retry"), None).await;
+    assert_eq!(response["count"], 1);
     assert!(
-        answer["notice"].as_str().expect("a notice").contains("as soon as the broker is back"),
-        "{answer}"
+        response["notice"].as_str().expect("a notice").contains("as soon as the broker is back"),
+        "{response}"
     );
     assert_eq!(world.job(signup, "initial").await.expect("the job")["status"], "pending");
     let (status, problem) =
@@ -193,33 +196,33 @@ async fn a_retry_while_rabbitmq_is_away_is_kept_and_sent_when_it_is_back() {
     );
     assert_eq!(world.read(&app, "/unprocessable").await["total"], 1);
 
-    rabbitmq.start_again();
+    rabbitmq.start();
     world.wait_for_job(signup, "initial", "completed").await;
     app.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_of_postgresql_under_load_loses_nothing_and_doubles_nothing() {
-    let postgres = OwnServer::start("postgres");
+async fn restarting_postgresql_under_load_loses_and_duplicates_nothing() {
+    let postgres = TempServer::<Postgres>::started();
     let world = World::on(Servers { database_url: postgres.url(), ..Servers::shared() }).await;
     world.fault(json!({ "kind": "latency", "ms": 50 })).await;
-    let mut service = serving(&world).await;
+    let mut service = start_service(&world).await;
     let publisher = publish(&world);
     for completed in [300, 2500] {
         wait_for_completed(&world, completed).await;
         postgres.restart();
     }
     publisher.wait_for_line("5000 events published").await;
-    check_that_nothing_is_lost_and_nothing_doubled(&world).await;
+    check_that_nothing_is_lost_or_duplicated(&world).await;
     assert!(service.terminate().await.success());
 }
 
 #[tokio::test]
-async fn a_service_that_starts_before_its_servers_waits_for_them() {
+async fn a_service_that_starts_before_rabbitmq_waits_for_it() {
     let world = World::new().await;
     let broken = format!("amqp://guest:guest@{}/x", free_addr());
     let world = world.with("AMQP_URL", &broken);
     let mut service = world.spawn();
-    service.wait_for_line("connecting to RabbitMQ failed, trying again").await;
+    service.wait_for_line("connecting to RabbitMQ failed, retrying").await;
     assert!(service.terminate().await.success(), "a signal ends the wait");
 }

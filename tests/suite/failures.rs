@@ -1,36 +1,40 @@
-//! The failure list, the groups, stats, and single retries, over HTTP.
+//! Failures over HTTP: the list, groups, stats, job details, single retries, cleanup and process.
 
 use crate::support::{SHORT_LADDER, World, confirmed, contact, submitted, wait_for};
+use chrono::{DateTime, Utc};
 use customerio_sync::app::App;
 use serde_json::{Value, json};
 use sqlx::Executor;
 use uuid::Uuid;
 
-/// Failed jobs of three people, put straight into the tables.
+/// Jobs of three people, inserted directly into the tables: four failed, one completed.
 const SEED: &str = "
-    INSERT INTO signups (id, operator_id, customer_id, email, first_name, last_name, \
-    customerio_sync_failed, customerio_sync_error)
+    INSERT INTO signups
+        (id, operator_id, customer_id, email, first_name, last_name, customerio_sync_failed,
+        customerio_sync_error)
     VALUES
-        ('00000000-0000-4000-8000-000000000001', 'op', 'c-1', 'ann@example.com', 'Ann', 'Lee', \
-    true, 'x'),
-        ('00000000-0000-4000-8000-000000000002', 'op', 'c-2', 'bob@test.org', 'Bob', 'O_Neill', \
-    true, 'x'),
-        ('00000000-0000-4000-8000-000000000003', 'op', 'c-3', 'CAROL@example.com', 'Carol', \
-    '100%', true, 'x');
+        ('00000000-0000-4000-8000-000000000001',
+            'op', 'c-1', 'ann@example.com', 'Ann', 'Lee', true, 'x'),
+        ('00000000-0000-4000-8000-000000000002',
+            'op', 'c-2', 'bob@test.org', 'Bob', 'O_Neill', true, 'x'),
+        ('00000000-0000-4000-8000-000000000003',
+            'op', 'c-3', 'CAROL@example.com', 'Carol', '100%', true, 'x');
     INSERT INTO signup_customerio_sync_jobs
-        (id, signup_id, sync_phase, status, attempt_count, last_attempt_at, error_type, \
-    error_message)
+        (id, signup_id, sync_phase, status, attempt_count, last_attempt_at, error_type,
+        error_message)
     VALUES
-        ('00000000-0000-4000-9000-000000000001', '00000000-0000-4000-8000-000000000001', \
-    'initial', 'failed', 5, '2025-01-01', 'server_error', 'Customer.io answered 503: trace 4711'),
-        ('00000000-0000-4000-9000-000000000002', '00000000-0000-4000-8000-000000000001', \
-    'enriched', 'failed', 5, '2025-01-02', 'server_error', 'Customer.io answered 503: trace 4712'),
-        ('00000000-0000-4000-9000-000000000003', '00000000-0000-4000-8000-000000000002', \
-    'initial', 'failed', 0, '2025-01-03', 'other', 'Customer.io answered 403'),
-        ('00000000-0000-4000-9000-000000000004', '00000000-0000-4000-8000-000000000003', \
-    'initial', 'failed', 3, NULL, 'network', 'reset by 10.0.0.7'),
-        ('00000000-0000-4000-9000-000000000005', '00000000-0000-4000-8000-000000000003', \
-    'enriched', 'completed', 0, '2025-01-03', NULL, NULL);
+        ('00000000-0000-4000-9000-000000000001', '00000000-0000-4000-8000-000000000001',
+            'initial', 'failed', 5, '2025-01-01', 'server_error',
+            'Customer.io answered 503: trace 4711'),
+        ('00000000-0000-4000-9000-000000000002', '00000000-0000-4000-8000-000000000001',
+            'enriched', 'failed', 5, '2025-01-02', 'server_error',
+            'Customer.io answered 503: trace 4712'),
+        ('00000000-0000-4000-9000-000000000003', '00000000-0000-4000-8000-000000000002',
+            'initial', 'failed', 0, '2025-01-03', 'other', 'Customer.io answered 403'),
+        ('00000000-0000-4000-9000-000000000004', '00000000-0000-4000-8000-000000000003',
+            'initial', 'failed', 3, NULL, 'network', 'reset by 10.0.0.7'),
+        ('00000000-0000-4000-9000-000000000005', '00000000-0000-4000-8000-000000000003',
+            'enriched', 'completed', 0, '2025-01-03', NULL, NULL);
 ";
 
 async fn seeded() -> (World, App) {
@@ -40,7 +44,15 @@ async fn seeded() -> (World, App) {
     (world, app)
 }
 
-/// The numbers of the jobs in a list, in its order.
+/// Makes the failed jobs pending, so that `process` may run them.
+async fn make_failed_jobs_ready(world: &World) {
+    let sql = "
+        UPDATE signup_customerio_sync_jobs SET status = 'pending', attempt_count = 0
+        WHERE status = 'failed'";
+    world.pool.execute(sql).await.expect("updated");
+}
+
+/// The last digit of each job id in a list, in the order of the list.
 fn numbers(list: &Value) -> Vec<u64> {
     let id = |item: &Value| {
         u64::from(item["jobId"].as_str().expect("an id").bytes().last().expect("a digit") - b'0')
@@ -49,7 +61,7 @@ fn numbers(list: &Value) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn the_list_has_most_attempts_and_the_latest_attempt_first() {
+async fn the_list_is_sorted_by_attempt_count_and_latest_attempt() {
     let (world, app) = seeded().await;
     let list = world.read(&app, "/sync-failures").await;
     assert_eq!(numbers(&list), [2, 1, 4, 3]);
@@ -73,7 +85,7 @@ async fn the_list_has_most_attempts_and_the_latest_attempt_first() {
 }
 
 #[tokio::test]
-async fn filters_search_and_pages_narrow_the_list() {
+async fn filters_search_and_paging_narrow_the_list() {
     let (world, app) = seeded().await;
     for (query, expected) in [
         ("?syncPhase=initial", vec![1, 4, 3]),
@@ -106,7 +118,7 @@ async fn filters_search_and_pages_narrow_the_list() {
 }
 
 #[tokio::test]
-async fn bad_requests_are_told_what_is_allowed() {
+async fn a_bad_request_gets_a_problem_that_names_what_is_allowed() {
     let (world, app) = seeded().await;
     let id = Uuid::new_v4();
     let long = "x".repeat(201);
@@ -118,7 +130,7 @@ async fn bad_requests_are_told_what_is_allowed() {
             "GET",
             "/sync-failures?limit=0".to_owned(),
             400,
-            "query limit: found \"0\", expected a whole number from 1 to 500",
+            "query limit: found \"0\", expected an integer from 1 to 500",
         ),
         ("GET", "/sync-failures?limit=501".to_owned(), 400, "from 1 to 500"),
         ("GET", "/sync-failures?limit=many".to_owned(), 400, "from 1 to 500"),
@@ -128,19 +140,19 @@ async fn bad_requests_are_told_what_is_allowed() {
         ("GET", "/sync-failures?search=%00".to_owned(), 400, "U+0000"),
         ("GET", "/stats?x=1".to_owned(), 400, "unknown field `x`"),
         ("GET", "/jobs/7".to_owned(), 400, "expected a UUID"),
-        ("GET", format!("/jobs/{id}"), 404, "no job"),
+        ("GET", format!("/jobs/{id}"), 404, "no such job"),
         ("POST", "/nobody/retry".to_owned(), 400, "expected a UUID"),
         ("POST", format!("/{id}/retry"), 404, "no job of this signup"),
         ("POST", format!("/{id}/retry?syncPhase=x"), 400, "`initial` or `enriched`"),
         ("POST", "/process?limit=501".to_owned(), 400, "from 1 to 500"),
         ("POST", "/sync-failures".to_owned(), 405, "Allow"),
         ("DELETE", "/stats".to_owned(), 405, "Allow"),
-        ("POST", format!("/unprocessable/{id}/replay"), 404, "no open message"),
-        ("POST", format!("/bulk-retries/{id}/cancel"), 404, "no bulk retry"),
+        ("POST", format!("/unprocessable/{id}/replay"), 404, "no such open message"),
+        ("POST", format!("/bulk-retries/{id}/cancel"), 404, "no such bulk retry"),
         ("GET", "/nothing".to_owned(), 404, "/docs"),
         ("POST", "/sync-failures/retry".to_owned(), 415, "content-type: application/json"),
     ];
-    for (method, path, status, told) in cases {
+    for (method, path, status, expected) in cases {
         let (found, problem) = world.api(&app, method, &path, None).await;
         let detail = problem["detail"].as_str().unwrap_or_else(|| panic!("no detail: {problem}"));
         assert_eq!(
@@ -148,9 +160,15 @@ async fn bad_requests_are_told_what_is_allowed() {
             (status, &json!(status)),
             "{method} {path}: {detail}"
         );
-        assert!(detail.contains(told), "{method} {path}: {detail}");
+        assert!(detail.contains(expected), "{method} {path}: {detail}");
     }
-    for (path, body, status, told) in [
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_request_body_gets_a_problem_that_names_the_field() {
+    let (world, app) = seeded().await;
+    for (path, body, status, expected) in [
         ("/sync-failures/retry", json!({ "phase": "initial" }), 422, "unknown field `phase`"),
         ("/sync-failures/retry", json!({ "errorType": "x" }), 422, "body errorType"),
         ("/sync-failures/retry", json!({ "jobIds": ["x"] }), 422, "jobIds[0]"),
@@ -160,75 +178,73 @@ async fn bad_requests_are_told_what_is_allowed() {
     ] {
         let (found, problem) = world.api(&app, "POST", path, Some(&body)).await;
         let detail = problem["detail"].as_str().unwrap_or_else(|| panic!("no detail: {problem}"));
-        assert!(found == status && detail.contains(told), "{path} {body}: {found} {detail}");
+        assert!(found == status && detail.contains(expected), "{path} {body}: {found} {detail}");
     }
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_wrong_method_and_a_large_body_are_answered_as_problems() {
+async fn a_wrong_method_and_a_large_body_get_problem_responses() {
     let (world, app) = seeded().await;
     let url = |path: &str| format!("http://{}/api/v1/signups/customerio{path}", app.http_addr());
-    let answer = world.http().put(url("/stats")).send().await.expect("an answer");
+    let response = world.http().put(url("/stats")).send().await.expect("a response");
     assert_eq!(
-        (answer.status().as_u16(), answer.headers()["allow"].as_bytes()),
+        (response.status().as_u16(), response.headers()["allow"].as_bytes()),
         (405, &b"GET,HEAD"[..])
     );
-    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
 
     let large = format!("{{\"search\":\"{}\"}}", "x".repeat(1024 * 1024));
     let request =
         world.http().post(url("/sync-failures/retry")).header("content-type", "application/json");
-    let answer = request
-        .try_clone()
-        .expect("no stream")
-        .body(large.clone())
-        .send()
-        .await
-        .expect("an answer");
-    assert_eq!(answer.status().as_u16(), 413);
+    let with_length = request.try_clone().expect("no stream").body(large.clone());
+    let response = with_length.send().await.expect("a response");
+    assert_eq!(response.status().as_u16(), 413);
     let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>(large)]);
-    let answer = request.body(reqwest::Body::wrap_stream(pieces)).send().await.expect("an answer");
-    assert_eq!(answer.status().as_u16(), 413, "without a length, too");
-    assert!(answer.text().await.expect("a body").contains("1048576 bytes"));
+    let without_length = request.body(reqwest::Body::wrap_stream(pieces));
+    let response = without_length.send().await.expect("a response");
+    assert_eq!(response.status().as_u16(), 413, "a body without a length is limited as well");
+    assert!(response.text().await.expect("a body").contains("1048576 bytes"));
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_request_that_takes_too_long_is_answered() {
+async fn a_request_that_takes_too_long_gets_a_503() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__HTTP__REQUEST_TIMEOUT", "300ms");
     let app = world.start().await;
-    let mut holder = world.pool.begin().await.expect("a transaction");
-    holder.execute("LOCK TABLE signup_customerio_sync_jobs").await.expect("locked");
+    let mut lock = world.pool.begin().await.expect("a transaction");
+    lock.execute("LOCK TABLE signup_customerio_sync_jobs").await.expect("locked");
     let (status, problem) = world.api(&app, "GET", "/sync-failures", None).await;
     assert!(
-        status == 503 && problem["detail"].to_string().contains("not done within 300ms"),
+        status == 503 && problem["detail"].to_string().contains("not completed within 300ms"),
         "{problem}"
     );
-    drop(holder);
+    drop(lock);
     app.stop().await;
 }
 
 #[tokio::test]
-async fn two_thousand_failures_of_three_causes_are_three_groups() {
+async fn failures_of_three_causes_form_three_groups() {
     let world = World::new().await;
     let app = world.start().await;
-    // What differs is quoted values, addresses, ports, ids and e-mail addresses.
-    let causes = [
+    // Messages with one cause differ in quoted values, IP addresses, ports, ids and e-mail
+    // addresses.
+    let messages = [
         "'Customer.io refused the event: invalid: attributes.plan: \"' || n || '\" is not known'",
-        "'no connection to Customer.io: tcp connect: 10.0.' || n % 255 || '.7:' || 1000 + n || ': \
-            refused'",
-        "'Customer.io answered 503: trace ' || md5(n::text) || ' for person' || n || \
-            '@example.com'",
+        "'no connection to Customer.io: tcp connect: 10.0.' || n % 255 || '.7:' || 1000 + n \
+            || ': refused'",
+        "'Customer.io answered 503: trace ' || md5(n::text) || ' for person' || n \
+            || '@example.com'",
     ];
-    for (index, message) in causes.iter().enumerate() {
+    for (index, message) in messages.iter().enumerate() {
         let sql = format!(
             "WITH s AS (
-                INSERT INTO signups (id, operator_id) SELECT gen_random_uuid(), 'op' FROM \
-                generate_series(1, 700) RETURNING id
+                INSERT INTO signups (id, operator_id)
+                SELECT gen_random_uuid(), 'op' FROM generate_series(1, 700)
+                RETURNING id
             )
-            INSERT INTO signup_customerio_sync_jobs (id, signup_id, sync_phase, status, \
-                error_type, error_message)
+            INSERT INTO signup_customerio_sync_jobs
+                (id, signup_id, sync_phase, status, error_type, error_message)
             SELECT gen_random_uuid(), id, 'initial', 'failed', 'other', {message}
             FROM (SELECT id, {index} * 1000 + row_number() OVER () AS n FROM s) AS numbered"
         );
@@ -242,7 +258,7 @@ async fn two_thousand_failures_of_three_causes_are_three_groups() {
 }
 
 #[tokio::test]
-async fn groups_gather_failures_of_one_cause() {
+async fn a_group_contains_the_failures_with_one_signature() {
     let (world, app) = seeded().await;
     let groups = world.read(&app, "/failure-groups").await;
     let groups = groups["items"].as_array().expect("items").clone();
@@ -254,13 +270,13 @@ async fn groups_gather_failures_of_one_cause() {
         .find(|group| group["signature"] == "Customer.io answered 403")
         .expect("a group");
     assert_eq!(forbidden["sampleJobId"], "00000000-0000-4000-9000-000000000003");
-    let search = format!("/sync-failures?signature={}", "Customer.io+answered+503:+trace+%7Bn%7D");
-    assert_eq!(numbers(&world.read(&app, &search).await), [2, 1]);
+    let search = "/sync-failures?signature=Customer.io+answered+503:+trace+%7Bn%7D";
+    assert_eq!(numbers(&world.read(&app, search).await), [2, 1]);
     app.stop().await;
 }
 
 #[tokio::test]
-async fn stats_count_by_status_and_phase() {
+async fn stats_count_jobs_by_status_and_phase() {
     let (world, app) = seeded().await;
     let stats = world.read(&app, "/stats").await;
     assert_eq!(
@@ -271,7 +287,7 @@ async fn stats_count_by_status_and_phase() {
     assert_eq!(stats["byPhase"]["failed"], json!({ "initial": 3, "enriched": 1 }));
     assert_eq!((&stats["unprocessable"], &stats["openFailures"]), (&json!(0), &json!(4)));
     assert_eq!(
-        (&stats["gate"]["state"], &stats["today"]["notSynced"]),
+        (&stats["breaker"]["state"], &stats["today"]["notSynced"]),
         (&json!("closed"), &json!(3))
     );
 
@@ -297,7 +313,7 @@ async fn stats_count_by_status_and_phase() {
 }
 
 #[tokio::test]
-async fn a_manual_retry_starts_a_failed_job_again_with_all_its_effects() {
+async fn a_manual_retry_restarts_a_failed_job_and_clears_its_failure() {
     let world = World::new().await.with("RETRY_DELAYS", SHORT_LADDER);
     let app = world.start().await;
     let signup = Uuid::new_v4();
@@ -307,12 +323,12 @@ async fn a_manual_retry_starts_a_failed_job_again_with_all_its_effects() {
     world.wait_for_failures(1).await;
     assert_eq!(world.signup(signup).await["customerio_sync_failed"], true);
 
-    // Customer.io holds still, so that the job can be seen waiting.
+    // Calls are slow, so that the job can be read before it completes.
     world.clear_faults().await;
     world.fault(json!({ "kind": "latency", "ms": 1500 })).await;
-    let answer = world.act(&app, &format!("/{signup}/retry?syncPhase=initial"), None).await;
+    let response = world.act(&app, &format!("/{signup}/retry?syncPhase=initial"), None).await;
     assert_eq!(
-        answer,
+        response,
         json!({ "retried": [{ "jobId": failed["id"], "syncPhase": "initial" }], "count": 1 })
     );
     let job = world.job(signup, "initial").await.expect("the job");
@@ -339,7 +355,7 @@ async fn a_manual_retry_starts_a_failed_job_again_with_all_its_effects() {
     );
 
     world.wait_for_job(signup, "initial", "completed").await;
-    let synced = wait_for("the audit of the success", || async {
+    let synced = wait_for("the audit entry of the success", || async {
         world.audit("customerio_synced").await.pop()
     })
     .await;
@@ -351,10 +367,10 @@ async fn a_manual_retry_starts_a_failed_job_again_with_all_its_effects() {
 }
 
 #[tokio::test]
-async fn a_retry_without_a_phase_starts_both_jobs_of_a_signup() {
+async fn a_retry_without_a_phase_restarts_both_jobs_of_a_signup() {
     let (world, app) = seeded().await;
-    let answer = world.act(&app, "/00000000-0000-4000-8000-000000000001/retry", None).await;
-    assert_eq!(answer["count"], 2);
+    let response = world.act(&app, "/00000000-0000-4000-8000-000000000001/retry", None).await;
+    assert_eq!(response["count"], 2);
     let signup: Uuid = "00000000-0000-4000-8000-000000000001".parse().expect("a UUID");
     world.wait_for_job(signup, "initial", "completed").await;
     world.wait_for_job(signup, "enriched", "completed").await;
@@ -362,7 +378,7 @@ async fn a_retry_without_a_phase_starts_both_jobs_of_a_signup() {
 }
 
 #[tokio::test]
-async fn a_job_tells_everything_about_itself() {
+async fn a_job_is_shown_in_full_and_can_be_masked_and_revealed() {
     let world = World::new()
         .await
         .with("CUSTOMERIO_SYNC__HTTP__MANAGEMENT_URL", "https://rabbit.example/{queue}");
@@ -389,19 +405,19 @@ async fn a_job_tells_everything_about_itself() {
     assert_eq!(detail["ladder"][4], json!({ "name": "600ms", "delaySeconds": 0.6 }));
     assert_eq!(
         detail["audit"][0]["action"], "customerio_sync_failed",
-        "only what is about this job"
+        "the audit log of this job only"
     );
     assert_eq!(detail["verdict"]["cause"], "outage");
     assert!(
-        detail["verdict"]["warning"].as_str().expect("the event is old").contains("no campaign")
+        detail["verdict"]["warning"].as_str().expect("a warning").contains("no campaign"),
+        "the event is old"
     );
     assert_eq!(detail["queueUrl"], "https://rabbit.example/customerio-sync.failed");
     assert_eq!(detail["job"]["contactId"], contact(signup));
     let tracked = &world.events().await[0]["id"];
     let initial = world.job(signup, "initial").await.expect("the job");
-    let initial =
-        world.read(&app, &format!("/jobs/{}", initial["id"].as_str().expect("an id"))).await;
-    assert_eq!(&initial["job"]["trackedEventId"], tracked);
+    let path = format!("/jobs/{}", initial["id"].as_str().expect("an id"));
+    assert_eq!(&world.read(&app, &path).await["job"]["trackedEventId"], tracked);
 
     let masked = world.read(&app, &format!("/jobs/{id}?masked=true")).await;
     assert!(
@@ -415,17 +431,18 @@ async fn a_job_tells_everything_about_itself() {
 }
 
 #[tokio::test]
-async fn stuck_jobs_go_back_to_pending_and_process_runs_what_is_ready() {
+async fn cleanup_resets_stuck_jobs_and_process_runs_ready_jobs() {
     let (world, app) = seeded().await;
+    // Job 1 is stuck, job 2 is in progress, and jobs 3 and 4 are ready.
     let sql = "
         UPDATE signup_customerio_sync_jobs
-        SET status = CASE WHEN attempt_count = 5 THEN 'processing' ELSE 'pending' END, \
-        attempt_count = 0,
-            updated_at = now() - CASE WHEN sync_phase = 'initial' THEN interval '6 minutes' ELSE \
-        interval '4 minutes' END,
+        SET status = CASE WHEN attempt_count = 5 THEN 'processing' ELSE 'pending' END,
+            attempt_count = 0,
+            updated_at = now() - CASE WHEN sync_phase = 'initial' THEN interval '6 minutes'
+                ELSE interval '4 minutes' END,
             last_attempt_at = NULL
         WHERE status = 'failed'";
-    world.pool.execute(sql).await.expect("two are stuck, two are ready");
+    world.pool.execute(sql).await.expect("updated");
     assert_eq!(world.act(&app, "/cleanup", None).await, json!({ "resetCount": 1 }));
     assert_eq!(world.act(&app, "/cleanup", None).await, json!({ "resetCount": 0 }));
     assert_eq!(
@@ -433,18 +450,12 @@ async fn stuck_jobs_go_back_to_pending_and_process_runs_what_is_ready() {
         "00000000-0000-4000-9000-000000000001"
     );
 
-    world
-        .fault(
-            json!({ "kind": "refuse", "identifier": "c-2", "field": "plan", "message": "unknown" }),
-        )
-        .await;
+    let refusal =
+        json!({ "kind": "refuse", "identifier": "c-2", "field": "plan", "message": "unknown" });
+    world.fault(refusal.clone()).await;
     let first = world.act(&app, "/process?limit=1", None).await;
     assert_eq!(first["processed"], 1);
-    world
-        .fault(
-            json!({ "kind": "refuse", "identifier": "c-2", "field": "plan", "message": "unknown" }),
-        )
-        .await;
+    world.fault(refusal).await;
     let rest = world.act(&app, "/process", None).await;
     assert_eq!(rest["processed"], 2);
     let sum =
@@ -452,26 +463,19 @@ async fn stuck_jobs_go_back_to_pending_and_process_runs_what_is_ready() {
     assert_eq!((sum("succeeded"), sum("failed"), sum("retrying")), (2, 1, 0));
     assert_eq!(world.act(&app, "/process", None).await["processed"], 0);
     let processing = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'";
-    assert_eq!(world.count(processing).await, 1, "what is in other hands is left alone");
+    assert_eq!(world.count(processing).await, 1, "the job in progress is left alone");
     let failures = world.wait_for_failures(1).await;
     assert_eq!(
         failures[0]["reason"], "permanent",
-        "a job that was run by hand is parked as any other"
+        "a job that process runs is parked like any other"
     );
     app.stop().await;
 }
 
 #[tokio::test]
-async fn process_retries_on_the_ladder_and_does_not_run_a_job_twice() {
+async fn process_runs_each_job_once_and_schedules_retries_on_the_ladder() {
     let (world, app) = seeded().await;
-    world
-        .pool
-        .execute(
-            "UPDATE signup_customerio_sync_jobs SET status = 'pending', attempt_count = 0 \
-            WHERE status = 'failed'",
-        )
-        .await
-        .expect("ready");
+    make_failed_jobs_ready(&world).await;
     world.fault(json!({ "kind": "latency", "ms": 300 })).await;
     let (one, other) = tokio::join!(
         world.act(&app, "/process?limit=4", None),
@@ -482,15 +486,17 @@ async fn process_retries_on_the_ladder_and_does_not_run_a_job_twice() {
     assert_eq!(processed, 4, "{one} {other}");
     assert!(
         world.events().await.iter().all(|event| event["repeats"] == 0),
-        "nothing was sent twice"
+        "no event was sent twice"
     );
     world.clear_faults().await;
 
     let signup = Uuid::new_v4();
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
     let sql = "
-        WITH s AS (INSERT INTO signups (id, operator_id, email) VALUES ($1, 'op', \
-        'x@example.com') RETURNING id)
+        WITH s AS (
+            INSERT INTO signups (id, operator_id, email) VALUES ($1, 'op', 'x@example.com')
+            RETURNING id
+        )
         INSERT INTO signup_customerio_sync_jobs (id, signup_id, sync_phase, status)
         SELECT gen_random_uuid(), id, 'initial', 'pending' FROM s";
     sqlx::query(sql).bind(signup).execute(&world.pool).await.expect("a job");
@@ -501,22 +507,21 @@ async fn process_retries_on_the_ladder_and_does_not_run_a_job_twice() {
 }
 
 #[tokio::test]
-async fn process_waits_for_nobody_while_customer_io_wants_to_be_left_alone() {
+async fn process_runs_no_job_while_the_circuit_breaker_is_open() {
     let (world, app) = seeded().await;
-    world
-        .pool
-        .execute(
-            "UPDATE signup_customerio_sync_jobs SET status = 'pending', attempt_count = 0 \
-            WHERE status = 'failed'",
-        )
-        .await
-        .expect("ready");
+    make_failed_jobs_ready(&world).await;
     world.fault(json!({ "kind": "status", "status": 429, "calls": 1, "retry_after": "60" })).await;
     assert_eq!(world.act(&app, "/process?limit=1", None).await["retrying"], 1);
     let (status, problem) = world.api(&app, "POST", "/process", None).await;
-    assert!(status == 503 && problem["detail"].to_string().contains("see the gate"), "{problem}");
-    let gate = &world.read(&app, "/stats").await["gate"];
-    assert_eq!((&gate["state"], &gate["reason"]), (&json!("open"), &json!("asked")));
-    assert!(gate["seconds"].as_u64().is_some_and(|seconds| (50..=60).contains(&seconds)), "{gate}");
+    assert!(
+        status == 503 && problem["detail"].to_string().contains("see breaker in stats"),
+        "{problem}"
+    );
+    let breaker = &world.read(&app, "/stats").await["breaker"];
+    assert_eq!((&breaker["state"], &breaker["reason"]), (&json!("open"), &json!("retry_after")));
+    let next_probe_at: DateTime<Utc> =
+        breaker["nextProbeAt"].as_str().expect("a time").parse().expect("RFC 3339");
+    let wait = (next_probe_at - Utc::now()).num_seconds();
+    assert!((50..=60).contains(&wait), "{breaker}");
     app.stop().await;
 }

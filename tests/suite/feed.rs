@@ -1,4 +1,4 @@
-//! The WebSocket: what happens, as it happens.
+//! The WebSocket feed: clients receive frames live, or the number of frames that they missed.
 
 use crate::support::{World, contact, submitted};
 use customerio_sync::app::App;
@@ -9,19 +9,19 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 use uuid::Uuid;
 
-struct Watching(WebSocketStream<MaybeTlsStream<TcpStream>>);
+struct FeedClient(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
-async fn watch(app: &App) -> Watching {
+async fn connect(app: &App) -> FeedClient {
     let url = format!("ws://{}/api/v1/signups/customerio/ws", app.http_addr());
-    Watching(connect_async(url).await.expect("a WebSocket").0)
+    FeedClient(connect_async(url).await.expect("a WebSocket").0)
 }
 
-impl Watching {
+impl FeedClient {
     async fn next_message(&mut self) -> Message {
         let next = tokio::time::timeout(Duration::from_secs(60), self.0.next())
             .await
             .expect("a frame in time");
-        next.expect("the connection goes on").expect("a message")
+        next.expect("the connection stays open").expect("a message")
     }
 
     async fn next(&mut self) -> Value {
@@ -34,11 +34,11 @@ impl Watching {
 }
 
 #[tokio::test]
-async fn outcomes_come_as_they_happen_whichever_replica_did_the_work() {
+async fn every_replica_pushes_the_outcomes_of_all_replicas() {
     let world = World::new().await;
-    // This one only watches: it has nothing to consume while the other holds all messages.
-    let (one, other) = tokio::join!(world.start(), world.start());
-    let (mut at_one, mut at_other) = tokio::join!(watch(&one), watch(&other));
+    // One of them may consume every message, so that the other only relays outcomes.
+    let (first, second) = tokio::join!(world.start(), world.start());
+    let (mut at_first, mut at_second) = tokio::join!(connect(&first), connect(&second));
     let mut outcomes = world.listen("signup.updates", "#").await;
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
@@ -48,7 +48,7 @@ async fn outcomes_come_as_they_happen_whichever_replica_did_the_work() {
         (&json!("sign_up.customerio_synced"), &json!(signup))
     );
     assert_eq!(
-        (at_one.next().await, at_other.next().await),
+        (at_first.next().await, at_second.next().await),
         (published.clone(), published.clone())
     );
     assert_eq!(
@@ -57,16 +57,16 @@ async fn outcomes_come_as_they_happen_whichever_replica_did_the_work() {
     );
 
     let failed = world.failed_signup().await;
-    let frame = at_one.next().await;
+    let frame = at_first.next().await;
     assert_eq!(
         (&frame["type"], &frame["signupId"]),
         (&json!("sign_up.customerio_sync_failed"), &json!(failed))
     );
     assert_eq!((&frame["errorType"], &frame["exhaustedRetries"]), (&json!("other"), &json!(false)));
-    assert_eq!(at_other.next().await, frame);
-    tokio::join!(one.stop(), other.stop());
+    assert_eq!(at_second.next().await, frame);
+    tokio::join!(first.stop(), second.stop());
     loop {
-        match at_one.next_message().await {
+        match at_first.next_message().await {
             Message::Close(Some(frame)) => {
                 break assert_eq!(frame.reason.as_str(), "the service is stopping");
             }
@@ -77,15 +77,15 @@ async fn outcomes_come_as_they_happen_whichever_replica_did_the_work() {
 }
 
 #[tokio::test]
-async fn the_progress_of_a_bulk_retry_is_pushed() {
+async fn bulk_retry_progress_is_pushed() {
     let world = World::new().await;
     let app = world.start().await;
     world.failed_signup().await;
-    let mut watching = watch(&app).await;
+    let mut client = connect(&app).await;
     let bulk = world.act(&app, "/sync-failures/retry", Some(&json!({}))).await;
     let mut last = Value::Null;
     while last["bulkRetry"]["status"] != "completed" {
-        let frame = watching.next().await;
+        let frame = client.next().await;
         if frame["type"] == "bulk_retry.progress" {
             assert_eq!(frame["bulkRetry"]["id"], bulk["id"]);
             last = frame;
@@ -99,12 +99,12 @@ async fn the_progress_of_a_bulk_retry_is_pushed() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_told_how_many_it_missed_and_holds_nobody_up() {
+async fn a_slow_client_gets_the_missed_count_and_delays_no_other_client() {
     let world = World::new().await;
     let app = world.start().await;
-    let mut slow = watch(&app).await;
-    let mut quick = watch(&app).await;
-    // Frames that are large enough to fill the buffers of a connection that nobody reads from.
+    let mut slow = connect(&app).await;
+    let mut fast = connect(&app).await;
+    // Frames large enough to fill the buffers of a connection that nobody reads from.
     let padding = "x".repeat(20_000);
     let channel = world.channel().await;
     const FRAMES: u64 = 6000;
@@ -124,7 +124,7 @@ async fn a_slow_reader_is_told_how_many_it_missed_and_holds_nobody_up() {
     let read = async {
         let mut last = 0;
         while last < FRAMES - 1 {
-            last = quick.next().await["n"].as_u64().expect("a number: nothing is missed");
+            last = fast.next().await["n"].as_u64().expect("a number: the client missed no frame");
         }
     };
     tokio::join!(publish, read);
@@ -136,16 +136,16 @@ async fn a_slow_reader_is_told_how_many_it_missed_and_holds_nobody_up() {
             _ => received += 1,
         }
     }
-    assert!(missed > 0, "the reader was too quick for this test: it received {received}");
+    assert!(missed > 0, "the client was too fast for this test: it received {received} frames");
     assert_eq!(received + missed, FRAMES);
     app.stop().await;
 }
 
 #[tokio::test]
-async fn there_is_room_for_so_many_clients_and_a_place_that_is_left_is_free_again() {
+async fn the_client_limit_is_enforced_and_a_closed_connection_frees_a_slot() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__HTTP__WEBSOCKET_CLIENTS", "1");
     let app = world.start().await;
-    let mut first = watch(&app).await;
+    let mut first = connect(&app).await;
     let handshake = [
         ("connection", "upgrade"),
         ("upgrade", "websocket"),
@@ -160,30 +160,30 @@ async fn there_is_room_for_so_many_clients_and_a_place_that_is_left_is_free_agai
     let refused = request.send().await.expect("an answer");
     assert_eq!(refused.status().as_u16(), 503);
     assert!(refused.text().await.expect("a problem").contains("1 clients are connected"));
-    let plain = world.http().get(&url).send().await.expect("an answer");
-    assert_eq!(plain.status().as_u16(), 426);
+    let without_upgrade = world.http().get(&url).send().await.expect("an answer");
+    assert_eq!(without_upgrade.status().as_u16(), 426);
 
     first.0.close(None).await.expect("closed");
     let url = url.replace("http:", "ws:");
-    crate::support::wait_for("a free place", || async { connect_async(&url).await.ok().map(drop) })
+    crate::support::wait_for("a free slot", || async { connect_async(&url).await.ok().map(drop) })
         .await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_client_that_talks_too_much_is_cut_off_and_the_others_are_not() {
+async fn a_client_that_sends_too_much_is_disconnected_and_others_are_not() {
     let world = World::new().await;
     let app = world.start().await;
-    let (mut loud, mut quiet) = (watch(&app).await, watch(&app).await);
+    let (mut loud, mut quiet) = (connect(&app).await, connect(&app).await);
     loud.0.send(Message::text("x".repeat(100_000))).await.expect("sent");
-    let ended = tokio::time::timeout(Duration::from_secs(30), async {
+    let disconnected = tokio::time::timeout(Duration::from_secs(30), async {
         while let Some(Ok(message)) = loud.0.next().await {
             if matches!(message, Message::Close(_)) {
                 break;
             }
         }
     });
-    ended.await.expect("it is cut off");
+    disconnected.await.expect("the service closes the connection");
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
     assert_eq!(quiet.next().await["signupId"], json!(signup));

@@ -1,4 +1,4 @@
-//! Conservation: what was taken in is accounted for, and whatever is out of place is named.
+//! The integrity check: everything received is accounted for, and each discrepancy is reported.
 
 use crate::support::{World, submitted, wait_for};
 use customerio_sync::app::App;
@@ -11,28 +11,37 @@ async fn integrity(world: &World, app: &App) -> Value {
     world.read(app, "/integrity").await
 }
 
-/// Waits until nothing is on its way any more.
-async fn wait_until_it_holds(world: &World, app: &App) -> Value {
+/// Waits until no message is in transit and the check passes.
+async fn wait_until_consistent(world: &World, app: &App) -> Value {
     wait_for("ledger, mirror and queues to agree", || async {
-        Some(integrity(world, app).await).filter(|found| found["holds"] == true)
+        Some(integrity(world, app).await).filter(|report| report["holds"] == true)
     })
     .await
 }
 
-fn kinds(found: &Value) -> Vec<(&str, i64)> {
-    let drift = found["drift"].as_array().expect("a list");
+/// The kind and count of each drift in a report.
+fn drift(report: &Value) -> Vec<(&str, i64)> {
+    let drift = report["drift"].as_array().expect("a list");
     drift
         .iter()
         .map(|one| (one["kind"].as_str().expect("a kind"), one["count"].as_i64().expect("a count")))
         .collect()
 }
 
-async fn change(world: &World, sql: &'static str) {
+/// Checks that the drift of one kind is reported, with one job, and nothing else.
+async fn assert_one_job_drifts(world: &World, app: &App, kind: &str) {
+    let report = integrity(world, app).await;
+    let jobs = report["drift"][0]["jobIds"].as_array().map(Vec::len);
+    assert_eq!((drift(&report), jobs), (vec![(kind, 1)], Some(1)), "{report}");
+}
+
+async fn execute(world: &World, sql: &'static str) {
     world.pool.execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// One job of each status that stays, and a message that can't be understood.
-async fn mixed() -> (World, App) {
+/// Starts a world with a completed, a failed, a dismissed and a pending job, and an unprocessable
+/// message.
+async fn mixed_world() -> (World, App) {
     let world = World::new().await.with("RETRY_DELAYS", "1h");
     let app = world.start().await;
     let completed = Uuid::new_v4();
@@ -40,44 +49,62 @@ async fn mixed() -> (World, App) {
     world.wait_for_job(completed, "initial", "completed").await;
     world.failed_signup().await;
     let dismissed = world.failed_signup().await;
-    let only = json!({ "jobIds": [world.job(dismissed, "initial").await.expect("a job")["id"]],
-    "reason": "a test" });
+    let dismissal = json!({
+        "jobIds": [world.job(dismissed, "initial").await.expect("a job")["id"]],
+        "reason": "a test",
+    });
     world.wait_for_failures(2).await;
-    world.act(&app, "/sync-failures/dismiss", Some(&only)).await;
+    world.act(&app, "/sync-failures/dismiss", Some(&dismissal)).await;
     world
         .publish("signup.events", "signup.submitted", b"not json", BasicProperties::default())
         .await;
     world.wait_for_failures(3).await;
-    let waiting = Uuid::new_v4();
+    let pending = Uuid::new_v4();
     world.fault(json!({ "kind": "status", "status": 500, "calls": 1 })).await;
-    world.submit(&submitted(waiting)).await;
-    world.wait_for_retry(waiting, "initial").await;
+    world.submit(&submitted(pending)).await;
+    world.wait_for_retry(pending, "initial").await;
     (world, app)
 }
 
 #[tokio::test]
-async fn what_was_published_is_accounted_for() {
-    let (world, app) = mixed().await;
-    let found = wait_until_it_holds(&world, &app).await;
-    assert_eq!(found["published"], json!({ "jobs": 4, "unprocessable": 1, "total": 5 }));
+async fn everything_published_is_accounted_for() {
+    let (world, app) = mixed_world().await;
+    let report = wait_until_consistent(&world, &app).await;
+    assert_eq!(report["published"], json!({ "jobs": 4, "unprocessable": 1, "total": 5 }));
     assert_eq!(
-        found["accountedFor"],
-        json!({ "completed": 1, "failedOpen": 1, "dismissed": 1, "pending": 1, "processing": 0,
-        "unprocessable": 1, "total": 5 })
+        report["accountedFor"],
+        json!({
+            "completed": 1,
+            "failedOpen": 1,
+            "dismissed": 1,
+            "pending": 1,
+            "processing": 0,
+            "unprocessable": 1,
+            "total": 5,
+        })
     );
     assert_eq!(
-        found["queues"],
+        report["queues"],
         json!({ "work": 0, "tiers": 1, "failed": 2, "mirror": 0, "openFailures": 2 })
     );
     app.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_out_of_place_is_named() {
-    let (world, app) = mixed().await;
-    wait_until_it_holds(&world, &app).await;
-    let only_job = |found: &Value| found["drift"][0]["jobIds"].as_array().map(Vec::len);
+async fn each_kind_of_drift_is_reported() {
+    let (world, app) = mixed_world().await;
+    wait_until_consistent(&world, &app).await;
+    check_drift_of_jobs(&world, &app).await;
+    assert_eq!(drift(&integrity(&world, &app).await), []);
+    check_drift_of_flags(&world, &app).await;
+    assert_eq!(drift(&integrity(&world, &app).await), []);
+    world.take("customerio-sync.failed").await.expect("a message");
+    assert_eq!(drift(&integrity(&world, &app).await), [("failure_queue", 1)]);
+    app.stop().await;
+}
 
+/// Takes the pending job through three kinds of drift, and completes it at the end.
+async fn check_drift_of_jobs(world: &World, app: &App) {
     world
         .channel()
         .await
@@ -85,62 +112,54 @@ async fn what_is_out_of_place_is_named() {
         .await
         .expect("purged");
     let age = "UPDATE signup_customerio_sync_jobs SET updated_at = now() - interval '10 minutes'";
-    change(&world, age).await;
-    let found = integrity(&world, &app).await;
-    assert_eq!((kinds(&found), only_job(&found)), (vec![("waiting", 1)], Some(1)), "{found}");
+    execute(world, age).await;
+    assert_one_job_drifts(world, app, "waiting").await;
 
-    change(
-        &world,
-        "UPDATE signup_customerio_sync_jobs SET next_retry_at = now() - interval '10 minutes' \
-            WHERE status = 'pending'",
-    )
-    .await;
-    let found = integrity(&world, &app).await;
-    assert_eq!((kinds(&found), only_job(&found)), (vec![("overdue", 1)], Some(1)), "{found}");
+    let make_overdue = "
+        UPDATE signup_customerio_sync_jobs SET next_retry_at = now() - interval '10 minutes'
+        WHERE status = 'pending'";
+    execute(world, make_overdue).await;
+    assert_one_job_drifts(world, app, "overdue").await;
 
-    change(
-        &world,
-        "UPDATE signup_customerio_sync_jobs SET status = 'processing', next_retry_at = NULL WHERE \
-            status = 'pending'",
-    )
-    .await;
-    let found = integrity(&world, &app).await;
-    assert_eq!((kinds(&found), only_job(&found)), (vec![("stuck", 1)], Some(1)), "{found}");
-    let done = "UPDATE signup_customerio_sync_jobs
-        SET status = 'completed', completed_at = now(), error_type = NULL, error_message = NULL, \
-        error_signature = NULL,
-            first_failed_at = NULL
+    let make_stuck = "
+        UPDATE signup_customerio_sync_jobs SET status = 'processing', next_retry_at = NULL
+        WHERE status = 'pending'";
+    execute(world, make_stuck).await;
+    assert_one_job_drifts(world, app, "stuck").await;
+
+    let complete = "
+        UPDATE signup_customerio_sync_jobs
+        SET status = 'completed', completed_at = now(), error_type = NULL, error_message = NULL,
+            error_signature = NULL, first_failed_at = NULL
         WHERE status = 'processing'";
-    change(&world, done).await;
-    assert_eq!(kinds(&integrity(&world, &app).await), []);
+    execute(world, complete).await;
+}
 
-    change(
-        &world,
-        "UPDATE signups SET customerio_sync_failed = false, customerio_sync_error = NULL",
-    )
-    .await;
+/// Changes the flags of all signups, and corrects them at the end.
+async fn check_drift_of_flags(world: &World, app: &App) {
+    let clear = "UPDATE signups SET customerio_sync_failed = false, customerio_sync_error = NULL";
+    execute(world, clear).await;
     assert_eq!(
-        kinds(&integrity(&world, &app).await),
+        drift(&integrity(world, app).await),
         [("flags", 2)],
         "of the open and of the dismissed failure"
     );
-    change(&world, "UPDATE signups SET customerio_sync_failed = true, customerio_sync_error = 'x'")
-        .await;
-    assert_eq!(kinds(&integrity(&world, &app).await), [("flags", 2)], "of the completed jobs");
-    let flags = "UPDATE signups s SET customerio_sync_failed = f.failed, customerio_sync_error = \
-        CASE WHEN f.failed THEN 'x' END
-        FROM (SELECT signup_id, status = 'failed' AS failed FROM signup_customerio_sync_jobs) AS \
-        f WHERE f.signup_id = s.id";
-    change(&world, flags).await;
-    assert_eq!(kinds(&integrity(&world, &app).await), []);
-
-    world.take("customerio-sync.failed").await.expect("a message");
-    assert_eq!(kinds(&integrity(&world, &app).await), [("failure_queue", 1)]);
-    app.stop().await;
+    let set = "UPDATE signups SET customerio_sync_failed = true, customerio_sync_error = 'x'";
+    execute(world, set).await;
+    assert_eq!(drift(&integrity(world, app).await), [("flags", 2)], "of the completed jobs");
+    let correct = "
+        UPDATE signups s
+        SET customerio_sync_failed = j.failed,
+            customerio_sync_error = CASE WHEN j.failed THEN 'x' END
+        FROM (
+            SELECT signup_id, status = 'failed' AS failed FROM signup_customerio_sync_jobs
+        ) AS j
+        WHERE j.signup_id = s.id";
+    execute(world, correct).await;
 }
 
 #[tokio::test]
-async fn an_overdue_retry_is_named_although_events_wait() {
+async fn an_overdue_retry_is_reported_while_events_wait() {
     let world = World::new()
         .await
         .with("RETRY_DELAYS", "1h")
@@ -151,7 +170,7 @@ async fn an_overdue_retry_is_named_although_events_wait() {
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
     world.submit(&submitted(signup)).await;
     let job = world.wait_for_retry(signup, "initial").await;
-    change(
+    execute(
         &world,
         "UPDATE signup_customerio_sync_jobs SET next_retry_at = now() - interval '10 minutes'",
     )
@@ -159,74 +178,75 @@ async fn an_overdue_retry_is_named_although_events_wait() {
     for _ in 0..60 {
         world.submit(&submitted(Uuid::new_v4())).await;
     }
-    let found = integrity(&world, &app).await;
-    assert!(found["queues"]["work"].as_i64() > Some(0), "events wait: {found}");
+    let report = integrity(&world, &app).await;
+    assert!(report["queues"]["work"].as_i64() > Some(0), "no events wait: {report}");
     let overdue =
-        found["drift"].as_array().expect("a list").iter().find(|one| one["kind"] == "overdue");
-    assert_eq!(overdue.map(|one| one["jobIds"].clone()), Some(json!([job["id"]])), "{found}");
+        report["drift"].as_array().expect("a list").iter().find(|one| one["kind"] == "overdue");
+    assert_eq!(overdue.map(|one| one["jobIds"].clone()), Some(json!([job["id"]])), "{report}");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn the_mirror_is_held_against_the_jobs() {
-    let (world, app) = mixed().await;
-    wait_until_it_holds(&world, &app).await;
-    change(
+async fn the_mirror_is_compared_with_the_jobs() {
+    let (world, app) = mixed_world().await;
+    wait_until_consistent(&world, &app).await;
+    execute(
         &world,
-        "UPDATE sync_failures SET mirrored_at = now() - interval '10 minutes', resolved_at = \
-            NULL, resolution = NULL",
+        "UPDATE sync_failures
+        SET mirrored_at = now() - interval '10 minutes', resolved_at = NULL, resolution = NULL",
     )
     .await;
-    let found = integrity(&world, &app).await;
-    assert_eq!(kinds(&found), [("not_failed", 1), ("failure_queue", 1)], "{found}");
-    change(
+    let report = integrity(&world, &app).await;
+    assert_eq!(drift(&report), [("not_failed", 1), ("failure_queue", 1)], "{report}");
+    execute(
         &world,
-        "UPDATE signup_customerio_sync_jobs SET failed_at = now() - interval '10 minutes' WHERE \
-            status = 'failed'",
+        "UPDATE signup_customerio_sync_jobs SET failed_at = now() - interval '10 minutes'
+        WHERE status = 'failed'",
     )
     .await;
-    change(&world, "DELETE FROM sync_failures").await;
-    let found = integrity(&world, &app).await;
+    execute(&world, "DELETE FROM sync_failures").await;
+    let report = integrity(&world, &app).await;
     assert_eq!(
-        kinds(&found),
+        drift(&report),
         [("not_mirrored", 1), ("balance", 1), ("failure_queue", 2)],
-        "{found}"
+        "{report}"
     );
-    assert_eq!(found["holds"], false);
+    assert_eq!(report["holds"], false);
     assert!(
-        found["drift"][0]["meaning"].as_str().is_some_and(|text| text.contains("parked again")),
-        "{found}"
+        report["drift"][0]["meaning"].as_str().is_some_and(|text| text.contains("parked again")),
+        "{report}"
     );
     app.stop().await;
 }
 
 #[tokio::test]
-async fn one_replica_tells_the_drift_as_a_metric() {
+async fn only_the_leader_exports_the_drift_metric() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__INTEGRITY__INTERVAL", "100ms");
     let apps = [world.start().await, world.start().await];
-    change(&world, "INSERT INTO taken_in (jobs) VALUES (3), (4)").await;
-    let told = async || {
-        let mut told = Vec::new();
+    execute(&world, "INSERT INTO taken_in (jobs) VALUES (3), (4)").await;
+    let exported = async || {
+        let mut exported = Vec::new();
         for app in &apps {
             let (_, metrics) = world.get(app, "/metrics").await;
             let lines =
                 metrics.lines().filter(|line| line.starts_with("customerio_sync_integrity_drift{"));
-            told.extend(lines.map(str::to_owned));
+            exported.extend(lines.map(str::to_owned));
         }
-        told
+        exported
     };
-    let line = r#"customerio_sync_integrity_drift{kind="balance"} 7"#;
-    wait_for("the drift to be told", || async {
-        told().await.iter().any(|one| one == line).then_some(())
+    let expected = r#"customerio_sync_integrity_drift{kind="balance"} 7"#;
+    wait_for("the drift metric", || async {
+        exported().await.iter().any(|line| line == expected).then_some(())
     })
     .await;
     assert_eq!(
-        told().await.iter().filter(|one| one.contains("balance")).count(),
+        exported().await.iter().filter(|line| line.contains("balance")).count(),
         1,
-        "by one replica alone"
+        "only one replica exports it"
     );
     let rows = "SELECT count(*) FROM taken_in";
-    wait_for("it to be added up", || async { (world.count(rows).await == 1).then_some(()) }).await;
+    wait_for("the rows to be added up", || async { (world.count(rows).await == 1).then_some(()) })
+        .await;
     for app in apps {
         app.stop().await;
     }

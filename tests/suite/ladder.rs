@@ -1,6 +1,6 @@
-//! Failures: what is tried again, when, and what is parked.
+//! Failures: which jobs are retried, when, and which messages are parked.
 
-use crate::support::{SHORT_LADDER, Taken, World, confirmed, contact, submitted};
+use crate::support::{Received, SHORT_LADDER, World, confirmed, contact, submitted};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -15,46 +15,12 @@ async fn a_job_climbs_the_five_tiers_and_then_fails() {
     world.submit(&submitted(signup)).await;
     let job = world.wait_for_job(signup, "initial", "failed").await;
 
-    let times = world.call_times().await;
-    assert_eq!(times.len(), 6, "the first call and five retries");
-    for (index, delay) in [200, 300, 400, 500, 600].into_iter().enumerate() {
-        let waited = (times[index + 1] - times[index]).num_milliseconds();
-        assert!(waited >= delay, "retry {} came after {waited} ms", index + 1);
-    }
     assert_eq!((&job["attempt_count"], &job["error_type"]), (&json!(5), &json!("server_error")));
     assert_eq!(job["next_retry_at"], Value::Null);
-
-    let attempts = world
-        .rows("SELECT attempt, http_status, error_type, tier FROM sync_attempts ORDER BY id")
-        .await;
-    let tiers: Vec<Option<String>> =
-        attempts.iter().map(|row| sqlx::Row::get(row, "tier")).collect();
-    let mut expected: Vec<_> = SHORT_LADDER.split(',').map(|tier| Some(tier.to_owned())).collect();
-    expected.push(None);
-    assert_eq!(tiers, expected);
-
-    let stored = world.signup(signup).await;
-    assert_eq!(
-        (&stored["customerio_sync_failed"], &stored["customerio_synced"]),
-        (&json!(true), &json!(false))
-    );
-    assert_eq!(stored["customerio_sync_error"], job["error_message"]);
-    let audit = world.audit("customerio_sync_failed").await;
-    let details = &audit[0]["details"];
-    assert_eq!((&details["jobId"], &details["exhaustedRetries"]), (&job["id"], &json!(true)));
-    assert_eq!(
-        (&details["syncPhase"], &details["contactId"]),
-        (&json!("initial"), &json!(contact(signup)))
-    );
-
-    let told = outcomes.next().await;
-    assert_eq!(told.routing_key, "sign_up.customerio_sync_failed");
-    let body = told.json();
-    assert_eq!((&body["exhaustedRetries"], &body["attemptCount"]), (&json!(true), &json!(5)));
-    assert_eq!(
-        (&body["errorType"], &body["errorMessage"]),
-        (&json!("server_error"), &job["error_message"])
-    );
+    check_retry_times(&world).await;
+    check_tiers(&world).await;
+    check_signup_and_audit(&world, signup, &job).await;
+    check_exhausted_outcome(&outcomes.next().await, &job);
 
     let parked = world.next("customerio-sync.failed").await;
     check_parked(&parked, &job, "exhausted", "5");
@@ -68,7 +34,56 @@ async fn a_job_climbs_the_five_tiers_and_then_fails() {
     app.stop().await;
 }
 
-fn check_parked(parked: &Taken, job: &Value, reason: &str, attempt: &str) {
+/// Checks that each retry waited at least as long as its tier.
+async fn check_retry_times(world: &World) {
+    let times = world.call_times().await;
+    assert_eq!(times.len(), 6, "the first call and five retries");
+    for (index, delay) in [200, 300, 400, 500, 600].into_iter().enumerate() {
+        let waited = (times[index + 1] - times[index]).num_milliseconds();
+        assert!(waited >= delay, "retry {} came after {waited} ms", index + 1);
+    }
+}
+
+/// Checks that the attempts name the tiers in order, and the last one none.
+async fn check_tiers(world: &World) {
+    let attempts = world
+        .rows("SELECT attempt, http_status, error_type, tier FROM sync_attempts ORDER BY id")
+        .await;
+    let tiers: Vec<Option<String>> =
+        attempts.iter().map(|row| sqlx::Row::get(row, "tier")).collect();
+    let mut expected: Vec<_> = SHORT_LADDER.split(',').map(|tier| Some(tier.to_owned())).collect();
+    expected.push(None);
+    assert_eq!(tiers, expected);
+}
+
+/// Checks that the signup and the audit log record the failure of `job`.
+async fn check_signup_and_audit(world: &World, signup: Uuid, job: &Value) {
+    let stored = world.signup(signup).await;
+    assert_eq!(
+        (&stored["customerio_sync_failed"], &stored["customerio_synced"]),
+        (&json!(true), &json!(false))
+    );
+    assert_eq!(stored["customerio_sync_error"], job["error_message"]);
+    let audit = world.audit("customerio_sync_failed").await;
+    let details = &audit[0]["details"];
+    assert_eq!((&details["jobId"], &details["exhaustedRetries"]), (&job["id"], &json!(true)));
+    assert_eq!(
+        (&details["syncPhase"], &details["contactId"]),
+        (&json!("initial"), &json!(contact(signup)))
+    );
+}
+
+fn check_exhausted_outcome(outcome: &Received, job: &Value) {
+    assert_eq!(outcome.routing_key, "sign_up.customerio_sync_failed");
+    let body = outcome.json();
+    assert_eq!((&body["exhaustedRetries"], &body["attemptCount"]), (&json!(true), &json!(5)));
+    assert_eq!(
+        (&body["errorType"], &body["errorMessage"]),
+        (&json!("server_error"), &job["error_message"])
+    );
+}
+
+fn check_parked(parked: &Received, job: &Value, reason: &str, attempt: &str) {
     let text = |value: &Value| Some(value.as_str().expect("a text").to_owned());
     assert_eq!(parked.header("x-job-id"), text(&job["id"]));
     assert_eq!(parked.header("x-signup-id"), text(&job["signup_id"]));
@@ -78,29 +93,36 @@ fn check_parked(parked: &Taken, job: &Value, reason: &str, attempt: &str) {
     assert_eq!(parked.header("x-attempt").as_deref(), Some(attempt));
     assert_eq!(parked.header("x-reason").as_deref(), Some(reason));
     for header in ["x-first-failed-at", "x-failed-at"] {
-        let value = parked.header(header).unwrap_or_else(|| panic!("{header} is there"));
+        let value = parked.header(header).unwrap_or_else(|| panic!("{header} is missing"));
         assert!(value.parse::<DateTime<Utc>>().is_ok(), "{header}: {value}");
     }
     assert!(
         parked.header("x-original-exchange").is_some()
             && parked.header("x-original-routing-key").is_some()
     );
-    assert_eq!(parked.header("x-death"), None, "what brokers add is not passed on");
-    let body = json!({ "job_id": job["id"], "signup_id": job["signup_id"],
-    "sync_phase": job["sync_phase"],
-        "attempt": job["attempt_count"] });
+    assert_eq!(parked.header("x-death"), None, "headers added by the broker are not passed on");
+    let body = json!({
+        "job_id": job["id"],
+        "signup_id": job["signup_id"],
+        "sync_phase": job["sync_phase"],
+        "attempt": job["attempt_count"],
+    });
     assert_eq!(parked.json(), body);
 }
 
 #[tokio::test]
-async fn a_refusal_fails_at_once() {
+async fn a_refused_job_fails_without_a_retry() {
     let world = World::new().await;
     let app = world.start().await;
     let mut outcomes = world.listen("signup.updates", "#").await;
     let (good, bad) = (Uuid::new_v4(), Uuid::new_v4());
-    let refuse = json!({ "kind": "refuse", "identifier": contact(bad), "field": "attributes.plan",
-    "message": "too long" });
-    world.fault(refuse).await;
+    let refusal = json!({
+        "kind": "refuse",
+        "identifier": contact(bad),
+        "field": "attributes.plan",
+        "message": "too long",
+    });
+    world.fault(refusal).await;
     world.submit(&submitted(bad)).await;
     let job = world.wait_for_job(bad, "initial", "failed").await;
     assert_eq!((&job["attempt_count"], &job["error_type"]), (&json!(0), &json!("other")));
@@ -119,13 +141,13 @@ async fn a_refusal_fails_at_once() {
 }
 
 #[tokio::test]
-async fn a_job_that_fails_and_recovers_and_fails_and_recovers_completes() {
+async fn a_job_completes_after_two_failed_attempts() {
     let world = World::new().await;
     let app = world.start().await;
     world
         .fault(json!([
-            { "kind": "status", "status": 500, "calls": 1 }, { "kind": "status", "status": 429,
-            "calls": 1 },
+            { "kind": "status", "status": 500, "calls": 1 },
+            { "kind": "status", "status": 429, "calls": 1 },
         ]))
         .await;
     let signup = Uuid::new_v4();
@@ -140,7 +162,7 @@ async fn a_job_that_fails_and_recovers_and_fails_and_recovers_completes() {
 }
 
 #[tokio::test]
-async fn both_phases_run_their_flows_side_by_side() {
+async fn both_phases_of_a_signup_run_side_by_side() {
     let world = World::new().await;
     let app = world.start().await;
     let signup = Uuid::new_v4();
@@ -157,7 +179,7 @@ async fn both_phases_run_their_flows_side_by_side() {
 }
 
 #[tokio::test]
-async fn retry_after_moves_the_retry_and_holds_all_calls() {
+async fn retry_after_delays_the_retry_and_pauses_all_calls() {
     let world = World::new().await.with("RETRY_DELAYS", "200ms,2500ms,4s,5s,6s");
     let app = world.start().await;
     world.fault(json!({ "kind": "status", "status": 429, "calls": 1, "retry_after": "2" })).await;
@@ -175,13 +197,13 @@ async fn retry_after_moves_the_retry_and_holds_all_calls() {
         "the first tier that is long enough"
     );
     let times = world.call_times().await;
-    let held = (times[1] - times[0]).num_milliseconds();
-    assert!(held >= 1990, "the other job's call came after {held} ms");
+    let paused = (times[1] - times[0]).num_milliseconds();
+    assert!(paused >= 1990, "the call of the other job came after {paused} ms");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_value_over_a_limit_fails_its_job_alone() {
+async fn a_value_over_a_limit_fails_only_its_own_job() {
     let world = World::new().await;
     let app = world.start().await;
     let (long, good) = (Uuid::new_v4(), Uuid::new_v4());
@@ -190,13 +212,13 @@ async fn a_value_over_a_limit_fails_its_job_alone() {
     world.submit(&event).await;
     world.submit(&submitted(good)).await;
     let job = world.wait_for_job(long, "initial", "failed").await;
-    assert_eq!(job["error_message"], "first_name is 1001 bytes, Customer.io allows 1000");
+    assert_eq!(job["error_message"], "first_name is 1001 bytes; Customer.io allows at most 1000");
     world.wait_for_job(good, "initial", "completed").await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_failed_job_is_started_afresh_by_a_new_event_and_its_failure_is_resolved() {
+async fn a_new_event_restarts_a_failed_job_and_resolves_its_failure() {
     let world = World::new().await;
     let app = world.start().await;
     let signup = Uuid::new_v4();

@@ -1,13 +1,13 @@
-//! The ledger's guarantees, asked for directly.
+//! Guarantees of the ledger, tested without the rest of the service.
 
-use crate::support::{World, arrival, completion, submitted};
+use crate::support::{World, arrival, completion, submitted, wait_for};
 use customerio_sync::{
-    job::{Reason, SyncPhase, Ticket, job_id},
-    ledger::{FailedMessage, Ledger, Opened, Settled},
+    job::{AttemptId, Reason, SyncPhase, job_id},
+    ledger::{ClaimOutcome, FailedMessage, Ledger, Settled},
 };
 use uuid::Uuid;
 
-async fn ledger(world: &World) -> Ledger {
+async fn migrated_ledger(world: &World) -> Ledger {
     let config = world.config();
     let ledger = Ledger::new(&config.database, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
@@ -15,16 +15,19 @@ async fn ledger(world: &World) -> Ledger {
 }
 
 #[tokio::test]
-async fn a_lost_claim_changes_nothing() {
+async fn a_settlement_with_a_lost_claim_changes_nothing() {
     let world = World::new().await;
-    let ledger = ledger(&world).await;
+    let ledger = migrated_ledger(&world).await;
     let event = submitted(Uuid::new_v4());
-    let first = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
-    let second = ledger.open(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("opened");
-    assert!(matches!(second.opened[0], Opened::Claimed(_)), "the redelivery takes over");
+    let first = ledger.claim(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("claimed");
+    let second = ledger.claim(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("claimed");
+    assert!(
+        matches!(second.outcomes[0], ClaimOutcome::Claimed(_)),
+        "the redelivery takes the claim over"
+    );
 
     let late =
-        ledger.settle(first.claim, vec![completion(&first.opened[0])]).await.expect("settled");
+        ledger.settle(first.claim, vec![completion(&first.outcomes[0])]).await.expect("settled");
     assert_eq!(late, [Settled::ClaimLost]);
     assert_eq!(
         world
@@ -35,97 +38,101 @@ async fn a_lost_claim_changes_nothing() {
     assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 0);
     assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 0);
 
-    let now =
-        ledger.settle(second.claim, vec![completion(&second.opened[0])]).await.expect("settled");
-    assert!(matches!(now[0], Settled::Written(_)));
-    let again = ledger.open(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("opened");
-    assert!(matches!(again.opened[0], Opened::Settled(_)), "the ledger tells how it ended");
+    let current =
+        ledger.settle(second.claim, vec![completion(&second.outcomes[0])]).await.expect("settled");
+    assert!(matches!(current[0], Settled::Written(_)));
+    let third = ledger.claim(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("claimed");
+    assert!(
+        matches!(third.outcomes[0], ClaimOutcome::Settled(_)),
+        "the ledger returns the end state"
+    );
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_was_lost_is_found_done() {
+async fn a_commit_without_a_response_is_recognized_when_repeated() {
     let world = World::new().await;
-    let ledger = ledger(&world).await;
+    let ledger = migrated_ledger(&world).await;
     let event = submitted(Uuid::new_v4());
     let claim = Uuid::new_v4();
-    ledger.open(claim, &[arrival(&event, false)]).await.expect("opened");
-    let batch = ledger.open(claim, &[arrival(&event, false)]).await.expect("opened again");
+    ledger.claim(claim, &[arrival(&event, false)]).await.expect("claimed");
+    let batch = ledger.claim(claim, &[arrival(&event, false)]).await.expect("claimed again");
     assert!(
-        matches!(batch.opened[0], Opened::Claimed(_)),
-        "it is ours, not in other hands: {:?}",
-        batch.opened[0]
+        matches!(batch.outcomes[0], ClaimOutcome::Claimed(_)),
+        "the job is owned by another claim: {:?}",
+        batch.outcomes[0]
     );
 
-    let settlement = completion(&batch.opened[0]);
+    let settlement = completion(&batch.outcomes[0]);
     let first = ledger.settle(claim, vec![settlement.clone()]).await.expect("settled");
     let second = ledger.settle(claim, vec![settlement]).await.expect("settled again");
-    assert_eq!(first, second, "what follows from it is told the second time, too");
+    assert_eq!(first, second, "the repeat returns the same report");
     assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 1);
     assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 1);
 }
 
 #[tokio::test]
-async fn two_replicas_that_open_the_same_message_claim_it_once() {
+async fn two_replicas_that_receive_the_same_events_claim_each_job_once() {
     let world = World::new().await;
-    let ledger = ledger(&world).await;
+    let ledger = migrated_ledger(&world).await;
     let events: Vec<_> = (0..50).map(|_| submitted(Uuid::new_v4())).collect();
     let arrivals: Vec<_> = events.iter().map(|event| arrival(event, false)).collect();
     let mut reversed = arrivals.clone();
     reversed.reverse();
-    let (one, other) = tokio::join!(
-        ledger.open(Uuid::new_v4(), &arrivals),
-        ledger.open(Uuid::new_v4(), &reversed)
+    let (first, second) = tokio::join!(
+        ledger.claim(Uuid::new_v4(), &arrivals),
+        ledger.claim(Uuid::new_v4(), &reversed)
     );
-    let opened: Vec<_> =
-        [one, other].into_iter().flat_map(|batch| batch.expect("opened").opened).collect();
-    let claimed = opened.iter().filter(|one| matches!(one, Opened::Claimed(_))).count();
-    let in_flight = opened.iter().filter(|one| matches!(one, Opened::InFlight { .. })).count();
+    let outcomes: Vec<_> =
+        [first, second].into_iter().flat_map(|batch| batch.expect("claimed").outcomes).collect();
+    let claimed = outcomes.iter().filter(|one| matches!(one, ClaimOutcome::Claimed(_))).count();
+    let in_flight =
+        outcomes.iter().filter(|one| matches!(one, ClaimOutcome::InFlight { .. })).count();
     assert_eq!((claimed, in_flight), (50, 50));
 }
 
 #[tokio::test]
-async fn a_claim_that_is_given_back_spends_no_attempt() {
+async fn a_released_claim_spends_no_attempt() {
     let world = World::new().await;
-    let ledger = ledger(&world).await;
+    let ledger = migrated_ledger(&world).await;
     let event = submitted(Uuid::new_v4());
-    let batch = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
-    ledger.release(batch.claim).await.expect("given back");
-    let batch = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
-    let Opened::Claimed(work) = &batch.opened[0] else { panic!("claimed again") };
-    assert_eq!((work.job.attempt, work.job.run), (0, 0));
+    let batch = ledger.claim(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("claimed");
+    ledger.release(batch.claim).await.expect("released");
+    let batch = ledger.claim(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("claimed");
+    let ClaimOutcome::Claimed(claimed) = &batch.outcomes[0] else { panic!("not claimed again") };
+    assert_eq!((claimed.job.attempt, claimed.job.run), (0, 0));
 }
 
 #[tokio::test]
-async fn an_event_that_a_newer_one_has_overtaken_starts_nothing_afresh() {
+async fn an_event_overtaken_by_a_newer_one_restarts_nothing() {
     let world = World::new().await;
-    let ledger = ledger(&world).await;
+    let ledger = migrated_ledger(&world).await;
     let signup = Uuid::new_v4();
     let (first, second) = (submitted(signup), submitted(signup));
-    ledger.open(Uuid::new_v4(), &[arrival(&first, false)]).await.expect("opened");
-    let newer = ledger.open(Uuid::new_v4(), &[arrival(&second, false)]).await.expect("opened");
-    assert!(matches!(newer.opened[0], Opened::Claimed(_)));
-    // The replica that had taken the first one crashes.
-    let late = ledger.open(Uuid::new_v4(), &[arrival(&first, true)]).await.expect("opened");
-    assert_eq!(late.opened, [Opened::Superseded]);
+    ledger.claim(Uuid::new_v4(), &[arrival(&first, false)]).await.expect("claimed");
+    let newer = ledger.claim(Uuid::new_v4(), &[arrival(&second, false)]).await.expect("claimed");
+    assert!(matches!(newer.outcomes[0], ClaimOutcome::Claimed(_)));
+    // The replica that received the first event crashes, so the event is redelivered.
+    let late = ledger.claim(Uuid::new_v4(), &[arrival(&first, true)]).await.expect("claimed");
+    assert_eq!(late.outcomes, [ClaimOutcome::Superseded]);
     let settled =
-        ledger.settle(newer.claim, vec![completion(&newer.opened[0])]).await.expect("settled");
+        ledger.settle(newer.claim, vec![completion(&newer.outcomes[0])]).await.expect("settled");
     assert!(
         matches!(settled[0], Settled::Written(_)),
-        "whoever has the newer one goes on undisturbed"
+        "the claim of the newer event was not taken over"
     );
     let audit = world.audit("customerio_sync_restarted").await;
     assert_eq!((audit.len(), &audit[0]["details"]["run"]), (1, &serde_json::json!(1)));
 }
 
 #[tokio::test]
-async fn a_job_remembers_no_more_events_than_it_needs() {
+async fn a_job_remembers_only_the_50_newest_earlier_events() {
     let world = World::new().await;
-    let ledger = ledger(&world).await;
+    let ledger = migrated_ledger(&world).await;
     let signup = Uuid::new_v4();
     let events: Vec<_> = (0..60).map(|_| submitted(signup)).collect();
     for event in &events {
-        let batch = ledger.open(Uuid::new_v4(), &[arrival(event, false)]).await.expect("opened");
-        assert!(matches!(batch.opened[0], Opened::Claimed(_)));
+        let batch = ledger.claim(Uuid::new_v4(), &[arrival(event, false)]).await.expect("claimed");
+        assert!(matches!(batch.outcomes[0], ClaimOutcome::Claimed(_)));
     }
     let job = world.job(signup, "initial").await.expect("a job");
     let remembered = job["earlier_events"].as_array().expect("a list");
@@ -137,15 +144,16 @@ async fn a_job_remembers_no_more_events_than_it_needs() {
 }
 
 fn failure(job: Uuid, run: i32, reason: Reason) -> FailedMessage {
-    let ticket = Ticket { job_id: job, run, attempt: 0 };
+    let attempt_id = AttemptId { job_id: job, run, attempt: 0 };
     FailedMessage {
-        message_id: format!("{ticket}:failed"),
+        message_id: format!("{attempt_id}:failed"),
         job_id: Some(job),
-        ticket: Some(ticket),
+        attempt_id: Some(attempt_id),
         given_up_event: None,
         reason,
         error_type: None,
         error_message: "refused".to_owned(),
+        error_path: None,
         headers: serde_json::json!({}),
         content_type: None,
         body: b"{}".to_vec(),
@@ -156,14 +164,14 @@ fn failure(job: Uuid, run: i32, reason: Reason) -> FailedMessage {
 }
 
 #[tokio::test]
-async fn a_failure_of_a_run_that_is_over_is_mirrored_as_resolved() {
+async fn a_failure_of_an_earlier_run_is_mirrored_as_resolved() {
     let world = World::new().await;
-    let ledger = ledger(&world).await;
+    let ledger = migrated_ledger(&world).await;
     let signup = Uuid::new_v4();
     let job = job_id(signup, SyncPhase::Initial);
-    ledger.open(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("opened");
-    // The second event begins run 1 before the failure of run 0 is mirrored.
-    ledger.open(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("opened");
+    ledger.claim(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("claimed");
+    // The second event starts run 1 before the failure of run 0 is mirrored.
+    ledger.claim(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("claimed");
     let late = failure(job, 0, Reason::Permanent);
     ledger.mirror(&[late.clone(), late]).await.expect("mirrored");
     let failures = world.failures().await;
@@ -171,9 +179,40 @@ async fn a_failure_of_a_run_that_is_over_is_mirrored_as_resolved() {
 }
 
 #[tokio::test]
-async fn a_failure_of_a_job_that_is_not_known_is_mirrored_without_it() {
+async fn the_mirror_waits_for_the_signup_before_it_locks_its_job() {
     let world = World::new().await;
-    let ledger = ledger(&world).await;
+    let ledger = migrated_ledger(&world).await;
+    let signup = Uuid::new_v4();
+    let job = job_id(signup, SyncPhase::Initial);
+    ledger.claim(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("claimed");
+    let mut settling = world.pool.begin().await.expect("begun");
+    let lock_signup = sqlx::query("SELECT FROM signups WHERE id = $1 FOR NO KEY UPDATE");
+    lock_signup.bind(signup).execute(&mut *settling).await.expect("locked");
+    let mirroring = tokio::spawn({
+        let ledger = ledger.clone();
+        async move { ledger.mirror(&[failure(job, 0, Reason::DeliveryLimit)]).await }
+    });
+    wait_for("the mirror to wait for a lock", || async {
+        let sql = "SELECT count(*) FROM pg_stat_activity
+            WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        (world.count(sql).await == 1).then_some(())
+    })
+    .await;
+    // If the mirror held the job, a transaction that holds the signup would deadlock with it here.
+    let lock_job = sqlx::query(
+        "SELECT FROM signup_customerio_sync_jobs WHERE id = $1 FOR NO KEY UPDATE NOWAIT",
+    );
+    lock_job.bind(job).execute(&mut *settling).await.expect("the job is not locked");
+    settling.rollback().await.expect("rolled back");
+    mirroring.await.expect("the task ends").expect("mirrored");
+    let job = world.job(signup, "initial").await.expect("a job");
+    assert_eq!(job["status"], "failed");
+}
+
+#[tokio::test]
+async fn a_failure_of_an_unknown_job_is_mirrored_without_a_job_id() {
+    let world = World::new().await;
+    let ledger = migrated_ledger(&world).await;
     ledger.mirror(&[failure(Uuid::new_v4(), 0, Reason::Exhausted)]).await.expect("mirrored");
     let failures = world.failures().await;
     assert_eq!((failures.len(), &failures[0]["job_id"]), (1, &serde_json::Value::Null));

@@ -1,10 +1,13 @@
-//! Sentences about the service's behaviour, each shown on real RabbitMQ and PostgreSQL with a
-//! database and a virtual host of its own. `./dev test` starts the servers and runs them.
+//! Tests of the service's behaviour against real RabbitMQ and PostgreSQL servers.
+//!
+//! Each test has its own database and virtual host. `./dev test` starts the servers and runs the
+//! tests.
+
+#![expect(clippy::disallowed_methods, reason = "tests start now")]
 
 mod access;
 mod bad_actors;
 mod bad_input;
-mod budget;
 mod bulk;
 mod calls;
 mod clients;
@@ -20,8 +23,10 @@ mod migrations;
 mod outage;
 mod page;
 mod probes;
+mod rate_limit;
 mod recovery;
 mod scale;
+#[path = "../support/mod.rs"]
 mod support;
 mod sync;
 mod topology;

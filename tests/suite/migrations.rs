@@ -1,13 +1,51 @@
-//! Migrations: each applies to sample data of the one before, and the schema refuses what the code
-//! relies on never happening.
+//! Migrations: each one applies to sample data of the previous one, and the schema rejects the
+//! contradictions that the code assumes never to see.
 
 use crate::support::{World, root};
-use sqlx::{AssertSqlSafe, Executor};
+use customerio_sync::job::FailureCause;
+use sqlx::{AssertSqlSafe, Executor, Row};
 use std::path::PathBuf;
+
+/// Contradictory updates of a job, without `UPDATE signup_customerio_sync_jobs SET`, and a part of
+/// the error that each causes.
+const REJECTED_JOB_UPDATES: [(&str, &str); 7] = [
+    ("error_type = NULL, error_message = NULL WHERE status = 'failed'", "jobs_failed_has_error"),
+    ("next_retry_at = now() WHERE status = 'completed'", "jobs_only_pending_waits"),
+    ("attempt_count = 6", "jobs_attempts_in_range"),
+    ("status = 'done'", "violates check constraint"),
+    ("error_type = 'weather', error_message = 'rain' WHERE status = 'failed'", "error_type_check"),
+    (
+        "claim = gen_random_uuid(), claimed_at = now(), claimed_by = 'x'
+        WHERE status = 'completed'",
+        "jobs_claim_means_processing",
+    ),
+    ("failed_at = now() WHERE status = 'completed'", "jobs_only_failed_has_failed"),
+];
+
+/// Contradictory statements about other tables and about two jobs of a phase, and a part of the
+/// error that each causes.
+const REJECTED_STATEMENTS: [(&str, &str); 8] = [
+    ("UPDATE signups SET customerio_synced = NOT customerio_synced", "signups_synced_has_time"),
+    (
+        "UPDATE signups SET customerio_sync_failed = NOT customerio_sync_failed",
+        "signups_failed_has_error",
+    ),
+    ("UPDATE signups SET bet_amount = -1", "bet_amount_check"),
+    ("UPDATE sync_failures SET resolved_at = now()", "failures_resolved_is_told"),
+    ("UPDATE audit_logs SET actor = 'eve'", "append-only"),
+    ("DELETE FROM audit_logs", "append-only"),
+    ("TRUNCATE audit_logs", "append-only"),
+    (
+        "INSERT INTO signup_customerio_sync_jobs (id, signup_id, sync_phase, status)
+        SELECT gen_random_uuid(), signup_id, sync_phase, 'pending'
+        FROM signup_customerio_sync_jobs",
+        "jobs_one_a_phase",
+    ),
+];
 
 fn sql_files(folder: &str) -> Vec<PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(root().join(folder))
-        .expect("the folder is there")
+        .expect("a folder")
         .map(|entry| entry.expect("an entry").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "sql"))
         .collect();
@@ -20,7 +58,7 @@ async fn execute(world: &World, sql: String) -> Result<(), sqlx::Error> {
 }
 
 #[tokio::test]
-async fn each_migration_applies_to_sample_data_of_the_one_before() {
+async fn each_migration_applies_to_sample_data_of_the_previous_one() {
     let world = World::new().await;
     let migrations = sql_files("migrations");
     let samples = sql_files("tests/migrations");
@@ -40,76 +78,56 @@ async fn each_migration_applies_to_sample_data_of_the_one_before() {
 }
 
 #[tokio::test]
-async fn the_schema_refuses_contradictions() {
+async fn earlier_failures_receive_the_cause_and_the_path_in_their_message() {
     let world = World::new().await;
-    for file in [root().join("migrations"), root().join("tests/migrations")] {
-        for sql in sql_files(file.to_str().expect("a path")) {
-            execute(&world, std::fs::read_to_string(sql).expect("a file")).await.expect("applied");
+    for (migration, sample) in sql_files("migrations").iter().zip(sql_files("tests/migrations")) {
+        for file in [migration, &sample] {
+            let sql = std::fs::read_to_string(file).expect("the file can be read");
+            execute(&world, sql).await.expect("applied");
         }
     }
-    let jobs = "UPDATE signup_customerio_sync_jobs SET";
-    let refused = [
-        (
-            format!(
-                "{jobs} error_type = NULL, error_message = NULL WHERE status = \
-            'failed'"
-            ),
-            "jobs_failed_has_error",
-        ),
-        (
-            format!(
-                "{jobs} next_retry_at = now() WHERE status = \
-            'completed'"
-            ),
-            "jobs_only_pending_waits",
-        ),
-        (format!("{jobs} attempt_count = 6"), "jobs_attempts_in_range"),
-        (format!("{jobs} status = 'done'"), "violates check constraint"),
-        (
-            format!(
-                "{jobs} error_type = 'weather', error_message = 'rain' WHERE status = \
-            'failed'"
-            ),
-            "error_type_check",
-        ),
-        (
-            format!(
-                "{jobs} claim = gen_random_uuid(), claimed_at = now(), claimed_by = 'x' WHERE \
-                    status = 'completed'"
-            ),
-            "jobs_claim_means_processing",
-        ),
-        (
-            format!(
-                "{jobs} failed_at = now() WHERE status = \
-            'completed'"
-            ),
-            "jobs_only_failed_has_failed",
-        ),
-        (
-            "UPDATE signups SET customerio_synced = NOT \
-            customerio_synced"
-                .to_owned(),
-            "signups_synced_has_time",
-        ),
-        (
-            "UPDATE signups SET customerio_sync_failed = NOT customerio_sync_failed".to_owned(),
-            "signups_failed_has_error",
-        ),
-        ("UPDATE signups SET bet_amount = -1".to_owned(), "bet_amount_check"),
-        ("UPDATE sync_failures SET resolved_at = now()".to_owned(), "failures_resolved_is_told"),
-        ("UPDATE audit_logs SET actor = 'eve'".to_owned(), "append-only"),
-        ("DELETE FROM audit_logs".to_owned(), "append-only"),
-        ("TRUNCATE audit_logs".to_owned(), "append-only"),
-        (
-            "INSERT INTO signup_customerio_sync_jobs (id, signup_id, sync_phase, status)
-             SELECT gen_random_uuid(), signup_id, sync_phase, 'pending' FROM \
-                signup_customerio_sync_jobs"
-                .to_owned(),
-            "jobs_one_a_phase",
-        ),
+    let rows = world
+        .rows(
+            "SELECT error_cause FROM sync_attempts
+            WHERE job_id = '00000000-0000-4000-9000-000000000004' ORDER BY id",
+        )
+        .await;
+    let causes: Vec<Option<String>> = rows.iter().map(|row| row.get(0)).collect();
+    let causes: Vec<_> = causes.iter().map(Option::as_deref).collect();
+    let expected = [
+        Some("signup_unknown"),
+        Some("identifier_missing"),
+        Some("limit_exceeded"),
+        Some("item_refused"),
+        Some("response_unclear"),
+        // The HTTP status and the kind of error imply these.
+        None,
+        None,
+        Some("credentials_refused"),
     ];
-    for (sql, expected) in refused {
+    assert_eq!(causes, expected);
+    let sql = "SELECT count(*) FROM sync_failures WHERE error_path = 'customer.email'";
+    assert_eq!(world.count(sql).await, 1, "the path of an open message is taken from its error");
+    for cause in causes.into_iter().flatten() {
+        assert!(cause.parse::<FailureCause>().is_ok(), "{cause}");
+    }
+}
+
+#[tokio::test]
+async fn the_schema_rejects_contradictions() {
+    let world = World::new().await;
+    for folder in [root().join("migrations"), root().join("tests/migrations")] {
+        for file in sql_files(folder.to_str().expect("a path")) {
+            let sql = std::fs::read_to_string(file).expect("the file can be read");
+            execute(&world, sql).await.expect("applied");
+        }
+    }
+    let updates = REJECTED_JOB_UPDATES.iter().map(|(update, expected)| {
+        (format!("UPDATE signup_customerio_sync_jobs SET {update}"), *expected)
+    });
+    let statements =
+        REJECTED_STATEMENTS.iter().map(|(sql, expected)| ((*sql).to_owned(), *expected));
+    for (sql, expected) in updates.chain(statements) {
         let error = execute(&world, sql.clone()).await.expect_err(&sql).to_string();
         assert!(error.contains(expected), "{sql}: {error}");
     }

@@ -1,10 +1,11 @@
-//! Customer.io is away, refuses the credentials, or wants to be left alone: jobs wait, and few
-//! spend a retry.
+//! Customer.io is unavailable, refuses the credentials, or asks for a pause: jobs wait, and few of
+//! them spend a retry.
 
 use crate::support::{World, submitted, wait_for};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::time::Duration;
 use uuid::Uuid;
 
 async fn submit(world: &World, count: usize) {
@@ -32,69 +33,71 @@ async fn wait_for_completed(world: &World, count: i64) {
     .await;
 }
 
-/// Waits until Customer.io was asked so often whether it answers at all.
-async fn wait_for_questions(world: &World, count: usize) {
-    let questions = || async {
+/// Waits until the breaker has probed with `count` harmless requests.
+async fn wait_for_region_requests(world: &World, count: usize) {
+    let requests = || async {
         world.calls().await.iter().filter(|call| call["path"] == "/api/v1/accounts/region").count()
     };
-    wait_for(&format!("{count} questions"), || async {
-        (questions().await >= count).then_some(())
+    wait_for(&format!("{count} region requests"), || async {
+        (requests().await >= count).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_outage_costs_few_jobs_a_retry_and_ends_with_none_failed() {
-    let world = World::new().await.with("CUSTOMERIO_SYNC__GATE__PROBE_AT_LEAST_EVERY", "200ms");
+async fn an_outage_costs_few_jobs_a_retry_and_fails_none() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__BREAKER__PROBE_INTERVAL_MAX", "200ms");
     let app = world.start().await;
     world.fault(json!({ "kind": "status", "status": 503 })).await;
     submit(&world, 1000).await;
-    let stats = wait_for("the gate to shut", || async {
-        Some(world.read(&app, "/stats").await).filter(|stats| stats["gate"]["state"] == "open")
+    let stats = wait_for("the breaker to open", || async {
+        Some(world.read(&app, "/stats").await).filter(|stats| stats["breaker"]["state"] == "open")
     })
     .await;
-    assert_eq!(stats["gate"]["reason"], "outage");
+    assert_eq!(stats["breaker"]["reason"], "outage");
     let calls = world.calls().await.len();
     wait_for("five probes", || async { (world.calls().await.len() >= calls + 5).then_some(()) })
         .await;
     let (_, metrics) = world.get(&app, "/metrics").await;
-    assert!(metrics.lines().any(|line| line == "customerio_sync_gate_open 1"), "{metrics}");
+    assert!(metrics.lines().any(|line| line == "customerio_sync_breaker_open 1"), "{metrics}");
     let since = |reason: &str| {
         let name =
-            format!("customerio_sync_gate_open_since_timestamp_seconds{{reason=\"{reason}\"}} ");
-        let line = metrics
+            format!("customerio_sync_breaker_open_since_timestamp_seconds{{reason=\"{reason}\"}} ");
+        let value = metrics
             .lines()
             .find_map(|line| line.strip_prefix(&name))
             .expect("the metric of each reason");
-        line.parse::<i64>().expect("Unix seconds")
+        value.parse::<i64>().expect("Unix seconds")
     };
-    let told: DateTime<Utc> =
-        stats["gate"]["since"].as_str().expect("a time").parse().expect("RFC 3339");
-    assert_eq!((since("outage"), since("credentials"), since("asked")), (told.timestamp(), 0, 0));
-    assert_eq!(world.get(&app, "/readyz").await.0, 200, "it can work; Customer.io can't");
+    let opened_at: DateTime<Utc> =
+        stats["breaker"]["since"].as_str().expect("a time").parse().expect("RFC 3339");
+    assert_eq!(
+        (since("outage"), since("credentials"), since("retry_after")),
+        (opened_at.timestamp(), 0, 0)
+    );
+    assert_eq!(world.get(&app, "/readyz").await.0, 200, "an outage leaves the service ready");
     world.clear_faults().await;
     wait_for_completed(&world, 1000).await;
     assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
-    // Those of the first calls, and one a probe.
-    let retried =
+    // The jobs of the first calls, and one per probe.
+    let failed_attempts =
         world.count("SELECT count(*) FROM sync_attempts WHERE error_type IS NOT NULL").await;
-    assert!(retried < 900, "{retried} tries failed");
-    assert_eq!(world.read(&app, "/stats").await["gate"]["state"], "closed");
+    assert!(failed_attempts < 900, "{failed_attempts} attempts failed");
+    assert_eq!(world.read(&app, "/stats").await["breaker"]["state"], "closed");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn an_outage_that_outlasts_the_ladder_fails_no_job_although_there_are_fewer_jobs_than_probes()
-{
+async fn an_outage_longer_than_the_ladder_fails_none_of_a_few_jobs() {
     let world = World::new()
         .await
-        .with("CUSTOMERIO_SYNC__GATE__FAILURES_IN_A_ROW", "2")
-        .with("CUSTOMERIO_SYNC__GATE__PROBE_AT_LEAST_EVERY", "100ms");
+        .with("CUSTOMERIO_SYNC__BREAKER__FAILURES_IN_A_ROW", "2")
+        .with("CUSTOMERIO_SYNC__BREAKER__PROBE_INTERVAL_MAX", "100ms");
     let app = world.start().await;
     world.fault(json!({ "kind": "status", "status": 503 })).await;
     submit(&world, 6).await;
-    // The whole ladder takes two seconds.
-    wait_for_questions(&world, 40).await;
+    // The whole ladder takes two seconds. There are more probes than jobs.
+    wait_for_region_requests(&world, 40).await;
     world.clear_faults().await;
     wait_for_completed(&world, 6).await;
     assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
@@ -102,7 +105,7 @@ async fn an_outage_that_outlasts_the_ladder_fails_no_job_although_there_are_fewe
 }
 
 #[tokio::test]
-async fn refused_credentials_fail_the_jobs_of_one_call_and_let_the_others_wait() {
+async fn refused_credentials_fail_the_jobs_of_one_call_and_the_rest_wait() {
     let world = World::new().await;
     let app = world.start().await;
     let url = format!("ws://{}/api/v1/signups/customerio/ws", app.http_addr());
@@ -111,31 +114,34 @@ async fn refused_credentials_fail_the_jobs_of_one_call_and_let_the_others_wait()
     let first = Uuid::new_v4();
     world.submit(&submitted(first)).await;
     world.wait_for_job(first, "initial", "failed").await;
-    let notice = async {
+    let breaker_frame = async {
         loop {
-            let frame = frames.next().await.expect("the connection goes on").expect("a frame");
-            let frame: serde_json::Value =
+            let frame = frames.next().await.expect("the connection stays open").expect("a frame");
+            let frame: Value =
                 serde_json::from_str(&frame.into_text().expect("text")).unwrap_or_default();
-            if frame["type"] == "gate.changed" {
+            if frame["type"] == "breaker.changed" {
                 return frame;
             }
         }
     };
-    let notice =
-        tokio::time::timeout(std::time::Duration::from_secs(30), notice).await.expect("it is told");
-    assert_eq!(
-        (&notice["gate"]["isShut"], &notice["gate"]["reason"]),
-        (&json!(true), &json!("credentials"))
+    let frame = tokio::time::timeout(Duration::from_secs(30), breaker_frame)
+        .await
+        .expect("a breaker.changed frame in time");
+    // The first probe may already be in flight.
+    assert!(
+        matches!(frame["breaker"]["state"].as_str(), Some("open" | "half_open")),
+        "the breaker is not open: {frame}"
     );
-    let (status, told) = world.get(&app, "/readyz").await;
-    assert!(status == 503 && told.contains("credentials refused"), "{told}");
+    assert_eq!(frame["breaker"]["reason"], "credentials");
+    let (status, body) = world.get(&app, "/readyz").await;
+    assert!(status == 503 && body.contains("credentials refused"), "{body}");
 
     submit(&world, 50).await;
-    wait_for_questions(&world, 3).await;
+    wait_for_region_requests(&world, 3).await;
     let failed = world
         .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'")
         .await;
-    assert_eq!(failed, 1, "the others wait");
+    assert_eq!(failed, 1, "the other jobs wait");
     world.clear_faults().await;
     wait_for_completed(&world, 50).await;
     assert_eq!(world.get(&app, "/readyz").await.0, 200);
@@ -143,7 +149,7 @@ async fn refused_credentials_fail_the_jobs_of_one_call_and_let_the_others_wait()
 }
 
 #[tokio::test]
-async fn calls_that_waited_for_their_turn_when_the_gate_shut_are_not_made() {
+async fn calls_queued_when_the_breaker_opens_are_not_made() {
     let world = World::new()
         .await
         .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "5")
@@ -153,22 +159,22 @@ async fn calls_that_waited_for_their_turn_when_the_gate_shut_are_not_made() {
     world.fault(json!({ "kind": "status", "status": 401 })).await;
     let app = world.start().await;
     let failed = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'";
-    let waiting = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'pending'";
+    let pending = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'pending'";
     wait_for("a job to fail", || async { (world.count(failed).await > 0).then_some(()) }).await;
-    wait_for("the claims of the others to be given back", || async {
-        (world.count(waiting).await == 19).then_some(())
+    wait_for("the claims of the other jobs to be released", || async {
+        (world.count(pending).await == 19).then_some(())
     })
     .await;
     world.clear_faults().await;
     wait_for_completed(&world, 19).await;
-    assert_eq!(world.count(failed).await, 1, "that of the first call");
-    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 20, "one try each");
+    assert_eq!(world.count(failed).await, 1, "the job of the first call");
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 20, "one attempt per job");
     assert_eq!(world.events().await.len(), 19);
     app.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_held_for_long_waits_on_a_tier_and_spends_no_retry() {
+async fn jobs_are_deferred_to_a_tier_in_a_long_pause_and_spend_no_retry() {
     let world = World::new()
         .await
         .with("CUSTOMERIO_SYNC__SYNC__HOLD", "300ms")
@@ -179,12 +185,12 @@ async fn what_is_held_for_long_waits_on_a_tier_and_spends_no_retry() {
     world.submit(&submitted(first)).await;
     world.wait_for_job(first, "initial", "failed").await;
     submit(&world, 50).await;
-    wait_for("every message to be put off twice", || async {
+    wait_for("every message to be deferred twice", || async {
         let (_, metrics) = world.get(&app, "/metrics").await;
-        let put_off = metrics.lines().find_map(|line| {
-            line.strip_prefix(r#"customerio_sync_skipped_deliveries_total{why="put_off"} "#)
+        let deferred = metrics.lines().find_map(|line| {
+            line.strip_prefix(r#"customerio_sync_skipped_deliveries_total{why="deferred"} "#)
         });
-        put_off.and_then(|count| count.parse().ok()).filter(|count: &u32| *count >= 100)
+        deferred.and_then(|count| count.parse().ok()).filter(|count: &u32| *count >= 100)
     })
     .await;
     assert_eq!(
@@ -195,7 +201,7 @@ async fn what_is_held_for_long_waits_on_a_tier_and_spends_no_retry() {
     );
     world.clear_faults().await;
     wait_for_completed(&world, 50).await;
-    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 51, "one try each");
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 51, "one attempt per job");
     assert_eq!(world.events().await.len(), 50);
     app.stop().await;
 }

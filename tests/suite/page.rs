@@ -1,4 +1,4 @@
-//! The operators' page in headless Chromium. What is looked at there stands in `tests/page/`.
+//! The operators' page in headless Chromium. The checks are in `tests/page/`.
 
 use crate::support::{World, root, submitted};
 use customerio_sync::app::App;
@@ -8,30 +8,39 @@ use sqlx::Executor;
 use std::{path::PathBuf, process::Command};
 use uuid::Uuid;
 
-/// Six failed jobs of today: three of an outage long ago, three refused.
+/// Six jobs that failed today: three with server errors, on events of last week, and three that
+/// Customer.io refused.
 const SEED: &str = "
-    INSERT INTO signups (id, operator_id, email, first_name, last_name, customerio_sync_failed, \
-    customerio_sync_error)
-    SELECT gen_random_uuid(), 'op', 'person' || n || '@example.com', 'First' || n, 'Last', true, \
-    'x' FROM generate_series(1, 6) AS n;
-    INSERT INTO signup_customerio_sync_jobs
-        (id, signup_id, sync_phase, status, attempt_count, last_attempt_at, error_type, \
-    error_message, failed_at, failed_reason, occurred_at)
-    SELECT gen_random_uuid(), id, 'initial', 'failed', CASE WHEN n <= 3 THEN 5 ELSE 0 END, now() \
-    - n * interval '1 minute',
+    INSERT INTO signups (
+        id, operator_id, email, first_name, last_name, customerio_sync_failed,
+        customerio_sync_error
+    )
+    SELECT gen_random_uuid(), 'op', 'person' || n || '@example.com', 'First' || n, 'Last', true, 'x'
+    FROM generate_series(1, 6) AS n;
+    INSERT INTO signup_customerio_sync_jobs (
+        id, signup_id, sync_phase, status, attempt_count, last_attempt_at, error_type,
+        error_message, failed_at, failed_reason, occurred_at
+    )
+    SELECT gen_random_uuid(), id, 'initial', 'failed',
+        CASE WHEN n <= 3 THEN 5 ELSE 0 END,
+        now() - n * interval '1 minute',
         CASE WHEN n <= 3 THEN 'server_error' ELSE 'other' END,
-        CASE WHEN n <= 3 THEN 'Customer.io answered 503: ' || n ELSE 'Customer.io refused the \
-    identify: ' || n END,
-        now(), 'permanent', CASE WHEN n <= 3 THEN now() - interval '7 days' ELSE now() END
+        CASE
+            WHEN n <= 3 THEN 'Customer.io answered 503: ' || n
+            ELSE 'Customer.io refused the identify: ' || n
+        END,
+        now(), 'permanent',
+        CASE WHEN n <= 3 THEN now() - interval '7 days' ELSE now() END
     FROM (SELECT id, substring(email FROM '[0-9]+')::int AS n FROM signups) AS numbered;
 ";
 
-async fn seeded(world: World) -> (World, App) {
+async fn start_seeded(world: World) -> (World, App) {
     let app = world.start().await;
     world.pool.execute(SEED).await.expect("seeded");
     (world, app)
 }
 
+/// Runs a script of `tests/page/` against the service.
 async fn run(app: &App, script: &str) {
     let required = |variable: &str| {
         std::env::var(variable)
@@ -44,8 +53,8 @@ async fn run(app: &App, script: &str) {
         .env("SERVICE_URL", format!("http://{}", app.http_addr()));
     let output = tokio::task::spawn_blocking(move || node.output())
         .await
-        .expect("it runs")
-        .expect("it runs");
+        .expect("the task ends")
+        .expect("node starts");
     assert!(
         output.status.success(),
         "{}{}",
@@ -55,8 +64,8 @@ async fn run(app: &App, script: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_finds_understands_and_mends_failures_with_the_keyboard() {
-    let (world, app) = seeded(World::new().await).await;
+async fn failures_are_found_explained_and_fixed_with_the_keyboard() {
+    let (world, app) = start_seeded(World::new().await).await;
     run(&app, "list.mjs").await;
     assert_eq!(world.audit("customerio_reveal").await.len(), 1);
     assert_eq!(world.audit("customerio_manual_retry").await.len(), 1);
@@ -65,8 +74,8 @@ async fn an_operator_finds_understands_and_mends_failures_with_the_keyboard() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn groups_are_retried_in_bulk_and_the_page_is_live() {
-    let (world, app) = seeded(World::new().await).await;
+async fn failure_groups_are_retried_in_bulk_and_the_page_updates_live() {
+    let (world, app) = start_seeded(World::new().await).await;
     let mut event = submitted(Uuid::new_v4());
     event["customer"] = json!({ "id": "no-address" });
     world
@@ -89,11 +98,11 @@ async fn groups_are_retried_in_bulk_and_the_page_is_live() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_looks_right_in_light_and_dark_wide_and_narrow_and_to_a_viewer() {
+async fn the_page_renders_in_every_theme_and_width_and_for_a_viewer() {
     let world = World::new()
         .await
         .with("ADMIN_TOKENS", "olga:operator:token-of-an-operator,vera:viewer:token-of-a-viewer");
-    let (world, app) = seeded(world).await;
+    let (world, app) = start_seeded(world).await;
     run(&app, "looks.mjs").await;
     assert!(world.audit("customerio_manual_retry").await.is_empty(), "a viewer's keys do nothing");
     app.stop().await;

@@ -1,11 +1,12 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use crate::support::{OwnServer, Servers, World, submitted, wait_for};
+use crate::support::{Servers, TempServer, World, submitted, wait_for};
 use serde_json::{Value, json};
+use test_servers::RabbitMq;
 use uuid::Uuid;
 
 #[tokio::test]
-async fn a_service_that_can_work_is_live_and_ready() {
+async fn a_working_service_is_live_and_ready() {
     let world = World::new().await;
     let app = world.start().await;
     assert_eq!(world.get(&app, "/healthz").await.0, 200);
@@ -15,20 +16,21 @@ async fn a_service_that_can_work_is_live_and_ready() {
 }
 
 #[tokio::test]
-async fn a_service_without_its_database_is_live_and_not_ready_and_says_why() {
+async fn a_service_without_a_database_is_live_but_not_ready_and_says_why() {
     let world = World::new().await;
     let app = world.start().await;
-    // Nobody may connect any more, and those who are connected are cut off.
-    let vhost = world.vhost.clone();
+    // The database has the name of the virtual host.
+    let database = world.vhost.clone();
     let mut admin =
         <sqlx::PgConnection as sqlx::Connection>::connect(&Servers::shared().database_url)
             .await
             .expect("PostgreSQL answers");
-    for sql in [
-        format!("ALTER DATABASE {vhost} ALLOW_CONNECTIONS false"),
-        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{vhost}'"),
-    ] {
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.expect("done");
+    let forbid_connections = format!("ALTER DATABASE {database} ALLOW_CONNECTIONS false");
+    let end_sessions = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+    );
+    for sql in [forbid_connections, end_sessions] {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.expect("executed");
     }
     assert_eq!(world.get(&app, "/healthz").await.0, 200);
     let (status, body) = world.get(&app, "/readyz").await;
@@ -36,8 +38,8 @@ async fn a_service_without_its_database_is_live_and_not_ready_and_says_why() {
     let body: Value = serde_json::from_str(&body).expect("JSON");
     assert!(body["reasons"][0].as_str().expect("a reason").starts_with("database: "), "{body}");
 
-    let sql = format!("ALTER DATABASE {vhost} ALLOW_CONNECTIONS true");
-    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.expect("done");
+    let sql = format!("ALTER DATABASE {database} ALLOW_CONNECTIONS true");
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.expect("executed");
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "initial", "completed").await;
@@ -46,24 +48,24 @@ async fn a_service_without_its_database_is_live_and_not_ready_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_confirms_nothing_is_told_and_work_goes_on_when_it_confirms_again() {
-    let rabbitmq = OwnServer::start("rabbitmq");
+async fn a_broker_without_confirms_is_reported_and_work_resumes_with_them() {
+    let rabbitmq = TempServer::<RabbitMq>::started();
     let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
     let app = world.start().await;
     let signup = Uuid::new_v4();
     world.fault(json!({ "kind": "latency", "ms": 5000 })).await;
     world.submit(&submitted(signup)).await;
-    wait_for("the job to be called for", || async {
+    wait_for("the call of the job to be in flight", || async {
         world.job(signup, "initial").await.filter(|job| job["status"] == "processing")
     })
     .await;
-    rabbitmq.set_memory_alarm(true);
-    let told = wait_for("the reason", || async {
+    rabbitmq.set_memory_alarm(true).expect("the alarm changes");
+    let (_, body) = wait_for("the service to be unready", || async {
         Some(world.get(&app, "/readyz").await).filter(|(status, _)| *status == 503)
     })
     .await;
-    assert!(told.1.contains("broker: messages unconfirmed for more than 10s: 1;"), "{}", told.1);
-    rabbitmq.set_memory_alarm(false);
+    assert!(body.contains("broker: messages unconfirmed for more than 10s: 1;"), "{body}");
+    rabbitmq.set_memory_alarm(false).expect("the alarm changes");
     wait_for("the service to be ready", || async {
         Some(world.get(&app, "/readyz").await).filter(|(status, _)| *status == 200)
     })
@@ -81,7 +83,7 @@ async fn metrics_follow_the_prometheus_conventions() {
     world.wait_for_job(signup, "initial", "completed").await;
     world.wait_until_all_queues_are_empty().await;
     let (_, text) = world.get(&app, "/metrics").await;
-    for line in [
+    for expected in [
         concat!(
             r#"customerio_sync_events_total{queue="customerio-sync.signup-submitted","#,
             r#"result="accepted"} 1"#
@@ -97,7 +99,7 @@ async fn metrics_follow_the_prometheus_conventions() {
         r#"customerio_sync_event_to_accepted_seconds_count{phase="initial"} 1"#,
         "customerio_sync_batch_deliveries_count 1",
     ] {
-        assert!(text.lines().any(|one| one == line), "{line} in:\n{text}");
+        assert!(text.lines().any(|line| line == expected), "{expected} is missing in:\n{text}");
     }
     for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = name.split_once(' ').expect("a name and a type");

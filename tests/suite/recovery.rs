@@ -1,10 +1,10 @@
-//! Jobs that nobody works on any more, and a failure queue that people have touched: both are
-//! mended by themselves.
+//! Lost messages, abandoned jobs, and a failure queue that somebody has changed: recovery and the
+//! sweep repair them.
 
 use crate::support::{World, arrival, submitted, wait_for};
 use customerio_sync::{
     app::App,
-    ledger::{Ledger, Suspects},
+    ledger::{LeaderTask, Ledger, LostMessageScope, RecoveryLimits},
 };
 use lapin::options::QueuePurgeOptions;
 use serde_json::{Value, json};
@@ -12,10 +12,10 @@ use sqlx::Executor;
 use std::time::Duration;
 use uuid::Uuid;
 
-const FAILED: &str = "customerio-sync.failed";
+const FAILURE_QUEUE: &str = "customerio-sync.failed";
 
-/// A world in which everything is looked at often.
-async fn impatient() -> World {
+/// A world whose recovery and mirror check often.
+async fn world_with_short_intervals() -> World {
     World::new()
         .await
         .with("CUSTOMERIO_SYNC__RECOVERY__INTERVAL", "100ms")
@@ -28,7 +28,8 @@ async fn purge(world: &World, queue: &str) {
     channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await.expect("purged");
 }
 
-/// A signup whose job waits for its first retry, and whose message was purged from its tier.
+/// Creates a job that waits for its first retry, and purges its message from the tier. Returns the
+/// signup.
 async fn lose_a_retry(world: &World) -> Uuid {
     let signup = Uuid::new_v4();
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
@@ -40,8 +41,8 @@ async fn lose_a_retry(world: &World) -> Uuid {
 }
 
 #[tokio::test]
-async fn a_job_whose_message_was_purged_is_sent_again() {
-    let world = impatient().await.with("RETRY_DELAYS", "2s");
+async fn a_job_whose_message_was_purged_is_resent() {
+    let world = world_with_short_intervals().await.with("RETRY_DELAYS", "2s");
     let app = world.start().await;
     let signup = lose_a_retry(&world).await;
     let job = world.wait_for_job(signup, "initial", "completed").await;
@@ -50,15 +51,15 @@ async fn a_job_whose_message_was_purged_is_sent_again() {
     assert_eq!(world.calls().await.len(), 2);
     let (_, metrics) = world.get(&app, "/metrics").await;
     assert!(
-        metrics.contains(r#"customerio_sync_recovered_jobs_total{what="sent_again"} 1"#),
+        metrics.contains(r#"customerio_sync_recovered_jobs_total{what="resent"} 1"#),
         "{metrics}"
     );
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_job_whose_message_was_purged_is_sent_again_although_events_wait() {
-    let world = impatient()
+async fn a_job_whose_message_was_purged_is_resent_while_events_wait() {
+    let world = world_with_short_intervals()
         .await
         .with("RETRY_DELAYS", "2s")
         .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "2")
@@ -70,23 +71,24 @@ async fn a_job_whose_message_was_purged_is_sent_again_although_events_wait() {
     }
     let job = world.wait_for_job(signup, "initial", "completed").await;
     assert_ne!(job["resent_at"], Value::Null);
-    assert!(world.depth("customerio-sync.signup-submitted").await > 0, "events wait still");
+    assert!(world.depth("customerio-sync.signup-submitted").await > 0, "no events wait");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_job_whose_holder_is_gone_goes_on() {
-    let world = impatient().await;
+async fn a_job_with_an_expired_claim_is_completed() {
+    let world = world_with_short_intervals().await;
     let app = world.start().await;
     let signup = Uuid::new_v4();
     let sql = "
-        WITH s AS (INSERT INTO signups (id, operator_id, email) VALUES ($1, 'op', \
-        'x@example.com') RETURNING id)
+        WITH s AS (
+            INSERT INTO signups (id, operator_id, email) VALUES ($1, 'op', 'x@example.com')
+            RETURNING id
+        )
         INSERT INTO signup_customerio_sync_jobs
             (id, signup_id, sync_phase, status, claim, claimed_at, claimed_by, updated_at)
-        SELECT gen_random_uuid(), id, 'initial', 'processing', gen_random_uuid(), now() - \
-        interval '6 minutes', 'event:x',
-            now() - interval '6 minutes'
+        SELECT gen_random_uuid(), id, 'initial', 'processing', gen_random_uuid(),
+            now() - interval '6 minutes', 'event:x', now() - interval '6 minutes'
         FROM s";
     sqlx::query(sql).bind(signup).execute(&world.pool).await.expect("a job");
     world.wait_for_job(signup, "initial", "completed").await;
@@ -95,83 +97,85 @@ async fn a_job_whose_holder_is_gone_goes_on() {
 }
 
 #[tokio::test]
-async fn what_was_sent_again_is_not_sent_again_soon() {
+async fn a_resent_message_is_not_resent_again_too_soon() {
     let world = World::new().await;
     let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     let event = submitted(Uuid::new_v4());
-    let opened = ledger.open(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("opened");
-    ledger.release(opened.claim).await.expect("given back");
+    let batch = ledger.claim(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("claimed");
+    ledger.release(batch.claim).await.expect("released");
     let (now, later) = (Duration::ZERO, Duration::from_secs(600));
-    assert!(
-        ledger.take_overdue(Suspects::All, later, later, 10).await.expect("taken").is_empty(),
-        "it is not overdue yet"
-    );
-    let of_jobs = ledger.take_overdue(Suspects::JobMessages, now, later, 10).await.expect("taken");
-    assert!(of_jobs.is_empty(), "its message is an event");
-    assert_eq!(ledger.take_overdue(Suspects::All, now, later, 10).await.expect("taken").len(), 1);
-    assert!(ledger.take_overdue(Suspects::All, now, later, 10).await.expect("taken").is_empty());
+    let take = async |scope, overdue_after, resend_after| {
+        let limits = RecoveryLimits { overdue_after, resend_after, jobs: 10 };
+        ledger.take_overdue(scope, limits).await.expect("taken").len()
+    };
+    assert_eq!(take(LostMessageScope::All, later, later).await, 0, "the job is not overdue yet");
     assert_eq!(
-        ledger.take_overdue(Suspects::All, now, now, 10).await.expect("taken").len(),
-        1,
-        "after its time it is"
+        take(LostMessageScope::JobMessages, now, later).await,
+        0,
+        "the message of the job is an event"
     );
+    assert_eq!(take(LostMessageScope::All, now, later).await, 1);
+    assert_eq!(take(LostMessageScope::All, now, later).await, 0);
+    assert_eq!(take(LostMessageScope::All, now, now).await, 1, "the time to resend has come");
 }
 
 #[tokio::test]
 async fn one_replica_leads_and_another_takes_over() {
     let world = World::new().await;
     let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
-    let mut one = ledger.stand_by(customerio_sync::ledger::Duty::Recovery);
-    let mut other = ledger.stand_by(customerio_sync::ledger::Duty::Recovery);
-    let mut another_duty = ledger.stand_by(customerio_sync::ledger::Duty::FailureQueue);
-    assert!(one.is_ours().await.expect("asked"));
-    assert!(!other.is_ours().await.expect("asked"));
-    assert!(one.is_ours().await.expect("asked"), "it stays");
-    assert!(another_duty.is_ours().await.expect("asked"));
-    let kill = "
+    let mut first = ledger.leader_lock(LeaderTask::Recovery);
+    let mut second = ledger.leader_lock(LeaderTask::Recovery);
+    let mut of_another_task = ledger.leader_lock(LeaderTask::FailureQueue);
+    assert!(first.try_acquire().await.expect("an answer"));
+    assert!(!second.try_acquire().await.expect("an answer"));
+    assert!(first.try_acquire().await.expect("an answer"), "the leader stays the same");
+    assert!(of_another_task.try_acquire().await.expect("an answer"));
+    let end_sessions = "
         SELECT pg_terminate_backend(pid) FROM pg_locks
         WHERE locktype = 'advisory' AND pid <> pg_backend_pid()
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    world.pool.execute(kill).await.expect("its connection is cut");
+    world.pool.execute(end_sessions).await.expect("the sessions of the leaders end");
     let locks = "
         SELECT count(*) FROM pg_locks
-        WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = \
-        current_database())";
+        WHERE locktype = 'advisory'
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     wait_for("the locks to be free", || async { (world.count(locks).await == 0).then_some(()) })
         .await;
-    assert!(other.is_ours().await.expect("asked"));
-    assert!(!one.is_ours().await.expect("asked"));
+    assert!(second.try_acquire().await.expect("an answer"));
+    assert!(!first.try_acquire().await.expect("an answer"));
 }
 
-/// Three failures: of a retryable kind, refused, and not understood.
+/// Creates two refused signups, which are returned, and an unprocessable message.
 async fn three_failures(world: &World, app: &App) -> (Uuid, Uuid) {
-    let (one, two) = (world.failed_signup().await, world.failed_signup().await);
+    let (first, second) = (world.failed_signup().await, world.failed_signup().await);
     let properties = lapin::BasicProperties::default().with_message_id("m-1".into());
     world.publish("signup.events", "signup.submitted", b"not json", properties).await;
     world.wait_for_failures(3).await;
-    world.wait_for_depth(FAILED, 3).await;
+    world.wait_for_depth(FAILURE_QUEUE, 3).await;
     assert_eq!(world.read(app, "/stats").await["openFailures"], 2);
-    (one, two)
+    (first, second)
 }
 
 #[tokio::test]
-async fn what_is_resolved_leaves_the_failure_queue_and_what_is_open_stays() {
-    let world = impatient().await;
+async fn resolved_failures_leave_the_failure_queue_and_open_ones_stay() {
+    let world = world_with_short_intervals().await;
     let app = world.start().await;
-    let (one, _) = three_failures(&world, &app).await;
-    world.act(&app, &format!("/{one}/retry"), None).await;
-    world.wait_for_depth(FAILED, 2).await;
-    let messages = [world.next(FAILED).await, world.next(FAILED).await];
+    let (retried, _) = three_failures(&world, &app).await;
+    world.act(&app, &format!("/{retried}/retry"), None).await;
+    world.wait_for_depth(FAILURE_QUEUE, 2).await;
+    let messages = [world.next(FAILURE_QUEUE).await, world.next(FAILURE_QUEUE).await];
     let unprocessable = messages
         .iter()
-        .find(|message| message.header("x-reason").as_deref() == Some("unprocessable"));
-    let unprocessable = unprocessable.expect("it is there");
+        .find(|message| message.header("x-reason").as_deref() == Some("unprocessable"))
+        .expect("the unprocessable message");
     assert_eq!(unprocessable.body, b"not json");
     assert_eq!(unprocessable.header("x-original-message-id").as_deref(), Some("m-1"));
     assert_eq!(unprocessable.header("x-original-routing-key").as_deref(), Some("signup.submitted"));
-    let refused =
-        messages.iter().find(|message| message.header("x-job-id").is_some()).expect("it is there");
+    let refused = messages
+        .iter()
+        .find(|message| message.header("x-job-id").is_some())
+        .expect("the message of the refused job");
     assert_eq!(
         (refused.header("x-reason").as_deref(), refused.header("x-attempt").as_deref()),
         (Some("permanent"), Some("0"))
@@ -180,44 +184,44 @@ async fn what_is_resolved_leaves_the_failure_queue_and_what_is_open_stays() {
         refused.header("x-failed-at").is_some() && refused.message_id().ends_with(":0:0:failed")
     );
 
-    // Taking them away is no resolution: they come back.
-    world.wait_for_depth(FAILED, 2).await;
+    // Consuming the messages does not resolve the failures: the messages are parked again.
+    world.wait_for_depth(FAILURE_QUEUE, 2).await;
     world.act(&app, "/sync-failures/dismiss", Some(&json!({ "reason": "x" }))).await;
-    world.wait_for_depth(FAILED, 1).await;
+    world.wait_for_depth(FAILURE_QUEUE, 1).await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_purged_or_doubled_failure_queue_is_made_right_again() {
-    let world = impatient().await;
+async fn a_purged_or_duplicated_failure_queue_is_repaired() {
+    let world = world_with_short_intervals().await;
     let app = world.start().await;
     three_failures(&world, &app).await;
-    purge(&world, FAILED).await;
-    world.wait_for_depth(FAILED, 3).await;
-    let doubled = world.next(FAILED).await;
+    purge(&world, FAILURE_QUEUE).await;
+    world.wait_for_depth(FAILURE_QUEUE, 3).await;
+    let duplicated = world.next(FAILURE_QUEUE).await;
     for _ in 0..3 {
-        world.publish("", FAILED, &doubled.body, doubled.properties.clone()).await;
+        world.publish("", FAILURE_QUEUE, &duplicated.body, duplicated.properties.clone()).await;
     }
-    world.wait_for_depth(FAILED, 3).await;
+    world.wait_for_depth(FAILURE_QUEUE, 3).await;
 
     // A failure that the mirror lost is mirrored again.
     world
         .pool
         .execute("DELETE FROM sync_failures WHERE reason = 'unprocessable'")
         .await
-        .expect("gone");
+        .expect("deleted");
     world.wait_for_failures(3).await;
-    world.wait_for_depth(FAILED, 3).await;
+    world.wait_for_depth(FAILURE_QUEUE, 3).await;
     app.stop().await;
 }
 
 #[tokio::test]
-async fn a_failure_that_was_lost_on_its_way_is_parked_again() {
-    let world = impatient().await;
+async fn a_failure_lost_on_its_way_to_the_mirror_is_parked_again() {
+    let world = world_with_short_intervals().await;
     let app = world.start().await;
     let signup = world.failed_signup().await;
     world.wait_for_failures(1).await;
-    world.take("customerio-sync.failed").await.expect("it was parked");
+    world.take(FAILURE_QUEUE).await.expect("the parked message");
     world.rows("DELETE FROM sync_failures").await;
     let failures = world.wait_for_failures(1).await;
     assert_eq!(failures[0]["job_id"], world.job(signup, "initial").await.expect("a job")["id"]);
@@ -225,7 +229,7 @@ async fn a_failure_that_was_lost_on_its_way_is_parked_again() {
         (&failures[0]["reason"], &failures[0]["resolved_at"]),
         (&json!("permanent"), &Value::Null)
     );
-    let parked = world.next("customerio-sync.failed").await;
+    let parked = world.next(FAILURE_QUEUE).await;
     assert_eq!(parked.header("x-error-type").as_deref(), Some("other"));
     app.stop().await;
 }

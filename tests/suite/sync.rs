@@ -1,4 +1,4 @@
-//! What becomes of the two events when all is well.
+//! Processing of both event types when nothing fails.
 
 use crate::support::{World, confirmed, contact, submitted, wait_for};
 use serde_json::{Value, json};
@@ -15,18 +15,27 @@ async fn a_submission_becomes_a_person_and_a_tracked_event() {
 
     let person = world.sim(&format!("people/{}", contact(signup))).await;
     let expected = json!({
-        "email": format!("{signup}@example.com"), "first_name": "Ann", "last_name": "Lee",
+        "email": format!("{signup}@example.com"),
+        "first_name": "Ann",
+        "last_name": "Lee",
         "phone": "+15550100",
-        "state": "NJ", "operator_id": "op-12", "operator_name": "Acme Sports", "signup_id": signup,
-        "plan": "gold"
+        "state": "NJ",
+        "operator_id": "op-12",
+        "operator_name": "Acme Sports",
+        "signup_id": signup,
+        "plan": "gold",
     });
     assert_eq!(person["attributes"], expected);
     let events = world.events().await;
     assert_eq!(events.len(), 1);
     assert_eq!(events[0]["name"], "signup_submitted");
     assert_eq!(events[0]["timestamp"], 1_739_880_000);
-    let data = json!({ "signup_id": signup, "operator_id": "op-12", "operator_name": "Acme Sports",
-        "submitted_at": "2025-02-18T12:00:00Z" });
+    let data = json!({
+        "signup_id": signup,
+        "operator_id": "op-12",
+        "operator_name": "Acme Sports",
+        "submitted_at": "2025-02-18T12:00:00Z",
+    });
     assert_eq!(events[0]["attributes"], data);
 
     let stored = world.signup(signup).await;
@@ -47,8 +56,12 @@ async fn a_confirmation_adds_the_bet_slip() {
     world.wait_for_job(signup, "enriched", "completed").await;
 
     let attributes = world.sim(&format!("people/{}", contact(signup))).await["attributes"].clone();
-    let slip =
-        json!({ "bet_amount": 50.0, "team_bet_on": "Lakers", "odds": "+150", "confidence": 0.97 });
+    let slip = json!({
+        "bet_amount": 50.0,
+        "team_bet_on": "Lakers",
+        "odds": "+150",
+        "confidence": 0.97,
+    });
     for (name, value) in slip.as_object().expect("a map") {
         assert_eq!(&attributes[name], value, "{name} of the person");
     }
@@ -62,7 +75,7 @@ async fn a_confirmation_adds_the_bet_slip() {
 }
 
 #[tokio::test]
-async fn a_confirmation_that_comes_first_waits_for_its_signup() {
+async fn a_confirmation_that_arrives_first_waits_for_its_signup() {
     let world = World::new().await.with("RETRY_DELAYS", "300ms,1s,2s,4s,8s");
     let app = world.start().await;
     let signup = Uuid::new_v4();
@@ -72,7 +85,7 @@ async fn a_confirmation_that_comes_first_waits_for_its_signup() {
         (&job["error_type"], &job["error_message"]),
         (&json!("other"), &json!("signup not known yet"))
     );
-    assert_eq!(world.calls().await.len(), 0, "there is nobody to tell of yet");
+    assert_eq!(world.calls().await.len(), 0, "no call before the person is known");
     world.submit(&submitted(signup)).await;
     world.wait_for_job(signup, "enriched", "completed").await;
     assert_eq!(world.events().await.len(), 2);
@@ -80,7 +93,7 @@ async fn a_confirmation_that_comes_first_waits_for_its_signup() {
 }
 
 #[tokio::test]
-async fn a_confirmation_that_brings_the_customer_needs_no_submission() {
+async fn a_confirmation_with_the_customer_needs_no_submission() {
     let world = World::new().await;
     let app = world.start().await;
     let signup = Uuid::new_v4();
@@ -94,7 +107,7 @@ async fn a_confirmation_that_brings_the_customer_needs_no_submission() {
 }
 
 #[tokio::test]
-async fn a_completed_job_is_not_made_again() {
+async fn a_completed_job_is_not_repeated() {
     let world = World::new().await;
     let app = world.start().await;
     let signup = Uuid::new_v4();
@@ -108,13 +121,13 @@ async fn a_completed_job_is_not_made_again() {
     world.wait_for_job(other, "initial", "completed").await;
     world.wait_until_all_queues_are_empty().await;
     let events = world.events().await;
-    assert_eq!(events.len(), 2, "one a signup");
+    assert_eq!(events.len(), 2, "one event per signup");
     assert!(events.iter().all(|event| event["repeats"] == 0), "{events:?}");
     app.stop().await;
 }
 
 #[tokio::test]
-async fn an_open_job_is_started_afresh_by_a_new_event_and_not_by_the_same() {
+async fn a_new_event_restarts_an_open_job_and_a_repeated_one_does_not() {
     let world = World::new().await.with("RETRY_DELAYS", "30s,60s,125s,625s,3125s");
     let app = world.start().await;
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
@@ -129,7 +142,7 @@ async fn an_open_job_is_started_afresh_by_a_new_event_and_not_by_the_same() {
     );
 
     world.submit(&first).await;
-    wait_for("the repeat to be taken", || async {
+    wait_for("the repeated event to be acknowledged", || async {
         let (_, metrics) = world.get(&app, "/metrics").await;
         metrics
             .contains(r#"customerio_sync_skipped_deliveries_total{why="settled"} 1"#)
@@ -139,7 +152,7 @@ async fn an_open_job_is_started_afresh_by_a_new_event_and_not_by_the_same() {
     assert_eq!(
         world.job(signup, "initial").await.expect("a job")["attempt_count"],
         1,
-        "nothing under way is changed"
+        "a repeated event changes nothing"
     );
 
     let mut second = submitted(signup);
@@ -154,7 +167,7 @@ async fn an_open_job_is_started_afresh_by_a_new_event_and_not_by_the_same() {
 }
 
 #[tokio::test]
-async fn an_older_event_does_not_overwrite_what_a_newer_one_said() {
+async fn an_older_event_does_not_overwrite_the_data_of_a_newer_one() {
     let world = World::new().await;
     let app = world.start().await;
     let signup = Uuid::new_v4();
@@ -174,21 +187,26 @@ async fn an_older_event_does_not_overwrite_what_a_newer_one_said() {
 }
 
 #[tokio::test]
-async fn outcomes_are_told_with_all_their_fields() {
+async fn outcomes_are_published_with_all_their_fields() {
     let world = World::new().await;
     let app = world.start().await;
     let mut outcomes = world.listen("signup.updates", "#").await;
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
-    let told = outcomes.next().await;
+    let outcome = outcomes.next().await;
     let job = world.wait_for_job(signup, "initial", "completed").await;
-    assert_eq!(told.routing_key, "sign_up.customerio_synced");
-    let body = told.json();
-    assert_eq!(body["id"], told.message_id());
+    assert_eq!(outcome.routing_key, "sign_up.customerio_synced");
+    let body = outcome.json();
+    assert_eq!(body["id"], outcome.message_id());
     let expected = json!({
-        "type": "sign_up.customerio_synced", "id": body["id"], "time": body["time"],
+        "type": "sign_up.customerio_synced",
+        "id": body["id"],
+        "time": body["time"],
         "signupId": signup,
-        "jobId": job["id"], "syncPhase": "initial", "contactId": contact(signup), "attemptCount": 0,
+        "jobId": job["id"],
+        "syncPhase": "initial",
+        "contactId": contact(signup),
+        "attemptCount": 0,
         "manualRetry": false,
     });
     assert_eq!(body, expected);
@@ -203,7 +221,7 @@ async fn outcomes_are_told_with_all_their_fields() {
 }
 
 #[tokio::test]
-async fn the_trace_of_an_event_goes_on_to_what_follows_from_it() {
+async fn the_trace_of_an_event_continues_in_its_outcome() {
     let world = World::new().await;
     let app = world.start().await;
     let mut outcomes = world.listen("signup.updates", "#").await;
@@ -218,11 +236,11 @@ async fn the_trace_of_an_event_goes_on_to_what_follows_from_it() {
 }
 
 #[tokio::test]
-async fn stopping_finishes_what_is_in_hand_and_leaves_the_rest_in_the_queue() {
+async fn shutdown_finishes_jobs_in_flight_and_leaves_the_rest_queued() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "10");
     world.fault(json!({ "kind": "latency", "ms": 200 })).await;
     let mut service = world.spawn();
-    service.wait_for_line("serving").await;
+    service.wait_for_line("the service is running").await;
     let signups: Vec<_> = (0..200).map(|_| Uuid::new_v4()).collect();
     let channel = world.channel().await;
     for signup in &signups {
@@ -251,8 +269,8 @@ async fn stopping_finishes_what_is_in_hand_and_leaves_the_rest_in_the_queue() {
             .await,
         0
     );
-    let done = world.count("SELECT count(*) FROM signup_customerio_sync_jobs").await;
-    assert!(done < 200, "the stop came before the end");
+    let jobs = world.count("SELECT count(*) FROM signup_customerio_sync_jobs").await;
+    assert!(jobs < 200, "the shutdown came after the last job");
 
     world.clear_faults().await;
     let app = world.start().await;
@@ -261,6 +279,6 @@ async fn stopping_finishes_what_is_in_hand_and_leaves_the_rest_in_the_queue() {
     }
     let events = world.events().await;
     assert_eq!(events.len(), 200);
-    assert!(events.iter().all(|event| event["repeats"] == 0), "nothing was called for twice");
+    assert!(events.iter().all(|event| event["repeats"] == 0), "an event was sent twice");
     app.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Exchanges and queues as they stand in the broker.
+//! Exchanges and queues as declared in the broker.
 
 use crate::support::{Process, World, http_client, publish_on, submitted};
 use lapin::{
@@ -9,16 +9,16 @@ use lapin::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-const SHIPPED: &str = "5s,25s,125s,625s,3125s";
+const DEFAULT_LADDER: &str = "5s,25s,125s,625s,3125s";
 
 fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
     let found = list.as_array().expect("a list").iter().find(|one| one["name"] == name);
-    found.unwrap_or_else(|| panic!("{name} is there"))
+    found.unwrap_or_else(|| panic!("{name} is missing"))
 }
 
 #[tokio::test]
-async fn the_declared_tiers_have_the_shipped_delays_and_dead_letter_safely() {
-    let world = World::new().await.with("RETRY_DELAYS", SHIPPED);
+async fn tiers_have_the_default_delays_and_dead_letter_at_least_once() {
+    let world = World::new().await.with("RETRY_DELAYS", DEFAULT_LADDER);
     world.start().await.stop().await;
     let queues = world.management("queues").await;
     for (tier, ttl) in
@@ -26,9 +26,11 @@ async fn the_declared_tiers_have_the_shipped_delays_and_dead_letter_safely() {
     {
         let arguments = &named(&queues, &format!("customerio-sync.retry.{tier}"))["arguments"];
         let expected = json!({
-            "x-queue-type": "quorum", "x-message-ttl": ttl,
+            "x-queue-type": "quorum",
+            "x-message-ttl": ttl,
             "x-dead-letter-exchange": "customerio-sync.jobs",
-            "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
             "x-delivery-limit": 1_000_000_000,
         });
         assert_eq!(arguments, &expected, "{tier}");
@@ -45,13 +47,13 @@ async fn the_declared_tiers_have_the_shipped_delays_and_dead_letter_safely() {
         );
         assert_eq!(
             arguments["x-dead-letter-exchange"], "customerio-sync.failed",
-            "{queue}: never to a tier"
+            "{queue} must not dead-letter to a tier"
         );
     }
 }
 
-/// Lets one message go through every tier once and back.
-async fn go_round(world: &World, tiers: &[&str], message_id: &str) {
+/// Publishes a message to each tier in turn, and checks that it returns exactly once.
+async fn pass_through(world: &World, tiers: &[&str], message_id: &str) {
     for tier in tiers {
         let properties =
             BasicProperties::default().with_message_id(message_id.into()).with_delivery_mode(2);
@@ -64,23 +66,24 @@ async fn go_round(world: &World, tiers: &[&str], message_id: &str) {
             properties,
         )
         .await;
-        let back = world.next("customerio-sync.jobs").await;
-        assert_eq!(back.message_id(), message_id, "out of {tier}");
-        assert_eq!(world.depth("customerio-sync.jobs").await, 0, "once out of {tier}");
+        let returned = world.next("customerio-sync.jobs").await;
+        assert_eq!(returned.message_id(), message_id, "from the tier {tier}");
+        let depth = world.depth("customerio-sync.jobs").await;
+        assert_eq!(depth, 0, "the tier {tier} returned the message more than once");
     }
 }
 
 #[tokio::test]
-async fn a_message_comes_back_once_out_of_every_tier_and_goes_round_all_of_them_twice() {
+async fn a_message_returns_once_from_every_tier_in_both_of_two_rounds() {
     let world = World::new().await;
     world.start().await.stop().await;
     let tiers: Vec<_> = crate::support::SHORT_LADDER.split(',').collect();
-    go_round(&world, &tiers, "first").await;
-    go_round(&world, &tiers, "first").await;
+    pass_through(&world, &tiers, "first").await;
+    pass_through(&world, &tiers, "first").await;
 }
 
 #[tokio::test]
-async fn a_job_that_went_round_all_tiers_goes_round_again_after_it_was_started_afresh() {
+async fn a_restarted_job_passes_through_all_tiers_again() {
     let world = World::new().await;
     let app = world.start().await;
     world.fault(json!({ "kind": "status", "status": 503 })).await;
@@ -101,7 +104,7 @@ async fn a_job_that_went_round_all_tiers_goes_round_again_after_it_was_started_a
 }
 
 #[tokio::test]
-async fn a_queue_with_other_arguments_stops_the_start_and_is_named() {
+async fn startup_fails_on_a_queue_with_different_arguments_and_names_it() {
     let world = World::new().await.with("RETRY_DELAYS", "5s");
     world.start().await.stop().await;
     let channel = world.channel().await;
@@ -127,7 +130,7 @@ async fn a_queue_with_other_arguments_stops_the_start_and_is_named() {
 
     let error = customerio_sync::app::App::start(world.config())
         .await
-        .expect_err("it does not fit")
+        .expect_err("the arguments differ")
         .to_string();
     for part in [tier, "x-message-ttl", "5000", "7000"] {
         assert!(error.contains(part), "{error:?} should name {part}");
@@ -135,11 +138,11 @@ async fn a_queue_with_other_arguments_stops_the_start_and_is_named() {
 }
 
 #[tokio::test]
-async fn what_is_missing_stops_the_start_where_nothing_may_be_declared() {
+async fn startup_fails_on_a_missing_exchange_if_nothing_may_be_declared() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "false");
     let error = customerio_sync::app::App::start(world.config())
         .await
-        .expect_err("nothing is there")
+        .expect_err("the virtual host is empty")
         .to_string();
     assert!(error.contains("the exchange signup.events does not exist"), "{error}");
     let declaring = world.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "true");
@@ -149,11 +152,13 @@ async fn what_is_missing_stops_the_start_where_nothing_may_be_declared() {
 }
 
 #[tokio::test]
-async fn the_printed_definitions_make_what_the_service_declares() {
-    let world = World::new().await.with("RETRY_DELAYS", SHIPPED);
+async fn the_printed_definitions_match_what_the_service_declares() {
+    let world = World::new().await.with("RETRY_DELAYS", DEFAULT_LADDER);
     let settings = [("AMQP_URL".to_owned(), world.amqp_url.clone())];
-    let printed =
-        crate::support::program(&settings).args(["topology", "--print"]).output().expect("it runs");
+    let printed = crate::support::program(&settings)
+        .args(["topology", "--print"])
+        .output()
+        .expect("the program starts");
     assert!(printed.status.success());
     let url = format!("{}/api/definitions/{}", world.management_url, world.vhost);
     let imported = http_client()
@@ -164,7 +169,7 @@ async fn the_printed_definitions_make_what_the_service_declares() {
         .await;
     assert!(imported.expect("the management API answers").status().is_success());
     assert_eq!(named(&world.management("queues").await, "customerio-sync.jobs")["durable"], true);
-    // A check finds no difference, and the flow works.
+    // The service checks them, finds no difference, and works.
     let world = world.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "false");
     let app = world.start().await;
     let signup = Uuid::new_v4();
@@ -174,7 +179,7 @@ async fn the_printed_definitions_make_what_the_service_declares() {
 }
 
 #[tokio::test]
-async fn a_queue_that_is_deleted_under_way_is_declared_again_before_anything_is_lost() {
+async fn a_tier_deleted_at_run_time_is_redeclared_and_no_message_is_lost() {
     let world = World::new().await.with("RETRY_DELAYS", "300ms,400ms");
     let app = world.start().await;
     let channel = world.channel().await;
@@ -190,17 +195,18 @@ async fn a_queue_that_is_deleted_under_way_is_declared_again_before_anything_is_
     let (_, metrics) = world.get(&app, "/metrics").await;
     assert!(
         metrics.contains(r#"publishes_total{destination="tier",result="returned"}"#),
-        "it came back unrouted first"
+        "the first publish was not returned as unroutable"
     );
     app.stop().await;
 }
 
 #[tokio::test]
-async fn topology_declares_and_exits() {
+async fn the_topology_command_declares_and_exits() {
     let world = World::new().await;
     let settings = [("AMQP_URL".to_owned(), world.amqp_url.clone())];
-    let done = crate::support::program(&settings).arg("topology").status().expect("it runs");
-    assert!(done.success());
+    let status =
+        crate::support::program(&settings).arg("topology").status().expect("the program starts");
+    assert!(status.success());
     assert_eq!(world.depth("customerio-sync.failed.mirror").await, 0);
     let mut service = Process::spawn(&["serve"], &settings);
     service.wait_for_line("DATABASE_URL is required").await;

@@ -1,5 +1,5 @@
-//! `GET /asyncapi.json`: the messages that come in and go out, and the frames of the WebSocket,
-//! described from the types that are parsed and written (AsyncAPI 3.0,
+//! `GET /asyncapi.json`: describes the messages and the frames of the WebSocket, from the types
+//! that are parsed and written (AsyncAPI 3.0,
 //! <https://www.asyncapi.com/docs/reference/specification/v3.0.0>).
 
 use axum::Json;
@@ -9,13 +9,22 @@ use utoipa::{
     openapi::{RefOr, Schema},
 };
 
+use super::PREFIX;
 use crate::{
-    broker::{JobBody, OutcomeBody, WorkQueue},
-    event::{self, EventType},
+    broker::{
+        EVENTS_EXCHANGE, FAILED_EXCHANGE, JobBody, OutcomeBody, OutcomeType, UPDATES_EXCHANGE,
+        WorkQueue, headers,
+    },
+    event::{self, CLOUDEVENTS_CONTENT_TYPE, EventType},
     flows::feed::Notice,
+    job::{ErrorType, Reason, SyncPhase},
 };
 
-/// Named schemas, each with those that it refers to.
+const JSON: &str = "application/json";
+/// Name of the message for an unprocessable message.
+const UNPROCESSABLE: &str = Reason::Unprocessable.as_str();
+
+/// Named schemas, and the schemas that they refer to.
 #[derive(Default)]
 struct Schemas(Map<String, Value>);
 
@@ -38,7 +47,7 @@ impl Schemas {
     }
 }
 
-/// The description.
+/// Returns the description.
 pub(crate) async fn show() -> Json<Value> {
     let mut schemas = Schemas::default();
     for (name, event_type) in
@@ -55,28 +64,46 @@ pub(crate) async fn show() -> Json<Value> {
         "info": {
             "title": "customerio-sync",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The messages that customerio-sync takes from and publishes to \
+            "description": "The messages that customerio-sync consumes from and publishes to \
                 RabbitMQ, and the frames of its WebSocket. /openapi.json describes the HTTP API.",
         },
-        "defaultContentType": "application/json",
+        "defaultContentType": JSON,
         "channels": channels(),
         "operations": operations(),
         "components": { "messages": messages(), "schemas": schemas.0 },
     }))
 }
 
+/// A reference to a part of `components` or of `channels`.
+fn reference(place: &str, name: &str) -> Value {
+    json!({ "$ref": format!("#/{place}/{name}") })
+}
+
 fn message(name: &str) -> Value {
-    json!({ "$ref": format!("#/components/messages/{name}") })
+    reference("components/messages", name)
 }
 
 fn queue(queue: WorkQueue) -> Value {
-    json!({ "amqp": { "is": "queue", "queue": { "name": queue.name(), "durable": true,
-    "exclusive": false, "autoDelete": false } } })
+    json!({
+        "amqp": {
+            "is": "queue",
+            "queue": {
+                "name": queue.name(),
+                "durable": true,
+                "exclusive": false,
+                "autoDelete": false,
+            },
+        },
+    })
 }
 
 fn exchange(name: &str, kind: &str) -> Value {
-    json!({ "amqp": { "is": "routingKey", "exchange": { "name": name, "type": kind,
-    "durable": true, "autoDelete": false } } })
+    json!({
+        "amqp": {
+            "is": "routingKey",
+            "exchange": { "name": name, "type": kind, "durable": true, "autoDelete": false },
+        },
+    })
 }
 
 fn channels() -> Value {
@@ -84,33 +111,36 @@ fn channels() -> Value {
     json!({
         "signupSubmitted": {
             "address": submitted.routing_key(),
-            "description": "A person signed up. Published to the exchange signup.events.",
+            "description": format!("A person signed up. Published to {EVENTS_EXCHANGE}."),
             "messages": { "signupSubmitted": message("signupSubmitted") },
             "bindings": queue(WorkQueue::Events(submitted)),
         },
         "extractionConfirmed": {
             "address": confirmed.routing_key(),
-            "description": "The bet slip of an upload was read and confirmed. Published to the \
-                exchange signup.events.",
+            "description": format!(
+                "The bet slip in a person's upload was read and confirmed. Published to \
+                    {EVENTS_EXCHANGE}."
+            ),
             "messages": { "extractionConfirmed": message("extractionConfirmed") },
             "bindings": queue(WorkQueue::Events(confirmed)),
         },
         "outcomes": {
-            "address": "sign_up.{outcome}",
-            "parameters": { "outcome": { "enum": ["customerio_synced",
-            "customerio_sync_failed"] } },
+            "address": "{outcome}",
+            "parameters": { "outcome": { "enum": OutcomeType::ALL } },
             "messages": { "outcome": message("outcome") },
-            "bindings": exchange("signup.updates", "topic"),
+            "bindings": exchange(UPDATES_EXCHANGE, "topic"),
         },
         "failures": {
-            "address": "customerio-sync.failed",
-            "description": "What has failed for good, and what could not be understood.",
-            "messages": { "failedJob": message("failedJob"),
-            "unprocessable": message("unprocessable") },
-            "bindings": exchange("customerio-sync.failed", "fanout"),
+            "address": FAILED_EXCHANGE,
+            "description": "Failed jobs, and unprocessable messages.",
+            "messages": {
+                "failedJob": message("failedJob"),
+                (UNPROCESSABLE): message(UNPROCESSABLE),
+            },
+            "bindings": exchange(FAILED_EXCHANGE, "fanout"),
         },
         "webSocket": {
-            "address": "/api/v1/signups/customerio/ws",
+            "address": format!("{PREFIX}/ws"),
             "messages": { "outcome": message("outcome"), "notice": message("notice") },
             "bindings": { "ws": { "method": "GET" } },
         },
@@ -119,58 +149,87 @@ fn channels() -> Value {
 
 fn operations() -> Value {
     let operation = |action: &str, channel: &str| {
-        json!({ "action": action,
-    "channel": { "$ref": format!("#/channels/{channel}") } })
+        let channel = reference("channels", channel);
+        json!({ "action": action, "channel": channel })
     };
     json!({
-        "takeSignupSubmitted": operation("receive", "signupSubmitted"),
-        "takeExtractionConfirmed": operation("receive", "extractionConfirmed"),
-        "tellOutcome": operation("send", "outcomes"),
-        "parkFailure": operation("send", "failures"),
-        "pushFrame": operation("send", "webSocket"),
+        "receiveSignupSubmitted": operation("receive", "signupSubmitted"),
+        "receiveExtractionConfirmed": operation("receive", "extractionConfirmed"),
+        "sendOutcome": operation("send", "outcomes"),
+        "sendFailure": operation("send", "failures"),
+        "sendFrame": operation("send", "webSocket"),
     })
 }
 
 fn messages() -> Value {
-    let payload = |schema: &str| json!({ "$ref": format!("#/components/schemas/{schema}") });
-    let text = json!({ "type": "string" });
-    let of_failure = json!({
-        "x-error-message": text, "x-failed-at": { "type": "string", "format": "date-time" },
-        "x-original-exchange": text, "x-original-routing-key": text,
-        "x-reason": { "enum": ["exhausted", "permanent", "unprocessable", "delivery-limit"] },
-    });
-    let mut of_job = json!({
-        "x-job-id": { "type": "string", "format": "uuid" }, "x-signup-id": { "type": "string",
-        "format": "uuid" },
-        "x-sync-phase": { "enum": ["initial", "enriched"] }, "x-attempt": { "type": "integer" },
-        "x-error-type": { "enum": ["rate_limit", "server_error", "network", "other"] },
-        "x-first-failed-at": { "type": "string", "format": "date-time" }, "traceparent": text,
-    });
-    if let (Value::Object(of_job), Value::Object(of_failure)) = (&mut of_job, &of_failure) {
-        of_job.extend(of_failure.clone());
-    }
+    let payload = |schema: &str| reference("components/schemas", schema);
+    let event = |schema: &str| {
+        json!({
+            "contentType": JSON,
+            "payload": payload(schema),
+            "description": format!(
+                "Bare, or in the field `data` of a CloudEvents 1.0 event \
+                    ({CLOUDEVENTS_CONTENT_TYPE}). At most {} KiB.",
+                event::EVENT_BYTES_MAX / 1024
+            ),
+        })
+    };
+    let mut of_job = job_headers();
+    of_job.extend(failure_headers());
     json!({
-        "signupSubmitted": {
-            "contentType": "application/json", "payload": payload("SignupSubmitted"),
-            "description": "Bare, or under `data` of a CloudEvents 1.0 event \
-                (application/cloudevents+json). At most 256 KiB.",
-        },
-        "extractionConfirmed": {
-            "contentType": "application/json", "payload": payload("ExtractionConfirmed"),
-            "description": "Bare, or under `data` of a CloudEvents 1.0 event \
-                (application/cloudevents+json). At most 256 KiB.",
-        },
-        "outcome": { "contentType": "application/json", "payload": payload("Outcome") },
+        "signupSubmitted": event("SignupSubmitted"),
+        "extractionConfirmed": event("ExtractionConfirmed"),
+        "outcome": { "contentType": JSON, "payload": payload("Outcome") },
         "failedJob": {
-            "contentType": "application/json", "payload": payload("Job"),
-            "headers": { "type": "object", "properties": of_job, "required": ["x-job-id",
-            "x-reason", "x-failed-at"] },
+            "contentType": JSON,
+            "payload": payload("Job"),
+            "headers": {
+                "type": "object",
+                "properties": of_job,
+                "required": [headers::JOB_ID, headers::REASON, headers::FAILED_AT],
+            },
         },
-        "unprocessable": {
-            "description": "The body is the original's, byte for byte.",
-            "headers": { "type": "object", "properties": of_failure, "required": ["x-reason",
-            "x-failed-at", "x-error-message"] },
+        (UNPROCESSABLE): {
+            "description": "The body of the original message, byte for byte.",
+            "headers": {
+                "type": "object",
+                "properties": failure_headers(),
+                "required": [headers::REASON, headers::FAILED_AT, headers::ERROR_MESSAGE],
+            },
         },
-        "notice": { "contentType": "application/json", "payload": payload("Notice") },
+        "notice": { "contentType": JSON, "payload": payload("Notice") },
     })
+}
+
+/// The headers of every message of the failure queue.
+fn failure_headers() -> Map<String, Value> {
+    let text = || json!({ "type": "string" });
+    [
+        (headers::ERROR_MESSAGE, text()),
+        (headers::ERROR_PATH, text()),
+        (headers::FAILED_AT, json!({ "type": "string", "format": "date-time" })),
+        (headers::ORIGINAL_EXCHANGE, text()),
+        (headers::ORIGINAL_ROUTING_KEY, text()),
+        (headers::REASON, json!({ "enum": Reason::ALL })),
+    ]
+    .map(|(name, schema)| (name.to_owned(), schema))
+    .into_iter()
+    .collect()
+}
+
+/// The headers of the messages of a job.
+fn job_headers() -> Map<String, Value> {
+    let uuid = || json!({ "type": "string", "format": "uuid" });
+    [
+        (headers::JOB_ID, uuid()),
+        (headers::SIGNUP_ID, uuid()),
+        (headers::SYNC_PHASE, json!({ "enum": SyncPhase::ALL })),
+        (headers::ATTEMPT, json!({ "type": "integer" })),
+        (headers::ERROR_TYPE, json!({ "enum": ErrorType::ALL })),
+        (headers::FIRST_FAILED_AT, json!({ "type": "string", "format": "date-time" })),
+        (headers::TRACEPARENT, json!({ "type": "string" })),
+    ]
+    .map(|(name, schema)| (name.to_owned(), schema))
+    .into_iter()
+    .collect()
 }

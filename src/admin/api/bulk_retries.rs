@@ -1,5 +1,5 @@
-//! `GET /api/v1/signups/customerio/bulk-retries`, and one of them: looking at bulk retries, and
-//! stopping one.
+//! `GET /bulk-retries`, `GET /bulk-retries/{id}`, `POST /bulk-retries/{id}/cancel`: shows bulk
+//! retries, and cancels one.
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use chrono::DateTime;
@@ -18,18 +18,18 @@ use crate::{
     ledger::{BulkRetry, Cancellation},
 };
 
-/// Bulk retries in one answer at most.
-const MOST: i64 = 20;
+/// Maximum bulk retries per response.
+const ITEMS_MAX: i64 = 20;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct BulkRetryList {
-    /// The one that went on last comes first, 20 at most.
+    /// The bulk retries that changed last, latest first, at most 20.
     items: Vec<BulkRetry>,
 }
 
 /// List the latest bulk retries.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/bulk-retries", operation_id = "listBulkRetries",
+    get, path = "/bulk-retries", operation_id = "listBulkRetries",
     tag = "bulk",
     responses((status = 200, body = BulkRetryList), Problems)
 )]
@@ -37,13 +37,13 @@ pub(crate) async fn list(
     State(state): State<AppState>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<BulkRetryList>, Problem> {
-    let items = state.ledger.bulk_retries(DateTime::UNIX_EPOCH, MOST).await?;
+    let items = state.ledger.bulk_retries(DateTime::UNIX_EPOCH, ITEMS_MAX).await?;
     Ok(Json(BulkRetryList { items }))
 }
 
 /// Show one bulk retry.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}",
+    get, path = "/bulk-retries/{bulkRetryId}",
     operation_id = "showBulkRetry", tag = "bulk",
     params(("bulkRetryId" = uuid::Uuid, Path, description = "The bulk retry.")),
     responses((status = 200, body = BulkRetry), Problems)
@@ -56,15 +56,17 @@ pub(crate) async fn show(
     state.ledger.bulk_retry(id).await?.map(Json).ok_or_else(unknown)
 }
 
-/// Stop a bulk retry. The jobs that it has started go on.
+/// Cancel a bulk retry. The jobs that it has restarted continue.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/bulk-retries/{bulkRetryId}/cancel",
+    post, path = "/bulk-retries/{bulkRetryId}/cancel",
     operation_id = "cancelBulkRetry", tag = "bulk",
     params(("bulkRetryId" = uuid::Uuid, Path, description = "The bulk retry.")),
     responses(
         (status = 200, body = BulkRetry),
-        (status = 409, description = "It had ended \
-            before.", body = Problem, content_type = "application/problem+json"),
+        (
+            status = 409, description = "The bulk retry has already ended.", body = Problem,
+            content_type = "application/problem+json",
+        ),
         Problems,
     )
 )]
@@ -77,8 +79,10 @@ pub(crate) async fn cancel(
     match state.ledger.cancel_bulk_retry(id, &identity.name).await? {
         Cancellation::Cancelled(bulk) => Ok(Json(*bulk)),
         Cancellation::AlreadyEnded(bulk) => {
-            let detail =
-                format!("it is {} already; only one that is running can be cancelled", bulk.status);
+            let detail = format!(
+                "the bulk retry is already {}; only a running one can be cancelled",
+                bulk.status
+            );
             Err(Problem::new(StatusCode::CONFLICT, detail))
         }
         Cancellation::Unknown => Err(unknown()),
@@ -86,5 +90,5 @@ pub(crate) async fn cancel(
 }
 
 fn unknown() -> Problem {
-    Problem::not_found("there is no bulk retry with this id")
+    Problem::not_found("no such bulk retry")
 }

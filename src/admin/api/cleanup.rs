@@ -1,5 +1,4 @@
-//! `POST /api/v1/signups/customerio/cleanup`: jobs that were left in `processing` go back to
-//! `pending`.
+//! `POST /cleanup`: resets abandoned jobs from `processing` to `pending`.
 
 use axum::{Extension, Json, extract::State};
 use serde::Serialize;
@@ -16,20 +15,20 @@ use crate::admin::{
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Cleaned {
-    /// Jobs that went back.
+pub(crate) struct CleanupResult {
+    /// Number of jobs that were reset.
     reset_count: i64,
 }
 
-/// Put jobs back to pending that have been processing for over five minutes.
+/// Reset jobs that have been `processing` for more than five minutes to `pending`.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/cleanup", operation_id = "cleanUpJobs", tag = "jobs",
-    responses((status = 200, body = Cleaned), Problems)
+    post, path = "/cleanup", operation_id = "cleanUpJobs", tag = "jobs",
+    responses((status = 200, body = CleanupResult), Problems)
 )]
 pub(crate) async fn cleanup(
     State(state): State<AppState>,
     Extension(identity): Extension<Identity>,
     Query(NoParameters {}): Query<NoParameters>,
-) -> Result<Json<Cleaned>, Problem> {
-    Ok(Json(Cleaned { reset_count: state.ledger.cleanup(&identity.name).await? }))
+) -> Result<Json<CleanupResult>, Problem> {
+    Ok(Json(CleanupResult { reset_count: state.ledger.cleanup(&identity.name).await? }))
 }

@@ -1,4 +1,4 @@
-//! `GET /api/v1/signups/customerio/failure-groups`: open failures by what they have in common.
+//! `GET /failure-groups`: groups the open failures by signature.
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     admin::{
-        api::view::diagnosis::VerdictView,
+        api::view::diagnosis::DiagnosisView,
         http::{
             extract::{NoParameters, Query},
             problem::{Problem, Problems},
@@ -16,20 +16,20 @@ use crate::{
         state::AppState,
     },
     job::{ErrorType, SyncPhase},
-    ledger::Group,
+    ledger::FailureGroup,
 };
 
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct GroupList {
-    /// The largest first, 200 at most.
-    items: Vec<GroupView>,
+pub(crate) struct FailureGroupList {
+    /// The groups, largest first, at most 200.
+    items: Vec<FailureGroupView>,
 }
 
-/// Failures with one signature.
+/// Failures with the same signature.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct GroupView {
-    /// The error message with numbers, ids, addresses and quoted values taken out.
+struct FailureGroupView {
+    /// The error message without numbers, ids, addresses and quoted values.
     signature: String,
     error_type: ErrorType,
     count: i64,
@@ -39,29 +39,29 @@ struct GroupView {
     sample_job_id: Uuid,
     sample_signup_id: Uuid,
     sample_sync_phase: SyncPhase,
-    /// What was said of it.
+    /// Its error message.
     sample_message: String,
-    verdict: VerdictView,
+    verdict: DiagnosisView,
 }
 
 /// Group the open failures.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/failure-groups", operation_id = "listFailureGroups",
+    get, path = "/failure-groups", operation_id = "listFailureGroups",
     tag = "failures",
-    responses((status = 200, body = GroupList), Problems)
+    responses((status = 200, body = FailureGroupList), Problems)
 )]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Query(NoParameters {}): Query<NoParameters>,
-) -> Result<Json<GroupList>, Problem> {
+) -> Result<Json<FailureGroupList>, Problem> {
     let groups = state.ledger.groups().await?;
-    Ok(Json(GroupList { items: groups.into_iter().map(view).collect() }))
+    Ok(Json(FailureGroupList { items: groups.into_iter().map(view).collect() }))
 }
 
-fn view(group: Group) -> GroupView {
+fn view(group: FailureGroup) -> FailureGroupView {
     let sample = group.sample;
-    let verdict = VerdictView::of(&sample.case());
-    GroupView {
+    let verdict = DiagnosisView::of(&sample.facts());
+    FailureGroupView {
         signature: group.signature,
         error_type: group.error_type,
         count: group.count,

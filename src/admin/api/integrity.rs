@@ -1,4 +1,6 @@
-//! `GET /api/v1/signups/customerio/integrity`: whether anything was lost, doubled or left behind.
+//! `GET /integrity`: shows whether anything was lost, duplicated or abandoned.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: the response carries its time")]
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
@@ -14,36 +16,36 @@ use crate::{
         },
         state::AppState,
     },
-    flows::integrity::{self, Findings},
+    flows::integrity::{self, IntegrityReport},
     ledger::Drift,
 };
 
-/// What was taken in against what became of it. While messages are on their way, ledger and queues
-/// may differ for a moment; a drift that stays for ten minutes is real.
+/// Everything that was received, and where it is now. While messages are in transit, ledger and
+/// queues may differ for a moment; a discrepancy that lasts for ten minutes is real.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct IntegrityView {
-    /// Whether nothing is amiss.
+    /// Whether there are no discrepancies.
     holds: bool,
     checked_at: DateTime<Utc>,
-    published: Published,
+    published: ReceivedTotals,
     accounted_for: AccountedFor,
     queues: QueuesView,
-    /// What is not as it should be; empty when it holds.
+    /// The discrepancies.
     drift: Vec<DriftView>,
 }
 
-/// What was taken in from the work queues, each event and message once.
+/// Everything that was received from the work queues. Each event and message counts once.
 #[derive(Debug, Serialize, ToSchema)]
-struct Published {
-    /// Jobs that events have made.
+struct ReceivedTotals {
+    /// Jobs that events created.
     jobs: i64,
-    /// Messages that could not be understood.
+    /// Unprocessable messages.
     unprocessable: i64,
     total: i64,
 }
 
-/// Where it is now.
+/// Where everything that was received is now.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct AccountedFor {
@@ -52,24 +54,24 @@ struct AccountedFor {
     dismissed: i64,
     pending: i64,
     processing: i64,
-    /// Messages in the mirror that could not be understood, the resolved ones, too.
+    /// Unprocessable messages in the mirror, including resolved ones.
     unprocessable: i64,
     total: i64,
 }
 
-/// Messages that are ready, and the failures that the failure queue should hold.
+/// Messages that are ready, and the number that the failure queue should contain.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct QueuesView {
-    /// In the work queues, not taken in yet.
+    /// In the work queues, not received yet.
     work: u32,
     /// In the delay tiers.
     tiers: u32,
     /// In the failure queue.
     failed: u32,
-    /// On their way into the mirror.
+    /// In the queue of the mirror.
     mirror: u32,
-    /// Failures that are open in the mirror.
+    /// Open failures in the mirror.
     open_failures: i64,
 }
 
@@ -78,15 +80,15 @@ struct QueuesView {
 struct DriftView {
     kind: Drift,
     count: i64,
-    /// Some of the jobs, where they are known.
+    /// Some of the jobs, if they are known.
     job_ids: Vec<Uuid>,
-    /// What it is, and what mends it.
+    /// Its meaning, and its fix.
     meaning: &'static str,
 }
 
-/// Tell whether anything was lost, doubled or left behind.
+/// Show whether anything was lost, duplicated or abandoned.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/integrity", operation_id = "showIntegrity",
+    get, path = "/integrity", operation_id = "showIntegrity",
     tag = "overview",
     responses((status = 200, body = IntegrityView), Problems)
 )]
@@ -94,21 +96,22 @@ pub(crate) async fn show(
     State(state): State<AppState>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<IntegrityView>, Problem> {
-    let ready = state.ready()?;
-    let link = ready
-        .links
-        .first()
-        .ok_or_else(|| Problem::unavailable("there is no connection to the broker"))?;
-    match integrity::look(&state.ledger, link, ready.processor.gate().is_shut).await {
-        Ok(findings) => Ok(Json(view(findings))),
+    let connected = state.connected()?;
+    let connection = connected.connections.first().ok_or_else(|| {
+        Problem::unavailable("RabbitMQ is not connected yet; retry when /readyz returns 200")
+    })?;
+    let calls_are_paused = !state.customerio.breaker().is_closed();
+    match integrity::check(&state.ledger, connection, calls_are_paused).await {
+        Ok(report) => Ok(Json(view(report))),
         Err(integrity::Error::Ledger(error)) => Err(error.into()),
         Err(integrity::Error::Broker(error)) => Err(Problem::unavailable(format!(
-            "the queues can't be looked at: {error}; try again when /readyz says ready"
+            "reading the queues failed: {error}; retry when /readyz returns 200"
         ))),
     }
 }
 
-fn view(Findings { balance: b, queues, drifted }: Findings) -> IntegrityView {
+fn view(report: IntegrityReport) -> IntegrityView {
+    let IntegrityReport { balance, queues, drifted } = report;
     let drift = drifted.into_iter().map(|one| DriftView {
         kind: one.drift,
         count: one.count,
@@ -119,26 +122,26 @@ fn view(Findings { balance: b, queues, drifted }: Findings) -> IntegrityView {
     IntegrityView {
         holds: drift.is_empty(),
         checked_at: Utc::now(),
-        published: Published {
-            jobs: b.jobs_taken_in,
-            unprocessable: b.unprocessable_taken_in,
-            total: b.taken_in(),
+        published: ReceivedTotals {
+            jobs: balance.jobs_received,
+            unprocessable: balance.unprocessable_received,
+            total: balance.received(),
         },
         accounted_for: AccountedFor {
-            completed: b.completed,
-            failed_open: b.failed_open,
-            dismissed: b.dismissed,
-            pending: b.pending,
-            processing: b.processing,
-            unprocessable: b.unprocessable,
-            total: b.accounted_for(),
+            completed: balance.completed,
+            failed_open: balance.failed_open,
+            dismissed: balance.dismissed,
+            pending: balance.pending,
+            processing: balance.processing,
+            unprocessable: balance.unprocessable,
+            total: balance.accounted_for(),
         },
         queues: QueuesView {
             work: queues.work,
             tiers: queues.tiers,
             failed: queues.failed,
             mirror: queues.mirror,
-            open_failures: b.open_failures,
+            open_failures: balance.open_failures,
         },
         drift,
     }
@@ -147,40 +150,36 @@ fn view(Findings { balance: b, queues, drifted }: Findings) -> IntegrityView {
 const fn meaning(drift: Drift) -> &'static str {
     match drift {
         Drift::Balance => {
-            "more or fewer jobs and messages are there than were taken in: somebody has changed \
-                the tables by hand"
+            "there are more or fewer jobs and messages than were received; the tables were changed \
+                by hand"
         }
         Drift::Waiting => {
-            "jobs wait for a retry and the delay tiers hold fewer messages, so some were purged \
-                or lost; they are sent \
-             again two minutes after they are due"
+            "more jobs wait for a retry than the delay tiers contain messages, because messages \
+                were purged or lost; two minutes after a job is due, its message is published again"
         }
         Drift::Overdue => {
-            "jobs are long due and nobody works on them; they are sent again within minutes, or \
-                at once by \
-             POST …/process"
+            "jobs are overdue and no message for them is in a queue; their messages are published \
+                again within minutes, and POST /process runs them now"
         }
         Drift::Stuck => {
-            "jobs are processed for too long, their replica is gone; POST …/cleanup puts them back"
+            "jobs have been processing for too long, because their replica stopped; POST /cleanup \
+                returns them to pending"
         }
         Drift::NotMirrored => {
-            "failed jobs are in no list of the mirror; they are parked again within minutes, and \
-                can be retried at once"
+            "failed jobs have no open failure in the mirror; they are parked again within minutes, \
+                and can be retried now"
         }
         Drift::NotFailed => {
-            "the mirror has open failures of jobs that have not failed, or has one twice: \
-                somebody has changed the \
-             tables by hand"
+            "the mirror has open failures of jobs that have not failed, or duplicates; the tables \
+                were changed by hand"
         }
         Drift::Flags => {
-            "signups are flagged as failed and have no failed job, or the other way round: \
-                somebody has changed the \
-             tables by hand"
+            "signups are flagged as failed and have no failed job, or the reverse; the tables were \
+                changed by hand"
         }
         Drift::FailureQueue => {
-            "the failure queue differs from the open failures, because somebody took messages, or \
-                looks at them now; a \
-             sweep brings it in line within a minute"
+            "the failure queue does not contain one message per open failure, because somebody \
+                consumed messages or has them open now; the sweep corrects it within a minute"
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The admin API: one file per endpoint, found by its path below [`PREFIX`].
+//! The admin API: one file per operation or resource. `routes` in [`openapi`] lists the handler of
+//! each path below [`PREFIX`].
 
 pub(crate) mod asyncapi;
 pub(crate) mod bulk_retries;
@@ -16,5 +17,5 @@ pub(crate) mod unprocessable;
 pub(crate) mod view;
 pub(crate) mod ws;
 
-/// Where the admin API begins.
+/// Start of the paths of the admin API.
 pub const PREFIX: &str = "/api/v1/signups/customerio";

@@ -1,4 +1,4 @@
-//! `GET /openapi.json` and `GET /docs`: the admin API, described from the types that it reads and
+//! `GET /openapi.json` and `GET /docs`: describes the admin API, from the types that it parses and
 //! writes.
 
 use axum::{
@@ -14,8 +14,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
-    bulk_retries, cleanup, failure_groups, integrity, jobs, process, signup, stats, sync_failures,
-    unprocessable, ws,
+    PREFIX, bulk_retries, cleanup, failure_groups, integrity, jobs, process, signup, stats,
+    sync_failures, unprocessable, ws,
 };
 use crate::admin::state::AppState;
 
@@ -23,29 +23,28 @@ use crate::admin::state::AppState;
 #[openapi(
     info(
         title = "customerio-sync",
-        description = "See, understand and mend what did not reach Customer.io.\n\nErrors are RFC \
-            9457 problem details. \
-            With ADMIN_TOKENS set, every request needs a token: the role `viewer` may read, \
-            `operator` may act. \
-            /asyncapi.json describes the messages.",
+        description = "Find, understand and fix what did not reach Customer.io.\n\nErrors are RFC \
+            9457 problem details. With ADMIN_TOKENS set, every request needs a token: the role \
+            `viewer` allows reads, the role `operator` also allows changes. /asyncapi.json \
+            describes the messages.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     security(("token" = [])),
-    modifiers(&Token),
+    modifiers(&BearerScheme),
     tags(
-        (name = "overview", description = "Where things stand."),
-        (name = "failures", description = "Jobs that have failed."),
-        (name = "bulk", description = "Many failures at once."),
-        (name = "jobs", description = "Single jobs, and jobs that are ready or stuck."),
-        (name = "unprocessable", description = "Messages that could not be understood."),
+        (name = "overview", description = "Counts and the integrity check."),
+        (name = "failures", description = "Failed jobs."),
+        (name = "bulk", description = "Retries of many failures."),
+        (name = "jobs", description = "Single jobs, and jobs that are ready or abandoned."),
+        (name = "unprocessable", description = "Messages that could not be parsed or validated."),
     )
 )]
 struct Description;
 
 /// `Authorization: Bearer TOKEN` (RFC 6750).
-struct Token;
+struct BearerScheme;
 
-impl Modify for Token {
+impl Modify for BearerScheme {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
         openapi
@@ -55,14 +54,14 @@ impl Modify for Token {
     }
 }
 
-/// The routes of the admin API, with their description.
+/// The routes of the admin API below [`PREFIX`], with their description.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(Description::openapi())
+    let routes = OpenApiRouter::new()
         .routes(routes!(sync_failures::list::list))
         .routes(routes!(failure_groups::list))
         .routes(routes!(stats::show))
         .routes(routes!(integrity::show))
-        .routes(routes!(signup::retry))
+        .routes(routes!(signup::retry::retry))
         .routes(routes!(sync_failures::retry::create))
         .routes(routes!(bulk_retries::list))
         .routes(routes!(bulk_retries::show))
@@ -76,16 +75,16 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(unprocessable::list::show))
         .routes(routes!(unprocessable::replay::replay))
         .routes(routes!(unprocessable::dismiss::dismiss))
-        .routes(routes!(ws::watch))
+        .routes(routes!(ws::watch));
+    OpenApiRouter::with_openapi(Description::openapi()).nest(PREFIX, routes)
 }
 
-/// Swagger UI, which sets styles of its own and draws images that are part of them.
-const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' \
-    'unsafe-inline'; \
-     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
-    frame-ancestors 'none'";
+/// Content security policy of Swagger UI, which has inline styles and `data:` images.
+const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; \
+    style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The description, and a page that shows it.
+/// The routes of the description and of Swagger UI.
 pub(crate) fn docs(description: utoipa::openapi::OpenApi) -> Router<AppState> {
     let ui: Router<AppState> = SwaggerUi::new("/docs").url("/openapi.json", description).into();
     ui.layer(middleware::map_response(async |mut response: axum::response::Response| {

@@ -1,4 +1,4 @@
-//! `POST /api/v1/signups/customerio/process`: runs jobs that are ready, now, and waits for them.
+//! `POST /process`: runs jobs that are ready, and waits for them.
 
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
@@ -12,21 +12,21 @@ use crate::{
         },
         state::AppState,
     },
-    flows::sync::NotProcessed,
+    flows::sync::ProcessError,
 };
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Parameters {
-    /// Jobs at most.
+pub(crate) struct ProcessParameters {
+    /// Maximum jobs.
     #[param(value_type = Option<i64>, minimum = 1, maximum = 500, default = 10)]
     limit: Option<Limit>,
 }
 
 /// How the jobs ended.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Summary {
+pub(crate) struct ProcessSummary {
     processed: usize,
     succeeded: usize,
     failed: usize,
@@ -35,20 +35,21 @@ pub(crate) struct Summary {
 
 /// Run jobs that are ready.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/process", operation_id = "processJobs", tag = "jobs",
-    params(Parameters),
-    responses((status = 200, body = Summary), Problems)
+    post, path = "/process", operation_id = "processJobs", tag = "jobs",
+    params(ProcessParameters),
+    responses((status = 200, body = ProcessSummary), Problems)
 )]
 pub(crate) async fn process(
     State(state): State<AppState>,
-    Query(parameters): Query<Parameters>,
-) -> Result<Json<Summary>, Problem> {
+    Query(parameters): Query<ProcessParameters>,
+) -> Result<Json<ProcessSummary>, Problem> {
     let limit = parameters.limit.map_or(10, |limit| limit.0);
-    let processed = state.ready()?.processor.run(limit).await.map_err(|error| match error {
-        NotProcessed::Ledger(error) => error.into(),
-        told => Problem::unavailable(told.to_string()),
-    })?;
-    Ok(Json(Summary {
+    let processed =
+        state.connected()?.pipeline.process(limit).await.map_err(|error| match error {
+            ProcessError::Ledger(error) => error.into(),
+            refused => Problem::unavailable(refused.to_string()),
+        })?;
+    Ok(Json(ProcessSummary {
         processed: processed.succeeded + processed.failed + processed.retrying,
         succeeded: processed.succeeded,
         failed: processed.failed,

@@ -1,5 +1,4 @@
-//! Publishing for a request: it waits for the confirm for a while, and the publish goes on without
-//! it.
+//! Publishing for a request, which waits a limited time for the confirm.
 
 use std::time::Duration;
 
@@ -10,37 +9,36 @@ use crate::{
     job::Job,
 };
 
-/// How long a request waits for a confirm.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum time that a request waits for a confirm.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How far a publish has come.
+/// The state of a publish when its request is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Published {
-    /// The broker has confirmed it.
+pub(crate) enum PublishStatus {
+    /// RabbitMQ confirmed it.
     Confirmed,
-    /// It is being tried.
-    NotYet,
+    /// It is not confirmed yet.
+    Pending,
 }
 
-/// Publishes the messages of jobs that were started afresh. The ledger has them, so they are tried
-/// on until the broker takes them, whoever waits.
-pub(crate) async fn publish_jobs(publisher: &Publisher, jobs: &[Job]) -> Published {
+/// Publishes the messages of restarted jobs. The restart is recorded, so publishing continues after
+/// the timeout, until RabbitMQ confirms.
+pub(crate) async fn publish_jobs(publisher: &Publisher, jobs: &[Job]) -> PublishStatus {
     let messages: Vec<_> = jobs.iter().map(Message::job).collect();
     let publisher = publisher.clone();
     let publishing = tokio::spawn(async move {
         join_all(messages.iter().map(|message| publisher.publish(message))).await;
     });
-    match tokio::time::timeout(PATIENCE, publishing).await {
-        Ok(Ok(())) => Published::Confirmed,
-        Ok(Err(_)) | Err(_) => Published::NotYet,
+    match tokio::time::timeout(CONFIRM_TIMEOUT, publishing).await {
+        Ok(Ok(())) => PublishStatus::Confirmed,
+        Ok(Err(_)) | Err(_) => PublishStatus::Pending,
     }
 }
 
-/// Publishes one message, and gives up when the confirm does not come: whether it arrived is not
-/// known then.
-pub(crate) async fn publish_once(publisher: &Publisher, message: &Message) -> Published {
-    match tokio::time::timeout(PATIENCE, publisher.publish(message)).await {
-        Ok(()) => Published::Confirmed,
-        Err(_) => Published::NotYet,
+/// Publishes one message, and stops at the timeout. It is then unknown whether the message arrived.
+pub(crate) async fn publish_once(publisher: &Publisher, message: &Message) -> PublishStatus {
+    match tokio::time::timeout(CONFIRM_TIMEOUT, publisher.publish(message)).await {
+        Ok(()) => PublishStatus::Confirmed,
+        Err(_) => PublishStatus::Pending,
     }
 }

@@ -1,4 +1,9 @@
-//! `GET /api/v1/signups/customerio/stats`: where things stand, in numbers.
+//! `GET /stats`: counts jobs, failures and signups, and shows the circuit breaker.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "an edge: the response carries the time of the next probe"
+)]
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
@@ -13,8 +18,8 @@ use crate::{
         },
         state::AppState,
     },
-    customerio::GateReason,
-    flows::sync::Processor,
+    broker::FAILED_QUEUE,
+    customerio::{BreakerReason, BreakerState},
     job::{Status, SyncPhase},
     ledger::{self, Stats},
 };
@@ -24,19 +29,18 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub(crate) struct StatsView {
     by_status: ByStatus,
-    by_phase: ByEnd,
-    /// Messages that could not be understood and are open.
+    by_phase: EndedByPhase,
+    /// Open unprocessable messages.
     unprocessable: i64,
     /// Failed jobs that are not dismissed.
     open_failures: i64,
-    /// Age of the oldest pending job, in seconds; 0 without one.
+    /// Age of the oldest pending job in seconds; 0 if no job is pending.
     oldest_pending_seconds: i64,
-    today: Today,
-    gate: Gate,
-    /// The tries of the last hour, a row a minute in which there were any, oldest first.
+    today: TodayStats,
+    breaker: BreakerView,
+    /// The attempts of the last hour, one row per minute that had any, oldest first.
     last_hour: Vec<MinuteView>,
-    /// Where the failure queue can be looked at, if the settings say where RabbitMQ's management UI
-    /// is.
+    /// URL of the failure queue in RabbitMQ's management UI, if `http.management_url` is set.
     failure_queue_url: Option<String>,
 }
 
@@ -50,7 +54,7 @@ struct ByStatus {
 
 /// Ended jobs by phase.
 #[derive(Debug, Serialize, ToSchema)]
-struct ByEnd {
+struct EndedByPhase {
     completed: ByPhase,
     failed: ByPhase,
 }
@@ -61,52 +65,42 @@ struct ByPhase {
     enriched: i64,
 }
 
-/// Signups of today (UTC) that Customer.io does not have yet.
+/// Signups of today (UTC) that are not in Customer.io.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Today {
+struct TodayStats {
     not_synced: i64,
-    /// When the oldest of them came.
+    /// When the oldest of them was received.
     oldest_at: Option<DateTime<Utc>>,
 }
 
-/// Whether Customer.io is called, by the replica that answers.
+/// The circuit breaker of the replica that answers.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Gate {
-    state: GateState,
-    reason: Option<GateReason>,
-    /// Since when no calls are made.
+struct BreakerView {
+    state: BreakerState,
+    reason: Option<BreakerReason>,
+    /// When it opened. Null while it is closed.
     since: Option<DateTime<Utc>>,
-    /// Seconds until the next probe.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seconds: Option<u64>,
-    /// Why it is in this state, in words.
+    /// When the next probe is due. Null while it is closed or half-open.
+    next_probe_at: Option<DateTime<Utc>>,
+    /// The meaning of its state, in words.
     meaning: &'static str,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-enum GateState {
-    /// Calls go through.
-    Closed,
-    /// No calls are made.
-    Open,
-}
-
-/// Tries that ended in one minute.
+/// Attempts that started in one minute.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 struct MinuteView {
-    /// Its start.
+    /// Start of the minute.
     at: DateTime<Utc>,
     completed: i64,
     retried: i64,
     failed: i64,
 }
 
-/// Tell where things stand.
+/// Show counts and the circuit breaker.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/stats", operation_id = "showStats", tag = "overview",
+    get, path = "/stats", operation_id = "showStats", tag = "overview",
     responses((status = 200, body = StatsView), Problems)
 )]
 pub(crate) async fn show(
@@ -114,39 +108,38 @@ pub(crate) async fn show(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<StatsView>, Problem> {
     let (stats, minutes) = tokio::try_join!(state.ledger.stats(), state.ledger.activity())?;
-    Ok(Json(view(&stats, minutes, gate(&state), state.config.queue_url("customerio-sync.failed"))))
+    Ok(Json(view(&stats, minutes, breaker(&state), state.config.queue_url(FAILED_QUEUE))))
 }
 
-fn gate(state: &AppState) -> Gate {
-    let processor = state.ready.get().map(|ready| &ready.processor);
-    let gate = processor.map(Processor::gate);
-    let reason = gate.as_ref().and_then(|gate| gate.reason);
-    let meaning = match reason {
+fn breaker(state: &AppState) -> BreakerView {
+    let breaker = state.customerio.breaker();
+    let meaning = match breaker.reason {
         None => "calls go through",
-        Some(GateReason::Outage) => {
-            "Customer.io does not answer; one job probes now and then, the others wait and spend \
-                no retry"
+        Some(BreakerReason::Outage) => {
+            "Customer.io does not answer; one job at a time probes, the others wait and spend no \
+                retry"
         }
-        Some(GateReason::Credentials) => {
-            "credentials refused: set the site id, the API key and the region; the jobs wait"
+        Some(BreakerReason::Credentials) => {
+            "Customer.io refuses the credentials, or the region is wrong; set the site id, the API \
+                key and the region; the jobs wait"
         }
-        Some(GateReason::Asked) => {
-            "Customer.io asked to be left alone; no calls are made until then, and nothing is lost"
+        Some(BreakerReason::RetryAfter) => {
+            "Customer.io asked for a pause; no calls are made until it ends, and the jobs wait"
         }
     };
-    Gate {
-        state: if reason.is_some() { GateState::Open } else { GateState::Closed },
-        reason,
-        since: gate.and_then(|gate| gate.since),
-        seconds: processor.and_then(Processor::probe_in).map(|wait| wait.as_secs()),
+    BreakerView {
+        state: breaker.state,
+        reason: breaker.reason,
+        since: breaker.since,
+        next_probe_at: state.customerio.probe_in().map(|wait| Utc::now() + wait),
         meaning,
     }
 }
 
 fn view(
     stats: &Stats,
-    minutes: Vec<ledger::Minute>,
-    gate: Gate,
+    minutes: Vec<ledger::ActivityMinute>,
+    breaker: BreakerView,
     failure_queue_url: Option<String>,
 ) -> StatsView {
     let by_phase = |status| ByPhase {
@@ -160,15 +153,18 @@ fn view(
             completed: stats.of_status(Status::Completed),
             failed: stats.of_status(Status::Failed),
         },
-        by_phase: ByEnd {
+        by_phase: EndedByPhase {
             completed: by_phase(Status::Completed),
             failed: by_phase(Status::Failed),
         },
         unprocessable: stats.unprocessable,
         open_failures: stats.open_failures,
         oldest_pending_seconds: stats.oldest_pending_seconds,
-        today: Today { not_synced: stats.unsynced_today, oldest_at: stats.oldest_unsynced_today },
-        gate,
+        today: TodayStats {
+            not_synced: stats.unsynced_today,
+            oldest_at: stats.oldest_unsynced_today,
+        },
+        breaker,
         last_hour: minutes
             .into_iter()
             .map(|m| MinuteView {

@@ -1,5 +1,6 @@
-//! `GET /api/v1/signups/customerio/ws`: outcomes and the progress of bulk retries, a text frame
-//! each.
+//! `GET /ws`: sends the frames of the live feed, as text frames of a WebSocket.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: the idle time of a connection")]
 
 use std::time::Duration;
 
@@ -21,28 +22,30 @@ use crate::{
         http::problem::{Problem, Problems},
         state::AppState,
     },
-    flows::feed::Watcher,
-    runtime::shutdown::Lifecycle,
+    flows::feed::FeedSubscriber,
+    runtime::shutdown::Shutdown,
 };
 
-/// How often a client is asked whether it is there.
-const PING_EVERY: Duration = Duration::from_secs(20);
-/// How long a client may be silent, and how long one frame may take to be taken.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes of a client's frame at most; nothing is expected of it.
-const MAX_FRAME_BYTES: usize = 4096;
+/// Time between two pings.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Maximum time without a frame from the client, and maximum time for sending one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum size of a frame from the client. It only sends control frames.
+const FRAME_BYTES_MAX: usize = 4096;
 
-/// Watch outcomes as they happen.
+/// Watch outcomes live.
 ///
-/// Each outcome message is one text frame, whichever replica did the work; `/asyncapi.json`
-/// describes the frames. A client that reads slowly gets a frame `feed.missed` with the number of
-/// frames that it missed.
+/// Each outcome message is one text frame, whichever replica did the work. `/asyncapi.json`
+/// describes the frames. A client that reads too slowly receives a frame `feed.missed` with the
+/// number of frames that it missed.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/ws", operation_id = "watchOutcomes", tag = "overview",
+    get, path = "/ws", operation_id = "watchOutcomes", tag = "overview",
     responses(
         (status = 101, description = "Switching to WebSocket."),
-        (status = 426, description = "Not a WebSocket \
-            request.", body = Problem, content_type = "application/problem+json"),
+        (
+            status = 426, description = "The request is not a WebSocket handshake.",
+            body = Problem, content_type = "application/problem+json",
+        ),
         Problems,
     )
 )]
@@ -54,18 +57,18 @@ pub(crate) async fn watch(
         let status = error_status(&error);
         Problem::new(status, format!("expected a WebSocket handshake (RFC 6455): {error}"))
     })?;
-    let ready = state.ready()?;
+    let connected = state.connected()?;
     let permit = state.websockets.clone().try_acquire_owned().map_err(|_| {
-        let most = state.config.websocket_clients;
+        let clients_max = state.config.websocket_clients;
         Problem::unavailable(format!(
-            "{most} clients are connected, as many as are allowed; try again later"
+            "{clients_max} clients are connected, the maximum; retry later"
         ))
     })?;
-    let watcher = ready.feed.watch().await;
-    let lifecycle = state.lifecycle.clone();
-    let upgrade = upgrade.max_frame_size(MAX_FRAME_BYTES).max_message_size(MAX_FRAME_BYTES);
+    let subscriber = connected.feed.subscribe().await;
+    let shutdown = state.shutdown.clone();
+    let upgrade = upgrade.max_frame_size(FRAME_BYTES_MAX).max_message_size(FRAME_BYTES_MAX);
     Ok(upgrade.on_upgrade(async move |socket| {
-        serve(socket, watcher, lifecycle).await;
+        serve(socket, subscriber, shutdown).await;
         drop(permit);
     }))
 }
@@ -79,25 +82,25 @@ fn error_status(error: &WebSocketUpgradeRejection) -> StatusCode {
     }
 }
 
-async fn serve(mut socket: WebSocket, mut watcher: Watcher, lifecycle: Lifecycle) {
-    let mut pings = interval(PING_EVERY);
-    let mut heard = Instant::now();
+async fn serve(mut socket: WebSocket, mut subscriber: FeedSubscriber, shutdown: Shutdown) {
+    let mut pings = interval(PING_INTERVAL);
+    let mut last_received = Instant::now();
     loop {
         let message = tokio::select! {
-            () = lifecycle.draining() => {
+            () = shutdown.draining() => {
                 let reason = Utf8Bytes::from_static("the service is stopping");
-                let _ = socket.send(Message::Close(Some(CloseFrame { code: close_code::AWAY,
-                reason }))).await;
+                let close = CloseFrame { code: close_code::AWAY, reason };
+                let _ = socket.send(Message::Close(Some(close))).await;
                 return;
             }
-            frame = watcher.next() => match frame.map(Utf8Bytes::try_from) {
+            frame = subscriber.next() => match frame.map(Utf8Bytes::try_from) {
                 Some(Ok(text)) => Message::Text(text),
-                // What others publish to the exchange is not ours to answer for.
+                // Others may publish messages to the exchange that are not UTF-8.
                 Some(Err(_)) => continue,
                 None => return,
             },
             _ = pings.tick() => {
-                if heard.elapsed() > PATIENCE {
+                if last_received.elapsed() > IDLE_TIMEOUT {
                     return;
                 }
                 Message::Ping(axum::body::Bytes::new())
@@ -105,12 +108,12 @@ async fn serve(mut socket: WebSocket, mut watcher: Watcher, lifecycle: Lifecycle
             received = socket.recv() => match received {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
                 Some(Ok(_)) => {
-                    heard = Instant::now();
+                    last_received = Instant::now();
                     continue;
                 }
             },
         };
-        if !matches!(timeout(PATIENCE, socket.send(message)).await, Ok(Ok(()))) {
+        if !matches!(timeout(IDLE_TIMEOUT, socket.send(message)).await, Ok(Ok(()))) {
             return;
         }
     }

@@ -1,5 +1,4 @@
-//! Reading requests: every value is checked at the door, and an error names the key and what is
-//! allowed.
+//! Extractors. They validate every value; an error names the key and what was expected.
 
 use std::{borrow::Cow, fmt};
 
@@ -15,10 +14,10 @@ use uuid::Uuid;
 
 use crate::admin::http::problem::Problem;
 
-/// Bytes of a body at most.
-pub(crate) const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// Maximum size of a request body.
+pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// The query string. Its type refuses unknown keys.
+/// The query string. `T` refuses unknown keys.
 #[derive(Debug)]
 pub(crate) struct Query<T>(pub(crate) T);
 
@@ -41,7 +40,7 @@ pub(crate) fn read_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem>
 #[serde(deny_unknown_fields)]
 pub(crate) struct NoParameters {}
 
-/// A JSON body. Its type refuses unknown fields.
+/// A JSON body. `T` refuses unknown fields.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
@@ -55,10 +54,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json")
         });
         if !is_json {
-            let detail = "expected a JSON object as body, with content-type: application/json";
+            let detail = "expected a JSON object with content-type: application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
         }
-        let body = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES)
+        let body = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX)
             .await
             .map_err(|_| too_large())?;
         read_body(&body).map(Self)
@@ -66,7 +65,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
 }
 
 pub(crate) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    // Alone, a derived `Deserialize` would take an array for the fields in their order, too.
+    // A derived `Deserialize` also accepts an array, with the fields in their order.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Problem::bad_request("body: expected a JSON object"));
     }
@@ -85,7 +84,7 @@ pub(crate) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> 
 pub(crate) fn too_large() -> Problem {
     Problem::new(
         StatusCode::PAYLOAD_TOO_LARGE,
-        format!("expected a body of at most {MAX_BODY_BYTES} bytes"),
+        format!("expected a body of at most {BODY_BYTES_MAX} bytes"),
     )
 }
 
@@ -98,7 +97,7 @@ fn located<E: fmt::Display>(whole: &str, error: &serde_path_to_error::Error<E>) 
     }
 }
 
-/// The one segment of the path that is an id.
+/// The id in the path.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PathId(pub(crate) Uuid);
 
@@ -115,7 +114,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
     }
 }
 
-/// A whole number from `MIN` to `MAX`.
+/// An integer from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounded<const MIN: i64, const MAX: i64>(pub(crate) i64);
 
@@ -124,29 +123,31 @@ impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Bounded<MIN, MAX>
         let text = Cow::<'de, str>::deserialize(deserializer)?;
         let number = text.parse().ok().filter(|number| (MIN..=MAX).contains(number));
         number.map(Self).ok_or_else(|| {
-            D::Error::custom(format!("found {text:?}, expected a whole number from {MIN} to {MAX}"))
+            D::Error::custom(format!("found {text:?}, expected an integer from {MIN} to {MAX}"))
         })
     }
 }
 
-/// How many items of a list.
+/// Maximum items per page.
 pub(crate) type Limit = Bounded<1, 500>;
-/// How many items of a list are left out at its start.
+/// Number of items to skip.
 pub(crate) type Offset = Bounded<0, 1_000_000_000>;
 
-/// Why something is dismissed: 1 to 500 characters.
+/// The reason for a dismissal: 1 to 500 characters, not only white space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ReasonText(pub(crate) String);
 
 impl<'de> Deserialize<'de> for ReasonText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let is_good =
+        let is_valid =
             !text.trim().is_empty() && text.chars().count() <= 500 && !text.contains('\0');
-        if is_good {
+        if is_valid {
             Ok(Self(text))
         } else {
-            Err(D::Error::custom("expected a reason of 1 to 500 characters"))
+            Err(D::Error::custom(
+                "expected 1 to 500 characters, none of them U+0000, and not only white space",
+            ))
         }
     }
 }

@@ -1,5 +1,9 @@
-//! What stands before every route: who asks, from where, how much and for how long; and the headers
-//! of every answer.
+//! Middleware: authentication, the limits of a request, and the headers of every response.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "an edge: a session is checked when a request arrives"
+)]
 
 use std::net::SocketAddr;
 
@@ -13,53 +17,55 @@ use chrono::{DateTime, Utc};
 
 use crate::admin::{
     http::{
-        auth::{Identity, Role, Tokens},
-        extract::{MAX_BODY_BYTES, too_large},
+        auth::{AccessTokens, Identity, Role},
+        extract::{BODY_BYTES_MAX, too_large},
         problem::Problem,
     },
     page,
     state::AppState,
 };
 
-/// The cookie that holds a browser's session.
+/// Name of the session cookie.
 pub(crate) const SESSION_COOKIE: &str = "customerio_sync_session";
 
-/// Only what this server serves may be loaded, run or spoken to.
+/// A page may only load, run and connect to what this server serves.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
-    img-src 'self' data:; \
-     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; \
+    frame-ancestors 'none'";
 
-/// How somebody is known. A browser sends a cookie, or comes from loopback, without anybody's
-/// doing: there the request has to come from our own page.
+/// How a request was authenticated. A browser adds the cookie, or connects from loopback, even for
+/// a page of another site, so its origin is checked as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
-    ByHeader,
-    ByBrowser,
+enum AuthMethod {
+    Header,
+    Browser,
 }
 
-/// Lets a request through with its [`Identity`], or answers 401 or 403.
+/// Adds the [`Identity`] to a request, or responds with 401 or 403.
 pub(crate) async fn authenticate(
     State(state): State<AppState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let (identity, known) = identify(&state, peer, request.headers())?;
+    let (identity, method) = identify(&state, peer, request.headers())?;
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let is_upgrade = request.headers().contains_key(header::UPGRADE);
-    if known == Known::ByBrowser && (!is_read || is_upgrade) {
+    if method == AuthMethod::Browser && (!is_read || is_upgrade) {
         require_same_origin(request.headers())?;
     }
     if !is_read && identity.role != Role::Operator {
-        let detail =
-            format!("{:?} has the role viewer; this needs the role operator", identity.name);
+        let detail = format!(
+            "{:?} has the role viewer; this request requires the role operator",
+            identity.name
+        );
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
     request.extensions_mut().insert(identity);
     Ok(next.run(request).await)
 }
 
-/// Shows the login form to a browser that nobody is known by.
+/// Responds with the login form to a browser without a session.
 pub(crate) async fn authenticate_page(
     State(state): State<AppState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -71,7 +77,7 @@ pub(crate) async fn authenticate_page(
             request.extensions_mut().insert(identity);
             next.run(request).await
         }
-        Err(problem) if problem.is_about_auth() => page::login(None),
+        Err(problem) if problem.is_unauthorized() => page::login(None),
         Err(problem) => problem.into_response(),
     }
 }
@@ -80,19 +86,19 @@ fn identify(
     state: &AppState,
     peer: SocketAddr,
     headers: &HeaderMap,
-) -> Result<(Identity, Known), Problem> {
+) -> Result<(Identity, AuthMethod), Problem> {
     let tokens = &state.config.admin_tokens;
     if tokens.is_empty() {
-        // The name of the host, too, has to be loopback: a page elsewhere may make its own name
-        // point here.
+        // The host name has to be loopback as well: another site may resolve its own name to this
+        // address (DNS rebinding).
         if peer.ip().to_canonical().is_loopback() && is_for_loopback(headers) {
             return Ok((
                 Identity { name: "local".to_owned(), role: Role::Operator },
-                Known::ByBrowser,
+                AuthMethod::Browser,
             ));
         }
         let detail =
-            "no ADMIN_TOKENS are set, so only loopback peers are answered, by a loopback name";
+            "ADMIN_TOKENS is not set, so only loopback peers with a loopback host name have access";
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
     let unauthorized = |detail: &str| Problem::new(StatusCode::UNAUTHORIZED, detail);
@@ -104,37 +110,37 @@ fn identify(
         let token =
             presented.ok_or_else(|| unauthorized("expected Authorization: Bearer TOKEN"))?;
         let identity = identify_token(state, peer, token)?;
-        let identity = identity.ok_or_else(|| unauthorized("the token is not known"))?;
-        return Ok((identity, Known::ByHeader));
+        let identity = identity.ok_or_else(|| unauthorized("unknown token"))?;
+        return Ok((identity, AuthMethod::Header));
     }
     let identity = session(headers, tokens, Utc::now());
     let identity = identity.ok_or_else(|| {
-        unauthorized("expected Authorization: Bearer TOKEN, or a session of the page")
+        unauthorized("expected Authorization: Bearer TOKEN, or the session cookie of the page")
     })?;
-    Ok((identity, Known::ByBrowser))
+    Ok((identity, AuthMethod::Browser))
 }
 
-/// Whose token this is, unless the peer has presented too many that are nobody's.
+/// Returns the owner of a token, or a 429 if the peer has sent too many wrong tokens.
 pub(crate) fn identify_token(
     state: &AppState,
     peer: SocketAddr,
     token: &str,
 ) -> Result<Option<Identity>, Problem> {
-    if let Some(left) = state.guesses.shut_out(peer.ip()) {
+    if let Some(left) = state.login_throttle.blocked_for(peer.ip()) {
         let seconds = left.as_secs() + 1;
         return Err(Problem::too_many(
             seconds,
-            format!("too many wrong tokens came from {}", peer.ip()),
+            format!("too many wrong tokens from {}", peer.ip()),
         ));
     }
     let identity = state.config.admin_tokens.identify(token);
     if identity.is_none() {
-        state.guesses.note_wrong(peer.ip());
+        state.login_throttle.record_failure(peer.ip());
     }
     Ok(identity)
 }
 
-/// Refuses a request that a page of another site has made. Who sends no `Origin` is no browser
+/// Refuses a request of a page of another site. A request without `Origin` is not from a browser
 /// (<https://fetch.spec.whatwg.org/#origin-header>).
 pub(crate) fn require_same_origin(headers: &HeaderMap) -> Result<(), Problem> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
@@ -149,25 +155,25 @@ pub(crate) fn require_same_origin(headers: &HeaderMap) -> Result<(), Problem> {
     }
     Err(Problem::new(
         StatusCode::FORBIDDEN,
-        "the request comes from another site; use the page of this service",
+        "the request is from a page of another site; use the page of this service",
     ))
 }
 
-/// Whose session the cookie holds.
+/// Returns the owner of the session in the cookie.
 pub(crate) fn session(
     headers: &HeaderMap,
-    tokens: &Tokens,
+    tokens: &AccessTokens,
     now: DateTime<Utc>,
 ) -> Option<Identity> {
     tokens.identify_session(cookie(headers, SESSION_COOKIE)?, now)
 }
 
-/// Whether it was asked for a loopback name.
+/// Whether the request names a loopback host.
 pub(crate) fn is_for_loopback(headers: &HeaderMap) -> bool {
     host(headers).is_some_and(is_loopback_name)
 }
 
-/// The host that was asked for, without its port.
+/// The requested host, without its port.
 fn host(headers: &HeaderMap) -> Option<&str> {
     let host = headers.get(header::HOST)?.to_str().ok()?;
     Some(match host.rsplit_once(':') {
@@ -189,13 +195,13 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
-/// Bounds the time and the size of a request.
+/// Limits the duration and the size of a request.
 pub(crate) async fn limit(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     if length
         .and_then(|length| length.parse::<usize>().ok())
-        .is_some_and(|length| length > MAX_BODY_BYTES)
+        .is_some_and(|length| length > BODY_BYTES_MAX)
     {
         return too_large().into_response();
     }
@@ -203,20 +209,20 @@ pub(crate) async fn limit(State(state): State<AppState>, request: Request, next:
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::unavailable(format!(
-            "not done within {limit:?}; what was begun may go on, look at the result before you \
-                try again"
+            "the request was not completed within {limit:?}; it may still complete, so check the \
+                result before retrying"
         ))
         .into_response(),
     }
 }
 
-/// Puts the headers on every answer that keep a browser from doing more with it than meant.
+/// Adds the security headers to every response.
 pub(crate) async fn headers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     let fixed = [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // With "no-referrer", the origin of our own forms would be "null".
+        // With "no-referrer", the origin of this page's forms would be "null".
         (header::REFERRER_POLICY, "same-origin"),
         (header::X_FRAME_OPTIONS, "DENY"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),

@@ -1,4 +1,5 @@
-//! The HTTP machinery under every endpoint: connections, authentication, request parsing, problems.
+//! The parts that all endpoints share: connections, authentication, request parsing, problem
+//! details.
 
 pub(crate) mod auth;
 pub(crate) mod extract;

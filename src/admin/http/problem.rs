@@ -1,4 +1,4 @@
-//! Errors as RFC 9457 problem details: a status, and a `detail` that says what to do.
+//! Errors as problem details (RFC 9457). `detail` says what was expected or what to do.
 
 use std::fmt::Display;
 
@@ -18,14 +18,14 @@ use crate::ledger;
 /// A problem (<https://www.rfc-editor.org/rfc/rfc9457>), sent as `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Problem {
-    /// The status again.
+    /// The HTTP status.
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
-    /// The status in words.
+    /// The reason phrase of the status.
     title: &'static str,
-    /// What is wrong, and what is allowed or what to do.
+    /// The error, with what was expected or what to do.
     detail: String,
-    /// After how many seconds another try is sensible, for the header `Retry-After`.
+    /// Seconds for the header `Retry-After`.
     #[serde(skip)]
     retry_after: Option<u64>,
 }
@@ -45,7 +45,7 @@ impl Problem {
     }
 
     pub(crate) fn too_many(retry_after: u64, reason: impl Display) -> Self {
-        let detail = format!("{reason}; try again in {retry_after} s");
+        let detail = format!("{reason}; retry in {retry_after} s");
         Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
     }
 
@@ -58,8 +58,8 @@ impl Problem {
         &self.detail
     }
 
-    /// Whether it is that nobody is known by the request.
-    pub(crate) fn is_about_auth(&self) -> bool {
+    /// Whether the request was not authenticated.
+    pub(crate) fn is_unauthorized(&self) -> bool {
         self.status == StatusCode::UNAUTHORIZED.as_u16()
     }
 }
@@ -79,49 +79,48 @@ impl IntoResponse for Problem {
 impl From<ledger::Error> for Problem {
     fn from(error: ledger::Error) -> Self {
         if error.is_transient() {
-            tracing::warn!(%error, "a request met the database in trouble");
+            tracing::warn!(%error, "a request failed: the database did not answer");
             return Self::unavailable(
-                "the database did not answer; try again in a moment, /readyz tells more",
+                "the database did not answer; retry when /readyz returns 200",
             );
         }
         tracing::error!(%error, "a request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the database refused this request; the log tells more",
+            "the database refused this request; see the log",
         )
     }
 }
 
-/// The problems that any endpoint of the admin API may answer with, for its description.
+/// The problems that any endpoint of the admin API may return, for the description.
 #[derive(utoipa::IntoResponses)]
-#[expect(dead_code, reason = "it describes; nobody makes one")]
+#[expect(dead_code, reason = "only its schema is used")]
 pub(crate) enum Problems {
-    /// A query key, a value or a body that is not understood; `detail` says what is allowed.
+    /// An invalid query key, value or body. `detail` says what was expected.
     #[response(status = 400, content_type = "application/problem+json")]
     BadRequest(Problem),
-    /// No token, or one that is not known.
+    /// No token, or an unknown one.
     #[response(status = 401, content_type = "application/problem+json")]
     Unauthorized(Problem),
-    /// A role that may not do this, or a request from another site.
+    /// The role does not allow the request, or it is from a page of another site.
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
-    /// There is nothing of that kind.
+    /// The job, message or bulk retry does not exist.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(Problem),
-    /// A body of more than 1 MiB.
+    /// The body is larger than 1 MiB.
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(Problem),
-    /// A body that is not `application/json`.
+    /// The body is not `application/json`.
     #[response(status = 415, content_type = "application/problem+json")]
     UnsupportedMediaType(Problem),
-    /// JSON of another shape than expected; `detail` names the field.
+    /// The JSON does not have the expected shape. `detail` names the field.
     #[response(status = 422, content_type = "application/problem+json")]
     Unprocessable(Problem),
-    /// Too many wrong tokens came from this address; `Retry-After` tells for how long none is
-    /// looked at.
+    /// Too many wrong tokens from this address. `Retry-After` says when tokens are checked again.
     #[response(status = 429, content_type = "application/problem+json")]
     TooMany(Problem),
-    /// The database or the broker does not answer.
+    /// The database or RabbitMQ does not answer.
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(Problem),
 }

@@ -1,6 +1,6 @@
-//! Takes connections: so many at the same time, and none that dawdles over the head of a request.
+//! Accepts connections: limits their number, and the time for the head of a request.
 //!
-//! How long a body and its answer may take is bounded a request at a time, in `guard`.
+//! `middleware` limits the time for the body and the response.
 
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -14,49 +14,49 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use crate::{admin::state::Config, runtime::shutdown::Lifecycle};
+use crate::{admin::state::Config, runtime::shutdown::Shutdown};
 
-/// Bytes of a request's head at most. What is longer is answered 431.
-const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// Pause after the system refused a connection, as it does when no file descriptor is left.
-const AFTER_REFUSAL: Duration = Duration::from_millis(200);
+/// Maximum size of the head of a request. A larger one is answered with 431.
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Pause after `accept` failed, for example because no file descriptor is left.
+const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(200);
 
-/// Serves until everything has to end, and then until the requests under way are answered. Who
-/// stops waiting for it cuts them off.
+/// Serves requests until the service ends, then finishes the requests in flight. Dropping the
+/// future aborts them.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     config: &Config,
-    lifecycle: Lifecycle,
+    shutdown: Shutdown,
 ) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(config.header_timeout)
-        .max_header_size(MAX_HEAD_BYTES);
-    let places = Arc::new(Semaphore::new(config.connections));
+        .max_header_size(HEAD_BYTES_MAX);
+    let permits = Arc::new(Semaphore::new(config.connections));
     let mut connections = JoinSet::new();
     let accepted = async || {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        (listener.accept().await, place)
+        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        (listener.accept().await, permit)
     };
     loop {
-        let (accepted, place) = tokio::select! {
-            () = lifecycle.ended() => break,
+        let (accepted, permit) = tokio::select! {
+            () = shutdown.ended() => break,
             Some(_) = connections.join_next() => continue,
             accepted = accepted() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
                 let served =
-                    connection(http.clone(), stream, peer, router.clone(), lifecycle.clone());
+                    connection(http.clone(), stream, peer, router.clone(), shutdown.clone());
                 connections.spawn(async move {
                     served.await;
-                    drop(place);
+                    drop(permit);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "an HTTP connection could not be taken");
-                tokio::time::sleep(AFTER_REFUSAL).await;
+                tracing::warn!(%error, "accepting an HTTP connection failed, retrying");
+                tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
             }
         }
     }
@@ -69,23 +69,23 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
-    lifecycle: Lifecycle,
+    shutdown: Shutdown,
 ) {
-    // Without it, small answers may wait for the peer's delayed acknowledgement. Failing costs no
-    // more than that.
+    // Otherwise a small response may wait for the peer's delayed acknowledgement. A failure has no
+    // other effect.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
-        let answered = router.clone().oneshot(request);
+        let response = router.clone().oneshot(request);
         async move {
-            Ok::<_, Infallible>(answered.await.unwrap_or_else(|never: Infallible| match never {}))
+            Ok::<_, Infallible>(response.await.unwrap_or_else(|never: Infallible| match never {}))
         }
     });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = lifecycle.ended() => {
+        () = shutdown.ended() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -1,5 +1,7 @@
-//! `POST /session` and `POST /session/end`: a browser's way in and out, and `GET /session`: who it
-//! is.
+//! `POST /session` and `POST /session/end`: log a browser in and out. `GET /session`: shows the
+//! user.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: a session starts with the response")]
 
 use std::net::SocketAddr;
 
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admin::{
     http::{
-        auth::{Identity, SESSION},
+        auth::{Identity, SESSION_LIFETIME},
         middleware::{SESSION_COOKIE, identify_token, require_same_origin},
         problem::Problem,
     },
@@ -27,25 +29,25 @@ pub(crate) struct Login {
     token: String,
 }
 
-/// Who uses the page, and what the role allows.
+/// The user of the page.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Who {
+pub(crate) struct SessionInfo {
     name: String,
     role: &'static str,
-    /// Whether there is a session that can be ended.
+    /// Whether the user can log out.
     has_session: bool,
 }
 
 pub(crate) async fn show(
     State(state): State<AppState>,
     Extension(identity): Extension<Identity>,
-) -> Json<Who> {
+) -> Json<SessionInfo> {
     let has_session = !state.config.admin_tokens.is_empty();
-    Json(Who { name: identity.name, role: identity.role.as_str(), has_session })
+    Json(SessionInfo { name: identity.name, role: identity.role.as_str(), has_session })
 }
 
-/// Exchanges a token for a session.
+/// Creates a session for a token.
 pub(crate) async fn begin(
     State(state): State<AppState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -57,7 +59,8 @@ pub(crate) async fn begin(
     let session =
         identity.and_then(|identity| state.config.admin_tokens.session(&identity.name, Utc::now()));
     let Some(session) = session else { return Ok(page::login(Some("This token is not known."))) };
-    Ok((cookie(&headers, &session, SESSION.num_seconds()), Redirect::to("/")).into_response())
+    Ok((cookie(&headers, &session, SESSION_LIFETIME.num_seconds()), Redirect::to("/"))
+        .into_response())
 }
 
 pub(crate) async fn end(headers: HeaderMap) -> Result<Response, Problem> {
@@ -65,7 +68,7 @@ pub(crate) async fn end(headers: HeaderMap) -> Result<Response, Problem> {
     Ok((cookie(&headers, "", 0), Redirect::to("/")).into_response())
 }
 
-/// No script can read it, and no other site can make a browser send it
+/// Builds the cookie: scripts can't read it, and requests of other sites do not carry it
 /// (<https://datatracker.ietf.org/doc/html/draft-ietf-httpbis-rfc6265bis>).
 fn cookie(headers: &HeaderMap, session: &str, seconds: i64) -> HeaderMap {
     let is_tls = headers.get("x-forwarded-proto").is_some_and(|proto| proto == "https");

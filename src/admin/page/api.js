@@ -1,70 +1,96 @@
-// The admin API, and the WebSocket with its reconnects.
+// Client for the admin API, and the WebSocket with its reconnects.
 
-const BASE = "/api/v1/signups/customerio";
+/** Path prefix of the admin API. The server writes it into the page. */
+const API = document.documentElement.dataset.api;
 
-/** An answer that is a problem (RFC 9457); its message says what to do. */
-export class Problem extends Error {
-  constructor(status, detail) {
-    super(detail);
-    this.status = status;
-  }
-}
+const RECONNECT_DELAY_MIN_MS = 500;
+const RECONNECT_DELAY_MAX_MS = 15_000;
 
-async function ask(method, path, body) {
+/** Sends a request. Throws an error for a user to read if it fails or is rejected. */
+async function request(method, path, body) {
   const options = { method, headers: {} };
   if (body !== undefined) {
     options.headers["content-type"] = "application/json";
     options.body = JSON.stringify(body);
   }
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, options);
+    response = await fetch(path, options);
   } catch {
-    throw new Problem(0, "The service does not answer.");
+    throw new Error("The service does not respond.");
   }
-  // The session is over: the page becomes the login form.
-  if (answer.status === 401) location.reload();
-  const value = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Problem(answer.status, value.detail ?? `The service answered ${answer.status}.`);
+  // The session has ended: the reload shows the login form.
+  if (response.status === 401) location.reload();
+  const value = await response.json().catch(() => ({}));
+  if (!response.ok) {
+    // The detail of a problem (RFC 9457) says what is wrong and what to do.
+    throw new Error(value.detail ?? `The service returned status ${response.status}.`);
+  }
   return value;
 }
 
 function query(parameters) {
-  const set = Object.entries(parameters).filter(([, value]) => value !== undefined && value !== "" && value !== null);
-  return set.length ? `?${new URLSearchParams(set)}` : "";
+  const isSet = ([, value]) => value !== undefined && value !== null && value !== "";
+  const entries = Object.entries(parameters).filter(isSet);
+  return entries.length ? `?${new URLSearchParams(entries)}` : "";
 }
 
 export const api = {
-  who: () => ask("GET", "/session"),
-  stats: () => ask("GET", `${BASE}/stats`),
-  groups: () => ask("GET", `${BASE}/failure-groups`),
-  failures: (parameters) => ask("GET", `${BASE}/sync-failures${query({ ...parameters, masked: true })}`),
-  job: (id) => ask("GET", `${BASE}/jobs/${id}?masked=true`),
-  reveal: (id) => ask("POST", `${BASE}/jobs/${id}/reveal`),
-  retry: (signupId, syncPhase) => ask("POST", `${BASE}/${signupId}/retry${query({ syncPhase })}`),
-  bulkRetry: (selection, dryRun) => ask("POST", `${BASE}/sync-failures/retry${query({ dryRun })}`, selection),
-  dismiss: (selection, reason) => ask("POST", `${BASE}/sync-failures/dismiss`, { ...selection, reason }),
-  bulkRetries: () => ask("GET", `${BASE}/bulk-retries`),
-  cancel: (id) => ask("POST", `${BASE}/bulk-retries/${id}/cancel`),
-  unprocessable: () => ask("GET", `${BASE}/unprocessable`),
-  replay: (id) => ask("POST", `${BASE}/unprocessable/${id}/replay`),
-  dismissMessage: (id, reason) => ask("POST", `${BASE}/unprocessable/${id}/dismiss`, { reason }),
+  session: () => request("GET", "/session"),
+  stats: () => request("GET", `${API}/stats`),
+  groups: () => request("GET", `${API}/failure-groups`),
+  failures: (parameters) =>
+    request("GET", `${API}/sync-failures${query({ ...parameters, masked: true })}`),
+  job: (id) => request("GET", `${API}/jobs/${id}?masked=true`),
+  reveal: (id) => request("POST", `${API}/jobs/${id}/reveal`),
+  retry: (signupId, syncPhase) =>
+    request("POST", `${API}/${signupId}/retry${query({ syncPhase })}`),
+  bulkRetry: (selection, dryRun) =>
+    request("POST", `${API}/sync-failures/retry${query({ dryRun })}`, selection),
+  dismiss: (selection, reason) =>
+    request("POST", `${API}/sync-failures/dismiss`, { ...selection, reason }),
+  bulkRetries: () => request("GET", `${API}/bulk-retries`),
+  cancelBulkRetry: (id) => request("POST", `${API}/bulk-retries/${id}/cancel`),
+  unprocessable: () => request("GET", `${API}/unprocessable`),
+  replayMessage: (id) => request("POST", `${API}/unprocessable/${id}/replay`),
+  dismissMessage: (id, reason) => request("POST", `${API}/unprocessable/${id}/dismiss`, { reason }),
 };
 
-/** Calls `onFrame` with each frame and `onState` with whether the connection is up; opens a lost one again. */
-export function watch(onFrame, onState) {
-  let pause = 500;
+/**
+ * Creates a sequence of overlapping requests, so that a late response never replaces a newer one.
+ *
+ * Each call of the returned function starts a request and returns a function that checks whether
+ * this request is still the latest one.
+ */
+export function requestSequence() {
+  let latest = 0;
+  return () => {
+    latest += 1;
+    const current = latest;
+    return () => current === latest;
+  };
+}
+
+/**
+ * Opens the WebSocket, and reopens it with backoff when it closes.
+ *
+ * Calls `onFrame` with every frame, and `onConnection` with true when the connection opens and with
+ * false when it closes.
+ */
+export function watchFeed(onFrame, onConnection) {
+  const scheme = location.protocol === "https:" ? "wss" : "ws";
+  let delay = RECONNECT_DELAY_MIN_MS;
   const open = () => {
-    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${BASE}/ws`);
+    const socket = new WebSocket(`${scheme}://${location.host}${API}/ws`);
     socket.onopen = () => {
-      pause = 500;
-      onState(true);
+      delay = RECONNECT_DELAY_MIN_MS;
+      onConnection(true);
     };
     socket.onmessage = ({ data }) => onFrame(JSON.parse(data));
     socket.onclose = () => {
-      onState(false);
-      setTimeout(open, pause * (0.5 + Math.random()));
-      pause = Math.min(pause * 2, 15000);
+      onConnection(false);
+      setTimeout(open, delay * (0.5 + Math.random()));
+      delay = Math.min(delay * 2, RECONNECT_DELAY_MAX_MS);
     };
   };
   open();

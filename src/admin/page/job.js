@@ -1,117 +1,198 @@
-// One job: its ladder as a timeline, its tries, its audit trail.
+// The dialog of one job: its diagnosis, its ladder as a timeline, its attempts, its audit trail.
 
 import { api } from "./api.js";
-import { $, ago, button, h, secondsSince, span, toast } from "./view.js";
+import {
+  $,
+  ago,
+  button,
+  duration,
+  fullName,
+  h,
+  secondsSince,
+  secondsUntil,
+  toast,
+  words,
+} from "./view.js";
 
-let countdown;
+let countdownTimer;
 
-/** Opens the job and calls `onRetry` or `onDismiss` for its buttons. */
-export async function openJob(id, role, { onRetry, onDismiss }) {
+/** Opens the dialog of a job. Its buttons call `onRetry` and `onDismiss` with the job. */
+export async function openJob(id, { onRetry, onDismiss }) {
   const detail = await api.job(id);
+  const { job, attempts, audit } = detail;
   const dialog = $("job");
-  const close = () => dialog.close();
-  const isFailed = detail.job.status === "failed";
   dialog.replaceChildren(
-    h("h2", { id: "job-title" }, `${detail.job.syncPhase} job, ${detail.job.status}`),
-    verdict(detail.verdict, detail.job.errorMessage),
+    h("h2", { id: "job-title" }, `${job.syncPhase} job, ${job.status}`),
+    diagnosis(detail.verdict, job.errorMessage) ?? "",
     h("h3", {}, "Ladder"),
     ladder(detail),
-    facts(detail, role),
-    h("p", { class: "bar" },
-      isFailed && button("Retry", () => (close(), onRetry(detail.job)), { role, class: "primary" }),
-      isFailed && !detail.job.dismissedAt && button("Dismiss", () => (close(), onDismiss(detail.job)), { role }),
-      detail.queueUrl && h("a", { href: detail.queueUrl, rel: "noreferrer", target: "_blank" }, "Queue in the management UI"),
-      h("button", { type: "button", onclick: close }, "Close")),
-    h("h3", {}, "Tries"),
-    table(["When", "Took", "Answer", "What was said", "Then"], detail.attempts.map((attempt) => [
-      ago(attempt.startedAt), `${Math.round(attempt.durationMs)} ms`, attempt.httpStatus ?? "none",
-      attempt.errorMessage ?? "accepted", attempt.tier ? `waited ${attempt.tier}` : attempt.errorType ? "failed" : "completed",
-    ])),
+    facts(detail),
+    toolbar(detail, dialog, { onRetry, onDismiss }),
+    h("h3", {}, "Attempts"),
+    table(["Started", "Duration", "HTTP status", "Message", "Result"], attempts.map(attemptCells)),
     h("h3", {}, "Audit trail"),
-    table(["When", "Who", "What", "Details"], detail.audit.map((entry) => [
-      ago(entry.createdAt), entry.actor, entry.action.replace("customerio_", "").replaceAll("_", " "),
-      h("span", { class: "mono" }, shortDetails(entry.details)),
-    ])),
+    table(["Time", "Actor", "Action", "Details"], audit.map(auditCells)),
   );
-  clearInterval(countdown);
-  countdown = setInterval(() => tick(dialog), 1000);
-  dialog.onclose = () => clearInterval(countdown);
-  tick(dialog);
+  clearInterval(countdownTimer);
+  countdownTimer = setInterval(() => updateCountdowns(dialog), 1000);
+  dialog.onclose = () => clearInterval(countdownTimer);
+  updateCountdowns(dialog);
   if (!dialog.open) dialog.showModal();
 }
 
-export function verdict(verdict, message) {
+/** Meaning of a failure and the next step, after its error message if one is given. */
+export function diagnosis(verdict, errorMessage) {
   if (!verdict) return null;
-  return h("div", {},
-    message && h("p", { class: "mono" }, message),
-    h("p", {}, h("span", { class: "tag" }, verdict.cause.replace("_", " ")), " ", verdict.meaning),
-    h("p", {}, h("strong", {}, "Next: "), verdict.next),
-    verdict.warning && h("p", { class: "wait" }, verdict.warning));
+  const { cause, meaning, next, warning } = verdict;
+  return h(
+    "div",
+    {},
+    errorMessage && h("p", { class: "mono" }, errorMessage),
+    h("p", {}, h("span", { class: "tag" }, words(cause)), " ", meaning),
+    h("p", {}, h("strong", {}, "Next: "), next),
+    warning && h("p", { class: "warning" }, warning),
+  );
 }
 
-function ladder({ job, attempts, ladder }) {
-  const ended = job.status === "completed" || job.status === "failed";
-  const step = (index) => {
-    const attemptAt = (index) => attempts.findLast((one) => one.run === job.run && one.attempt === index);
-    const attempt = attemptAt(index);
-    // Retry-After may have made a wait longer than the ladder's own.
-    const waited = attemptAt(index - 1)?.tier ?? ladder[index - 1]?.name ?? "a wait";
-    const name = index === 0 ? "First call" : `Retry ${index}, after ${waited}`;
-    if (attempt) {
-      const said = attempt.errorType ? attempt.httpStatus ?? attempt.errorType.replace("_", " ") : "accepted";
-      return h("li", { class: attempt.errorType ? "missed" : "done" }, h("strong", {}, name), h("br"), `${said}, `, ago(attempt.startedAt));
-    }
-    if (!ended && index === job.attemptCount) {
-      const due = job.status === "processing" ? "now" : job.nextRetryAt ? h("span", { "data-due": job.nextRetryAt }) : "waits for its message";
-      return h("li", { class: "due", "aria-current": "step" }, h("strong", {}, name), h("br"), due);
-    }
-    return h("li", {}, h("strong", {}, name), h("br"), h("span", { class: "soft" }, ended ? "not needed" : "remaining"));
+function toolbar({ job, queueUrl }, dialog, { onRetry, onDismiss }) {
+  const isFailed = job.status === "failed";
+  const closeAnd = (action) => () => {
+    dialog.close();
+    action(job);
   };
-  return h("ol", { class: "ladder" }, Array.from({ length: job.maxAttempts + 1 }, (_, index) => step(index)));
+  const queueLink = { href: queueUrl, rel: "noreferrer", target: "_blank" };
+  return h(
+    "p",
+    { class: "toolbar" },
+    isFailed && button("Retry", closeAnd(onRetry), { class: "primary" }),
+    isFailed && !job.dismissedAt && button("Dismiss", closeAnd(onDismiss)),
+    queueUrl && h("a", queueLink, "Queue in the RabbitMQ management UI"),
+    button("Close", () => dialog.close(), { requires: "viewer" }),
+  );
 }
 
-function tick(dialog) {
+// ----------------------------------------------------------------------------------------- ladder
+
+function ladder(detail) {
+  const length = detail.job.maxAttempts + 1;
+  const steps = Array.from({ length }, (_, index) => ladderStep(detail, index));
+  return h("ol", { class: "ladder" }, steps);
+}
+
+function ladderStep({ job, attempts, ladder: tiers }, index) {
+  const attemptAt = (number) =>
+    attempts.findLast(({ run, attempt }) => run === job.run && attempt === number);
+  // Retry-After may have made the wait longer than that of the ladder.
+  const tier = attemptAt(index - 1)?.tier ?? tiers[index - 1]?.name ?? "a wait";
+  const name = index === 0 ? "First attempt" : `Retry ${index}, after ${tier}`;
+  const step = (attributes, ...text) =>
+    h("li", attributes, h("strong", {}, name), h("br"), ...text);
+
+  const attempt = attemptAt(index);
+  if (attempt) {
+    const { errorType, httpStatus, startedAt } = attempt;
+    const result = errorType ? (httpStatus ?? words(errorType)) : "accepted";
+    return step({ class: errorType ? "failed" : "done" }, `${result}, `, ago(startedAt));
+  }
+  const hasEnded = job.status === "completed" || job.status === "failed";
+  if (!hasEnded && index === job.attemptCount) {
+    return step({ class: "due", "aria-current": "step" }, dueText(job));
+  }
+  return step({}, h("span", { class: "muted" }, hasEnded ? "not needed" : "remaining"));
+}
+
+/** When the next attempt of a job is due. A time becomes a countdown; see `updateCountdowns`. */
+function dueText({ status, nextRetryAt }) {
+  if (status === "processing") return "now";
+  return nextRetryAt ? h("span", { "data-due": nextRetryAt }) : "waiting for its message";
+}
+
+function updateCountdowns(dialog) {
   for (const element of dialog.querySelectorAll("[data-due]")) {
-    const left = (Date.parse(element.dataset.due) - Date.now()) / 1000;
-    element.textContent = left > 0 ? `in ${span(Math.ceil(left))}` : "due now";
+    const seconds = secondsUntil(element.dataset.due);
+    element.textContent = seconds > 0 ? `in ${duration(Math.ceil(seconds))}` : "due now";
   }
 }
 
-function facts({ job, signup }, role) {
-  const customer = signup.customer;
-  const name = [customer.firstName, customer.lastName].filter(Boolean).join(" ");
-  const who = h("dd", {}, `${name || "no name"}, ${customer.email ?? "no address"} `);
-  who.append(button("Reveal", async () => {
-    try {
-      const shown = await api.reveal(job.jobId);
-      who.textContent = `${[shown.firstName, shown.lastName].filter(Boolean).join(" ") || "no name"}, ${shown.email ?? "no address"}`;
-    } catch (problem) {
-      toast(problem.message);
-    }
-  }, { role, title: "The audit log tells who looked." }));
+// ------------------------------------------------------------------------------------------ facts
+
+function facts({ job, signup }) {
+  const manual = job.manualRetry ? ", the current one started by an operator" : "";
   const rows = [
-    ["Customer", who],
-    ["Operator", signup.operatorName ?? signup.operatorId ?? "unknown"],
+    ["Customer", maskedCustomer(job, signup.customer)],
+    ["Signup operator", signup.operatorName ?? signup.operatorId ?? "unknown"],
     ["Signup", job.signupId],
     ["Job", job.jobId],
     ["Tracked event", job.trackedEventId],
-    ["Event happened", ago(job.occurredAt)],
-    ["Job made", ago(job.createdAt)],
-    ["Runs", `${job.run + 1}${job.manualRetry ? ", this one started by hand" : ""}`],
-    job.dismissedAt && ["Dismissed", `${span(secondsSince(job.dismissedAt))} ago: ${job.dismissedReason}`],
-  ].filter(Boolean);
-  return h("dl", { class: "facts" }, rows.flatMap(([term, value]) =>
-    [h("dt", {}, term), value instanceof HTMLElement && value.tagName === "DD" ? value : h("dd", {}, value)]));
+    ["Event time", ago(job.occurredAt)],
+    ["Job created", ago(job.createdAt)],
+    ["Runs", `${job.run + 1}${manual}`],
+  ];
+  if (job.dismissedAt) {
+    const age = duration(secondsSince(job.dismissedAt));
+    rows.push(["Dismissed", `${age} ago: ${job.dismissedReason}`]);
+  }
+  const cells = rows.flatMap(([term, value]) => [h("dt", {}, term), h("dd", {}, value)]);
+  return h("dl", { class: "facts" }, cells);
 }
 
-function shortDetails(details) {
-  const told = Object.entries(details).filter(([key, value]) => !["jobId", "syncPhase"].includes(key) && value !== null);
-  return told.map(([key, value]) => `${key}: ${value}`).join(", ");
+/** Masked customer of a job, with a button that replaces it with the unmasked one. */
+function maskedCustomer({ jobId }, customer) {
+  const element = h("span", {}, `${customerText(customer)} `);
+  const reveal = async () => {
+    try {
+      element.textContent = customerText(await api.reveal(jobId));
+    } catch (error) {
+      toast(error.message);
+    }
+  };
+  element.append(button("Reveal", reveal, { title: "The audit log records who revealed it." }));
+  return element;
 }
 
-function table(heads, rows) {
-  if (!rows.length) return h("p", { class: "soft" }, "None yet.");
-  return h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": heads.join(", ") }, h("table", {},
-    h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
-    h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", {}, cell)))))));
+const customerText = (customer) =>
+  `${fullName(customer) || "no name"}, ${customer.email ?? "no e-mail address"}`;
+
+// ----------------------------------------------------------------------------------------- tables
+
+function attemptCells({ startedAt, durationMs, httpStatus, errorType, errorMessage, tier }) {
+  const finalResult = errorType ? "failed" : "completed";
+  return [
+    ago(startedAt),
+    `${Math.round(durationMs)} ms`,
+    httpStatus ?? "none",
+    errorMessage ?? "accepted",
+    tier ? `retry after ${tier}` : finalResult,
+  ];
+}
+
+function auditCells({ createdAt, actor, action, details }) {
+  return [
+    ago(createdAt),
+    actor,
+    words(action.replace("customerio_", "")),
+    h("span", { class: "mono" }, auditDetails(details)),
+  ];
+}
+
+/** Details of an audit entry, without those that the dialog shows anyway. */
+function auditDetails(details) {
+  return Object.entries(details)
+    .filter(([key, value]) => !["jobId", "syncPhase"].includes(key) && value !== null)
+    .map(([key, value]) => `${key}: ${value}`)
+    .join(", ");
+}
+
+function table(headings, rows) {
+  if (!rows.length) return h("p", { class: "muted" }, "None yet.");
+  const headingCells = headings.map((heading) => h("th", { scope: "col" }, heading));
+  const bodyRows = rows.map((cells) => {
+    const bodyCells = cells.map((cell) => h("td", {}, cell));
+    return h("tr", {}, bodyCells);
+  });
+  return h(
+    "div",
+    { class: "scroll", tabindex: 0, role: "group", "aria-label": headings.join(", ") },
+    h("table", {}, h("thead", {}, h("tr", {}, headingCells)), h("tbody", {}, bodyRows)),
+  );
 }

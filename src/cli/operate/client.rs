@@ -1,14 +1,16 @@
-//! The admin API, asked from a terminal.
+//! Client of the admin API.
 
 use std::time::Duration;
 
 use reqwest::{Method, header};
 use serde_json::Value;
 
-use super::{Connection, Error};
+use super::{Error, ServiceArgs};
+use crate::admin::API_PREFIX;
 
-/// Longer than the service lets a request take by default.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum duration of a request. Longer than the service's own default limit
+/// (`http.request_timeout`), so that its error response arrives.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) struct Client {
     http: reqwest::Client,
@@ -18,12 +20,13 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(connection: Connection) -> Result<Self, Error> {
-        // The provider is the process's; a second client finds it installed.
+    pub(super) fn new(connection: ServiceArgs) -> Result<Self, Error> {
+        // The provider is process-wide. An error means that it is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().timeout(TIMEOUT).build();
-        let http = http.map_err(|error| Error::Other(format!("making an HTTP client: {error}")))?;
-        let base = format!("{}/api/v1/signups/customerio", connection.url.trim_end_matches('/'));
+        let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build();
+        let http =
+            http.map_err(|error| Error::Other(format!("building an HTTP client: {error}")))?;
+        let base = format!("{}{API_PREFIX}", connection.url.trim_end_matches('/'));
         Ok(Self { http, base, token: connection.token, json: connection.json })
     }
 
@@ -63,32 +66,33 @@ impl Client {
                 request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
         }
         let failed = |error: reqwest::Error| {
-            Error::Other(format!("asking {}: {}", self.base, causes(&error)))
+            Error::Other(format!("requesting {}: {}", self.base, causes(&error)))
         };
-        let answer = request.send().await.map_err(failed)?;
-        let status = answer.status();
-        let text = answer.text().await.map_err(failed)?;
+        let response = request.send().await.map_err(failed)?;
+        let status = response.status();
+        let text = response.text().await.map_err(failed)?;
         let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         if status.is_success() && !value.is_null() {
             return Ok(value);
         }
-        let told = value["detail"]
+        let detail = value["detail"]
             .as_str()
-            .unwrap_or("the answer is not one of customerio-sync; is the URL right?");
-        Err(Error::Other(format!("{status}: {told}")))
+            .unwrap_or("the response is not from customerio-sync; check the URL");
+        Err(Error::Other(format!("{status}: {detail}")))
     }
 
-    /// Prints the answer as JSON, or what `table` makes of it.
-    pub(super) fn show(&self, answer: &Value, table: impl FnOnce(&Value) -> String) {
+    /// Prints a response as JSON if `--json` is given, else as the text that `format` returns.
+    pub(super) fn show(&self, response: &Value, format: impl FnOnce(&Value) -> String) {
         if self.json {
-            println!("{answer:#}");
+            println!("{response:#}");
         } else {
-            println!("{}", table(answer));
+            println!("{}", format(response));
         }
     }
 }
 
-/// The error with its causes, without the URL, whose query may hold what somebody searched for.
+/// Describes the causes of an error. Leaves out the URL, whose query may contain personal data that
+/// somebody searched for.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = String::from("no answer");
     let mut cause = std::error::Error::source(error);

@@ -11,70 +11,73 @@ pub(in crate::cli) enum Failures {
     /// List the open failures.
     List {
         #[command(flatten)]
-        filters: Filters,
-        /// Failures in the list at most.
+        filters: FilterArgs,
+        /// Maximum failures in the list.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=500))]
         limit: u16,
-        /// Failures that are left out at the start.
+        /// Failures to skip at the start of the list.
         #[arg(long, default_value_t = 0)]
         offset: u32,
     },
-    /// Group the open failures by what they have in common.
+    /// Show the open failures grouped by error signature.
     Groups,
-    /// Retry the failed jobs of a signup, or all failures of a selection at a bounded rate.
+    /// Retry the failed jobs of a signup, or all selected failures at a limited rate.
     Retry {
         #[command(flatten)]
-        selection: Selection,
-        /// Retry the failed jobs of this signup now.
-        #[arg(long, value_name = "ID", conflicts_with_all = ["error_type", "search", "signature",
-        "job", "all", "dry_run"])]
+        selection: SelectionArgs,
+        /// Retry the failed jobs of this signup immediately.
+        #[arg(
+            long,
+            value_name = "ID",
+            conflicts_with_all = ["error_type", "search", "signature", "job", "all", "dry_run"]
+        )]
         signup: Option<Uuid>,
-        /// Only tell what would be retried.
+        /// Only show what would be retried.
         #[arg(long)]
         dry_run: bool,
     },
     /// Resolve failures without a retry.
     Dismiss {
         #[command(flatten)]
-        selection: Selection,
-        /// Why, for those who look later.
+        selection: SelectionArgs,
+        /// Reason, which is stored with the dismissal.
         #[arg(long)]
         reason: String,
-        /// Only tell what would be dismissed.
+        /// Only show what would be dismissed.
         #[arg(long)]
         dry_run: bool,
     },
 }
 
 #[derive(Debug, clap::Args)]
-pub(in crate::cli) struct Filters {
-    /// Only this phase: initial or enriched.
+pub(in crate::cli) struct FilterArgs {
+    /// Only failures in this phase: initial or enriched.
     #[arg(long)]
     phase: Option<SyncPhase>,
-    /// Only this kind of trouble: rate_limit, server_error, network or other.
+    /// Only failures of this type: rate_limit, server_error, network or other.
     #[arg(long)]
     error_type: Option<ErrorType>,
-    /// Only customers with this in their e-mail address or name.
+    /// Only customers whose e-mail address or name contains TEXT.
     #[arg(long, value_name = "TEXT")]
     search: Option<String>,
-    /// Only this error signature, as `failures groups` shows it.
+    /// Only failures with this error signature, as shown by `failures groups`.
     #[arg(long, value_name = "TEXT")]
     signature: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
-pub(in crate::cli) struct Selection {
+pub(in crate::cli) struct SelectionArgs {
     #[command(flatten)]
-    filters: Filters,
-    /// Only this job; may be given many times.
+    filters: FilterArgs,
+    /// Only this job; may be repeated.
     #[arg(long, value_name = "ID")]
     job: Vec<Uuid>,
-    /// Every open failure.
+    /// All open failures.
     #[arg(long)]
     all: bool,
 }
 
-impl Filters {
+impl FilterArgs {
     fn query(&self) -> Vec<(&'static str, Option<String>)> {
         vec![
             ("syncPhase", self.phase.map(|phase| phase.to_string())),
@@ -85,8 +88,9 @@ impl Filters {
     }
 }
 
-impl Selection {
-    /// The body of a request. Nothing named is nothing meant: everything is asked for by `--all`.
+impl SelectionArgs {
+    /// Returns the body of a request. An empty selection is an error, because the API would select
+    /// every open failure; `--all` asks for that explicitly.
     fn body(&self) -> Result<Map<String, Value>, Error> {
         let filters = self.filters.query().into_iter();
         let mut body: Map<_, _> =
@@ -95,14 +99,14 @@ impl Selection {
             body.insert("jobIds".to_owned(), json!(self.job));
         }
         if body.is_empty() != self.all {
-            let told = "name filters or jobs, or --all for every open failure";
-            return Err(Error::Usage(told.to_owned()));
+            let usage = "specify filters or jobs, or --all for every open failure";
+            return Err(Error::Usage(usage.to_owned()));
         }
         Ok(body)
     }
 }
 
-const COLUMNS: [(&str, &str); 8] = [
+const LIST_COLUMNS: [(&str, &str); 8] = [
     ("JOB", "/jobId"),
     ("SIGNUP", "/signupId"),
     ("PHASE", "/syncPhase"),
@@ -113,89 +117,114 @@ const COLUMNS: [(&str, &str); 8] = [
     ("ERROR", "/errorMessage"),
 ];
 
+const GROUP_COLUMNS: [(&str, &str); 5] = [
+    ("COUNT", "/count"),
+    ("CAUSE", "/verdict/cause"),
+    ("LAST SEEN", "/lastSeen"),
+    ("SIGNATURE", "/signature"),
+    ("NEXT STEP", "/verdict/next"),
+];
+
 pub(super) async fn run(client: &Client, command: Failures) -> Result<(), Error> {
     match command {
-        Failures::List { filters, limit, offset } => {
-            let mut query = filters.query();
-            query.extend([
-                ("limit", Some(limit.to_string())),
-                ("offset", Some(offset.to_string())),
-                ("masked", Some("true".to_owned())),
-            ]);
-            let list = client.get("/sync-failures", &query).await?;
-            client.show(&list, |list| {
-                let shown = list["items"].as_array().map_or(0, Vec::len);
-                format!(
-                    "{}\n\n{shown} of {}",
-                    table::of_items(&list["items"], &COLUMNS),
-                    list["total"]
-                )
-            });
-        }
-        Failures::Groups => {
-            let groups = client.get("/failure-groups", &[]).await?;
-            let columns = [
-                ("COUNT", "/count"),
-                ("CAUSE", "/verdict/cause"),
-                ("LAST SEEN", "/lastSeen"),
-                ("SIGNATURE", "/signature"),
-                ("NEXT", "/verdict/next"),
-            ];
-            client.show(&groups, |groups| table::of_items(&groups["items"], &columns));
-        }
+        Failures::List { filters, limit, offset } => list(client, &filters, limit, offset).await,
+        Failures::Groups => groups(client).await,
         Failures::Retry { selection, signup: Some(signup), .. } => {
-            let phase = selection.filters.phase.map(|phase| phase.to_string());
-            let retried =
-                client.post(&format!("/{signup}/retry"), &[("syncPhase", phase)], None).await?;
-            let columns = [("JOB", "/jobId"), ("PHASE", "/syncPhase")];
-            client.show(&retried, |retried| {
-                let notice =
-                    retried["notice"].as_str().unwrap_or("they start again from the first call");
-                format!("{}\n\n{notice}", table::of_items(&retried["retried"], &columns))
-            });
+            retry_signup(client, signup, selection.filters.phase).await
         }
         Failures::Retry { selection, signup: None, dry_run } => {
-            let body = selection.body()?.into();
-            let answer = client.post("/sync-failures/retry", &dry(dry_run), Some(&body)).await?;
-            client.show(
-                &answer,
-                |answer| if dry_run { dry_run_table(answer) } else { bulk_table(answer) },
-            );
+            retry(client, &selection, dry_run).await
         }
         Failures::Dismiss { selection, reason, dry_run } => {
-            let mut body = selection.body()?;
-            body.insert("reason".to_owned(), reason.into());
-            let answer =
-                client.post("/sync-failures/dismiss", &dry(dry_run), Some(&body.into())).await?;
-            client.show(&answer, |answer| {
-                if dry_run {
-                    dry_run_table(answer)
-                } else {
-                    format!("{} dismissed", answer["dismissed"])
-                }
-            });
+            dismiss(client, &selection, reason, dry_run).await
         }
     }
+}
+
+async fn list(client: &Client, filters: &FilterArgs, limit: u16, offset: u32) -> Result<(), Error> {
+    let mut query = filters.query();
+    query.extend([
+        ("limit", Some(limit.to_string())),
+        ("offset", Some(offset.to_string())),
+        ("masked", Some("true".to_owned())),
+    ]);
+    let list = client.get("/sync-failures", &query).await?;
+    client.show(&list, |list| {
+        let shown = list["items"].as_array().map_or(0, Vec::len);
+        let rows = table::of_items(&list["items"], &LIST_COLUMNS);
+        format!("{rows}\n\n{shown} of {}", list["total"])
+    });
     Ok(())
 }
 
-fn dry(dry_run: bool) -> [(&'static str, Option<String>); 1] {
+async fn groups(client: &Client) -> Result<(), Error> {
+    let groups = client.get("/failure-groups", &[]).await?;
+    client.show(&groups, |groups| table::of_items(&groups["items"], &GROUP_COLUMNS));
+    Ok(())
+}
+
+async fn retry_signup(
+    client: &Client,
+    signup: Uuid,
+    phase: Option<SyncPhase>,
+) -> Result<(), Error> {
+    let phase = phase.map(|phase| phase.to_string());
+    let retried = client.post(&format!("/{signup}/retry"), &[("syncPhase", phase)], None).await?;
+    client.show(&retried, |retried| {
+        let rows =
+            table::of_items(&retried["retried"], &[("JOB", "/jobId"), ("PHASE", "/syncPhase")]);
+        let notice = retried["notice"].as_str().unwrap_or("the jobs restart with a first attempt");
+        format!("{rows}\n\n{notice}")
+    });
+    Ok(())
+}
+
+async fn retry(client: &Client, selection: &SelectionArgs, dry_run: bool) -> Result<(), Error> {
+    let body = selection.body()?.into();
+    let path = "/sync-failures/retry";
+    let response = client.post(path, &dry_run_query(dry_run), Some(&body)).await?;
+    client.show(&response, if dry_run { dry_run_table } else { bulk_retry_table });
+    Ok(())
+}
+
+async fn dismiss(
+    client: &Client,
+    selection: &SelectionArgs,
+    reason: String,
+    dry_run: bool,
+) -> Result<(), Error> {
+    let mut body = selection.body()?;
+    body.insert("reason".to_owned(), reason.into());
+    let path = "/sync-failures/dismiss";
+    let response = client.post(path, &dry_run_query(dry_run), Some(&body.into())).await?;
+    client.show(&response, |response| {
+        if dry_run {
+            dry_run_table(response)
+        } else {
+            format!("{} dismissed", response["dismissed"])
+        }
+    });
+    Ok(())
+}
+
+fn dry_run_query(dry_run: bool) -> [(&'static str, Option<String>); 1] {
     [("dryRun", Some(dry_run.to_string()))]
 }
 
-fn dry_run_table(answer: &Value) -> String {
+fn dry_run_table(preview: &Value) -> String {
     let mut facts = vec![
-        ("eligible", table::cell(&answer["eligible"])),
-        ("of them older than 72 hours", table::cell(&answer["olderThan72Hours"])),
+        ("eligible", table::cell(&preview["eligible"])),
+        ("of these older than 72 hours", table::cell(&preview["olderThan72Hours"])),
     ];
-    for one in answer["notEligible"].as_array().into_iter().flatten() {
-        facts.push(("left alone", format!("{}: {}", one["count"], table::cell(&one["meaning"]))));
+    for group in preview["notEligible"].as_array().into_iter().flatten() {
+        let meaning = table::cell(&group["meaning"]);
+        facts.push(("not eligible", format!("{}: {meaning}", group["count"])));
     }
     table::of_facts(&facts)
 }
 
-fn bulk_table(bulk: &Value) -> String {
-    let fact = |key: &str| table::cell(&bulk[key]);
+fn bulk_retry_table(bulk_retry: &Value) -> String {
+    let fact = |key: &str| table::cell(&bulk_retry[key]);
     table::of_facts(&[
         ("bulk retry", fact("id")),
         ("status", fact("status")),

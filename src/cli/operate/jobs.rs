@@ -7,9 +7,9 @@ use super::{Error, client::Client, table};
 
 #[derive(Debug, clap::Subcommand)]
 pub(in crate::cli) enum Jobs {
-    /// Show one job with its tries and its audit trail.
+    /// Show a job with its attempts and its audit trail.
     Show {
-        /// The job.
+        /// Id of the job.
         id: Uuid,
     },
 }
@@ -30,13 +30,13 @@ fn page(detail: &Value) -> String {
         ("status", fact("/job/status")),
         ("retries", format!("{} of {}", fact("/job/attemptCount"), fact("/job/maxAttempts"))),
         ("next retry at", fact("/job/nextRetryAt")),
-        ("runs before", fact("/job/run")),
+        ("restarts", fact("/job/run")),
         ("tracked event", fact("/job/trackedEventId")),
-        ("event happened at", fact("/job/occurredAt")),
+        ("event occurred at", fact("/job/occurredAt")),
         ("customer", fact("/signup/customer/email")),
         ("error", fact("/job/errorMessage")),
         ("meaning", fact("/verdict/meaning")),
-        ("next", fact("/verdict/next")),
+        ("next step", fact("/verdict/next")),
         ("warning", fact("/verdict/warning")),
         ("dismissed", fact("/job/dismissedReason")),
     ]);
@@ -44,10 +44,10 @@ fn page(detail: &Value) -> String {
         &detail["attempts"],
         &[
             ("RUN", "/run"),
-            ("TRY", "/attempt"),
+            ("ATTEMPT", "/attempt"),
             ("STARTED AT", "/startedAt"),
             ("STATUS", "/httpStatus"),
-            ("WAITED IN", "/tier"),
+            ("RETRY TIER", "/tier"),
             ("ERROR", "/errorMessage"),
         ],
     );

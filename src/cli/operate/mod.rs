@@ -1,5 +1,5 @@
-//! What operators do from a terminal: the same HTTP API that the page uses, as tables for people or
-//! JSON for programs.
+//! Operator commands: the HTTP API that the page also uses, as tables for people or as JSON for
+//! programs.
 
 mod client;
 mod failures;
@@ -13,10 +13,10 @@ use client::Client;
 pub(super) use failures::Failures;
 pub(super) use jobs::Jobs;
 
-/// How to reach the service, and how to answer.
+/// Address of the service, credentials and output format.
 #[derive(Debug, clap::Args)]
-pub(super) struct Connection {
-    /// Where the service serves HTTP.
+pub(super) struct ServiceArgs {
+    /// Base URL of the service.
     #[arg(
         long,
         global = true,
@@ -25,7 +25,7 @@ pub(super) struct Connection {
         default_value = "http://127.0.0.1:8080"
     )]
     url: String,
-    /// A token of ADMIN_TOKENS; none is needed on the service's own machine when it has no tokens.
+    /// Token from the service's ADMIN_TOKENS; not needed on its machine if it has no tokens.
     #[arg(
         long,
         global = true,
@@ -34,7 +34,7 @@ pub(super) struct Connection {
         hide_env_values = true
     )]
     token: Option<String>,
-    /// Print the answer of the API as JSON.
+    /// Print the response of the API as JSON.
     #[arg(long, global = true)]
     json: bool,
 }
@@ -42,7 +42,7 @@ pub(super) struct Connection {
 #[derive(Debug, clap::Args)]
 pub(super) struct FailuresArgs {
     #[command(flatten)]
-    connection: Connection,
+    connection: ServiceArgs,
     #[command(subcommand)]
     command: Failures,
 }
@@ -50,7 +50,7 @@ pub(super) struct FailuresArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct JobsArgs {
     #[command(flatten)]
-    connection: Connection,
+    connection: ServiceArgs,
     #[command(subcommand)]
     command: Jobs,
 }
@@ -58,7 +58,7 @@ pub(super) struct JobsArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct StatsArgs {
     #[command(flatten)]
-    connection: Connection,
+    connection: ServiceArgs,
 }
 
 pub(super) async fn failures(args: FailuresArgs) -> Result<(), Error> {

@@ -13,14 +13,14 @@ pub(super) async fn run(client: &Client) -> Result<(), Error> {
 fn page(stats: &Value) -> String {
     let fact = |pointer: &str| stats.pointer(pointer).map(table::cell).unwrap_or_default();
     table::of_facts(&[
-        ("signups of today not in Customer.io", fact("/today/notSynced")),
-        ("the oldest of them since", fact("/today/oldestAt")),
+        ("today's signups not in Customer.io", fact("/today/notSynced")),
+        ("oldest of them received at", fact("/today/oldestAt")),
         ("open failures", fact("/openFailures")),
-        ("messages not understood", fact("/unprocessable")),
+        ("unprocessable messages", fact("/unprocessable")),
         ("jobs pending", fact("/byStatus/pending")),
         ("jobs processing", fact("/byStatus/processing")),
         ("jobs completed", fact("/byStatus/completed")),
         ("jobs failed", fact("/byStatus/failed")),
-        ("calls to Customer.io", fact("/gate/meaning")),
+        ("calls to Customer.io", fact("/breaker/meaning")),
     ])
 }

@@ -3,7 +3,7 @@
 use comfy_table::{Table, presets::NOTHING};
 use serde_json::Value;
 
-/// A value as a cell: a text without its quotes, nothing for null, a time to the second.
+/// Formats a value as a cell: a string without quotes, null as empty, a time to the second.
 pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -14,10 +14,11 @@ pub(super) fn cell(value: &Value) -> String {
     }
 }
 
-/// A table of `items`: each column has a head and the JSON pointer of its value.
+/// Formats a table with one row per item. Each column has a header and the JSON pointer of its
+/// value.
 pub(super) fn of_items(items: &Value, columns: &[(&str, &str)]) -> String {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(columns.iter().map(|(head, _)| *head));
+    table.load_style(NOTHING).set_header(columns.iter().map(|(header, _)| *header));
     for item in items.as_array().into_iter().flatten() {
         table.add_row(
             columns.iter().map(|(_, pointer)| item.pointer(pointer).map(cell).unwrap_or_default()),
@@ -26,7 +27,7 @@ pub(super) fn of_items(items: &Value, columns: &[(&str, &str)]) -> String {
     table.trim_fmt()
 }
 
-/// A table of names and values, without those that have none.
+/// Formats a table of names and values. Facts without a value are left out.
 pub(super) fn of_facts(facts: &[(&str, String)]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);

@@ -1,6 +1,8 @@
+#![expect(clippy::disallowed_methods, reason = "the tests start now")]
+
 use super::*;
 use crate::{
-    job::{ErrorType, Failure, Outcome},
+    job::{Failure, FailureCause, Outcome},
     retry::{Ladder, Verdict, decide},
 };
 use std::collections::{BinaryHeap, VecDeque};
@@ -9,205 +11,211 @@ fn config() -> Config {
     Config {
         failures_in_a_row: NonZeroU32::new(10).expect("not zero"),
         probe_after: Duration::from_secs(1),
-        probe_at_least_every: Duration::from_secs(60),
+        probe_interval_max: Duration::from_secs(60),
     }
 }
 
-/// A gate with a clock of its own.
+/// A breaker with a clock of its own.
 struct Clocked {
-    core: Core,
+    core: BreakerCore,
     now: Instant,
 }
 
 impl Clocked {
     fn new() -> Self {
-        Self { core: Core::new(config()), now: Instant::now() }
+        Self { core: BreakerCore::new(config()), now: Instant::now() }
     }
 
-    fn record(&mut self, called: Called, is_probe: bool) {
-        self.core.record(called, is_probe, self.now, Utc::now());
+    fn record(&mut self, result: CallResult, is_probe: bool) {
+        self.core.record(result, is_probe, self.now, Utc::now());
     }
 
-    fn ask(&mut self) -> Told {
-        self.core.ask(self.now)
+    fn admit(&mut self) -> Admission {
+        self.core.admit(self.now)
     }
 }
 
-const GO: Told = Told::Go { limit: usize::MAX };
-const PROBE: Told = Told::Probe { asks_first: false };
+const ALLOW: Admission = Admission::Allow { limit: usize::MAX };
+const PROBE: Admission = Admission::Probe { region_request_first: false };
 
-fn shut() -> Clocked {
-    let mut gate = Clocked::new();
-    (0..10).for_each(|_| gate.record(Called::Failed, false));
-    gate
-}
-
-#[test]
-fn ten_failures_in_a_row_shut_it_and_an_answer_between_them_does_not() {
-    let mut gate = Clocked::new();
-    (0..9).for_each(|_| gate.record(Called::Failed, false));
-    gate.record(Called::Answered, false);
-    (0..9).for_each(|_| gate.record(Called::Failed, false));
-    assert_eq!(gate.ask(), GO);
-    gate.record(Called::Failed, false);
-    assert!(matches!(gate.ask(), Told::Wait(Some(_))));
+fn opened() -> Clocked {
+    let mut breaker = Clocked::new();
+    (0..10).for_each(|_| breaker.record(CallResult::Failed, false));
+    breaker
 }
 
 #[test]
-fn half_of_fifty_shut_it() {
-    let mut gate = Clocked::new();
+fn ten_failures_in_a_row_open_it_unless_an_answer_comes_between_them() {
+    let mut breaker = Clocked::new();
+    (0..9).for_each(|_| breaker.record(CallResult::Failed, false));
+    breaker.record(CallResult::Answered, false);
+    (0..9).for_each(|_| breaker.record(CallResult::Failed, false));
+    assert_eq!(breaker.admit(), ALLOW);
+    breaker.record(CallResult::Failed, false);
+    assert!(matches!(breaker.admit(), Admission::Wait(Some(_))));
+}
+
+#[test]
+fn it_opens_when_half_of_the_last_fifty_calls_failed() {
+    let mut breaker = Clocked::new();
     for _ in 0..24 {
-        gate.record(Called::Failed, false);
-        gate.record(Called::Answered, false);
+        breaker.record(CallResult::Failed, false);
+        breaker.record(CallResult::Answered, false);
     }
-    assert_eq!(gate.ask(), GO);
-    gate.record(Called::Failed, false);
-    assert!(matches!(gate.ask(), Told::Wait(Some(_))));
+    assert_eq!(breaker.admit(), ALLOW);
+    breaker.record(CallResult::Failed, false);
+    assert!(matches!(breaker.admit(), Admission::Wait(Some(_))));
 }
 
 #[test]
-fn refused_credentials_shut_it_at_once() {
-    let mut gate = Clocked::new();
-    gate.record(Called::Refused, false);
-    assert_eq!(gate.core.view().reason, Some(GateReason::Credentials));
+fn refused_credentials_open_it_at_once() {
+    let mut breaker = Clocked::new();
+    breaker.record(CallResult::Refused, false);
+    assert_eq!(breaker.core.status().reason, Some(BreakerReason::Credentials));
 }
 
 #[test]
-fn one_probes_at_a_time_with_growing_pauses() {
-    let mut gate = shut();
+fn one_probe_at_a_time_with_growing_pauses() {
+    let mut breaker = opened();
     for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
-        let Told::Wait(Some(until)) = gate.ask() else { panic!("it waits") };
-        assert_eq!((until - gate.now).as_secs(), pause);
-        gate.now = until;
-        assert!(matches!(gate.ask(), Told::Probe { .. }));
-        assert_eq!(gate.ask(), Told::Wait(None), "another has to wait");
-        gate.record(Called::Failed, true);
+        let Admission::Wait(Some(until)) = breaker.admit() else { panic!("it waits") };
+        assert_eq!((until - breaker.now).as_secs(), pause);
+        breaker.now = until;
+        assert!(matches!(breaker.admit(), Admission::Probe { .. }));
+        assert_eq!(breaker.admit(), Admission::Wait(None), "a second probe waits");
+        breaker.record(CallResult::Failed, true);
     }
 }
 
 #[test]
-fn a_probe_that_comes_to_nothing_lets_another_probe() {
-    let mut gate = shut();
-    gate.now += Duration::from_secs(1);
-    assert_eq!(gate.ask(), PROBE);
-    gate.core.probe_came_to_nothing();
-    assert_eq!(gate.ask(), PROBE);
+fn a_released_probe_lets_another_start() {
+    let mut breaker = opened();
+    breaker.now += Duration::from_secs(1);
+    assert_eq!(breaker.admit(), PROBE);
+    breaker.core.release_probe();
+    assert_eq!(breaker.admit(), PROBE);
 }
 
 #[test]
-fn the_flow_ramps_up_after_a_probe_that_went_through() {
-    let mut gate = shut();
-    gate.now += Duration::from_secs(1);
-    gate.ask();
-    gate.record(Called::Failed, false);
-    assert_eq!(gate.ask(), Told::Wait(None), "calls from before say nothing");
-    gate.record(Called::Answered, true);
-    for limit in [1, 2, 4, 8, 16, 32, 64, 128, 256, usize::MAX] {
-        assert_eq!(gate.ask(), Told::Go { limit });
-        gate.record(Called::Answered, false);
-    }
-}
-
-#[test]
-fn retry_after_keeps_it_shut_for_that_long_and_no_longer_than_15_minutes() {
-    let mut gate = Clocked::new();
-    gate.core.hold(Duration::from_secs(30), gate.now, Utc::now());
-    assert_eq!(gate.core.view().reason, Some(GateReason::Asked));
-    assert_eq!(gate.ask(), Told::Wait(Some(gate.now + Duration::from_secs(30))));
-    gate.core.hold(Duration::from_secs(10), gate.now, Utc::now());
+fn the_rate_ramps_up_after_a_successful_probe() {
+    let mut breaker = opened();
+    breaker.now += Duration::from_secs(1);
+    breaker.admit();
+    breaker.record(CallResult::Failed, false);
     assert_eq!(
-        gate.ask(),
-        Told::Wait(Some(gate.now + Duration::from_secs(30))),
-        "the longer one counts"
+        breaker.admit(),
+        Admission::Wait(None),
+        "results of calls from before it opened are ignored"
     );
-    gate.core.hold(Duration::from_secs(99_999), gate.now, Utc::now());
-    assert_eq!(gate.ask(), Told::Wait(Some(gate.now + Duration::from_secs(900))));
+    breaker.record(CallResult::Answered, true);
+    for limit in [1, 2, 4, 8, 16, 32, 64, 128, 256, usize::MAX] {
+        assert_eq!(breaker.admit(), Admission::Allow { limit });
+        breaker.record(CallResult::Answered, false);
+    }
 }
 
 #[test]
-fn retry_after_in_the_answer_to_a_probe_is_heeded() {
-    let mut gate = shut();
-    gate.now += Duration::from_secs(1);
-    assert_eq!(gate.ask(), PROBE);
-    gate.core.hold(Duration::from_secs(30), gate.now, Utc::now());
-    gate.record(Called::Failed, true);
-    assert_eq!(gate.ask(), Told::Wait(Some(gate.now + Duration::from_secs(30))));
-    assert_eq!(gate.core.view().reason, Some(GateReason::Asked));
-    gate.now += Duration::from_secs(30);
-    assert_eq!(gate.ask(), PROBE, "it said when to come again");
+fn retry_after_keeps_it_open_for_that_long_but_at_most_15_minutes() {
+    let mut breaker = Clocked::new();
+    breaker.core.pause(Duration::from_secs(30), breaker.now, Utc::now());
+    assert_eq!(breaker.core.status().reason, Some(BreakerReason::RetryAfter));
+    assert_eq!(breaker.admit(), Admission::Wait(Some(breaker.now + Duration::from_secs(30))));
+    breaker.core.pause(Duration::from_secs(10), breaker.now, Utc::now());
+    assert_eq!(
+        breaker.admit(),
+        Admission::Wait(Some(breaker.now + Duration::from_secs(30))),
+        "the longer pause counts"
+    );
+    breaker.core.pause(Duration::from_secs(99_999), breaker.now, Utc::now());
+    assert_eq!(breaker.admit(), Admission::Wait(Some(breaker.now + Duration::from_secs(900))));
 }
 
 #[test]
-fn in_an_outage_that_lasts_few_probes_are_a_jobs() {
-    let mut gate = shut();
+fn retry_after_in_the_answer_to_a_probe_is_honoured() {
+    let mut breaker = opened();
+    breaker.now += Duration::from_secs(1);
+    assert_eq!(breaker.admit(), PROBE);
+    breaker.core.pause(Duration::from_secs(30), breaker.now, Utc::now());
+    breaker.record(CallResult::Failed, true);
+    assert_eq!(breaker.admit(), Admission::Wait(Some(breaker.now + Duration::from_secs(30))));
+    assert_eq!(breaker.core.status().reason, Some(BreakerReason::RetryAfter));
+    breaker.now += Duration::from_secs(30);
+    assert_eq!(breaker.admit(), PROBE, "Customer.io named the time of the next call");
+}
+
+#[test]
+fn in_a_long_outage_few_probes_use_a_job() {
+    let mut breaker = opened();
     let mut by_jobs = Vec::new();
     for probe in 1..=200 {
-        let Told::Wait(Some(until)) = gate.ask() else { panic!("it waits") };
-        gate.now = until;
-        let Told::Probe { asks_first } = gate.ask() else { panic!("it probes") };
-        by_jobs.extend((!asks_first).then_some(probe));
-        gate.record(Called::Failed, true);
+        let Admission::Wait(Some(until)) = breaker.admit() else { panic!("it waits") };
+        breaker.now = until;
+        let Admission::Probe { region_request_first } = breaker.admit() else {
+            panic!("it probes")
+        };
+        by_jobs.extend((!region_request_first).then_some(probe));
+        breaker.record(CallResult::Failed, true);
     }
-    assert_eq!(by_jobs, [1, 2, 3, 4, 5, 6, 67, 128, 189], "then one an hour");
+    assert_eq!(by_jobs, [1, 2, 3, 4, 5, 6, 67, 128, 189], "then one per hour");
 }
 
-/// A job in simulated time: when it is ready, and its attempt.
+/// A job in simulated time: when it is ready, and its number of retries.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Waiting(std::cmp::Reverse<Instant>, i32);
 
-/// What became of the jobs of an outage.
+/// Number of jobs by their end state, and of attempts, after an outage.
 #[derive(Debug, PartialEq, Eq)]
 struct Ended {
     completed: usize,
     failed: usize,
-    tries: usize,
+    attempts: usize,
 }
 
-/// Two hours without Customer.io, from the second minute on, in simulated time. So many events come
-/// evenly over these hours; jobs that wait on a tier come back to the end of the queue.
+/// Two hours without Customer.io, from the second minute on, in simulated time. `events` events
+/// arrive evenly over these hours. Jobs that waited on a tier return to the end of the queue.
 fn two_hour_outage(events: usize) -> Ended {
     const CALL: Duration = Duration::from_millis(50);
     let ladder: Ladder = "5s,25s,125s,625s,3125s".parse().expect("the default ladder");
-    let mut gate = Clocked::new();
-    let began = gate.now;
+    let mut breaker = Clocked::new();
+    let began = breaker.now;
     let outage = began + Duration::from_secs(60)..began + Duration::from_secs(60 + 7200);
     let event_at = |n: usize| began + Duration::from_secs_f64(7260.0 * n as f64 / events as f64);
     let (mut queue, mut tiers) = (VecDeque::new(), BinaryHeap::new());
-    let (mut arrived, mut ended) = (0, Ended { completed: 0, failed: 0, tries: 0 });
+    let (mut arrived, mut ended) = (0, Ended { completed: 0, failed: 0, attempts: 0 });
     while ended.completed + ended.failed < events {
-        while arrived < events && event_at(arrived) <= gate.now {
+        while arrived < events && event_at(arrived) <= breaker.now {
             queue.push_back(0);
             arrived += 1;
         }
-        while tiers.peek().is_some_and(|Waiting(at, _)| at.0 <= gate.now) {
+        while tiers.peek().is_some_and(|Waiting(at, _)| at.0 <= breaker.now) {
             queue.extend(tiers.pop().map(|Waiting(_, attempt)| attempt));
         }
-        gate.now += CALL;
-        let told = if queue.is_empty() { Told::Wait(None) } else { gate.ask() };
-        let is_out = outage.contains(&gate.now);
-        let called = if is_out { Called::Failed } else { Called::Answered };
-        let (limit, is_probe) = match told {
-            Told::Go { limit } => (limit.min(50), false),
-            Told::Probe { asks_first: true } if is_out => {
-                gate.record(called, true);
+        breaker.now += CALL;
+        let admission = if queue.is_empty() { Admission::Wait(None) } else { breaker.admit() };
+        let is_out = outage.contains(&breaker.now);
+        let result = if is_out { CallResult::Failed } else { CallResult::Answered };
+        let (limit, is_probe) = match admission {
+            Admission::Allow { limit } => (limit.min(50), false),
+            Admission::Probe { region_request_first: true } if is_out => {
+                breaker.record(result, true);
                 continue;
             }
-            Told::Probe { .. } => (1, true),
-            Told::Wait(_) => continue,
+            Admission::Probe { .. } => (1, true),
+            Admission::Wait(_) => continue,
         };
-        gate.record(called, is_probe);
+        breaker.record(result, is_probe);
         for attempt in queue.drain(..limit.min(queue.len())) {
-            let failure = Failure { error_type: ErrorType::ServerError, message: String::new() };
+            let failure = Failure::new(FailureCause::ServerError, String::new());
             let outcome = if is_out {
                 Outcome::Retryable { failure, retry_after: None }
             } else {
                 Outcome::Accepted
             };
-            ended.tries += 1;
+            ended.attempts += 1;
             match decide(outcome, attempt, 5, &ladder) {
                 Verdict::Complete => ended.completed += 1,
                 Verdict::Retry { tier, .. } => {
-                    tiers.push(Waiting(std::cmp::Reverse(gate.now + tier.delay), attempt + 1))
+                    tiers.push(Waiting(std::cmp::Reverse(breaker.now + tier.delay), attempt + 1))
                 }
                 Verdict::Fail { .. } => ended.failed += 1,
             }
@@ -220,14 +228,14 @@ fn two_hour_outage(events: usize) -> Ended {
 fn a_two_hour_outage_with_a_hundred_thousand_events_fails_no_job() {
     let ended = two_hour_outage(100_000);
     assert_eq!((ended.completed, ended.failed), (100_000, 0));
-    assert!(ended.tries < 101_000, "the outage cost few tries: {ended:?}");
+    assert!(ended.attempts < 101_000, "the outage cost few attempts: {ended:?}");
 }
 
 #[test]
-fn a_two_hour_outage_fails_no_job_where_few_share_the_probes() {
+fn a_two_hour_outage_fails_no_job_even_if_few_jobs_share_the_probes() {
     for events in [12, 24, 100] {
         let ended = two_hour_outage(events);
         assert_eq!((ended.completed, ended.failed), (events, 0), "{ended:?}");
-        assert!(ended.tries < events + 20, "{ended:?}");
+        assert!(ended.attempts < events + 20, "{ended:?}");
     }
 }

@@ -1,123 +1,135 @@
-//! Copies the failure queue into PostgreSQL, where failures can be searched and resolved. A message
-//! is acknowledged after its row is committed; a repeat changes nothing. What was resolved there is
-//! swept out of the queue ([`sweep`]).
+//! The mirror: copies the failure queue into PostgreSQL, where failures can be searched and
+//! resolved.
+//!
+//! A message is acknowledged after its row is committed; a repeat changes nothing. Resolved
+//! failures are removed from the failure queue by the sweep ([`sweep`]).
+
+#![expect(clippy::disallowed_methods, reason = "an edge: a message without a time failed now")]
 
 mod sweep;
 
 use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::{
-    broker::{self, Delivery, Link, MIRROR_QUEUE, Receipt},
-    event::{self, Details, EventType, RawEvent, body_id},
-    job::{Reason, SyncPhase, Ticket, job_id},
+    broker::{self, Acker, Connection, Delivery, MIRROR_QUEUE, headers},
+    event::{self, EventDetails, EventType, RawEvent, body_id},
+    job::{AttemptId, Reason, SyncPhase, job_id},
     ledger::{FailedMessage, Ledger},
-    runtime::{backoff::until_done, metrics::Metrics, shutdown::Lifecycle},
+    runtime::{backoff::retry_forever, metrics::Metrics, shutdown::Shutdown},
 };
 
-/// Settings of the mirror.
+/// Settings of the mirror and of the sweep.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Rows in one transaction at most.
+    /// Maximum rows per transaction.
     pub batch_size: NonZeroU16,
-    /// How often the failure queue is compared with the mirror. A difference that stays is swept
-    /// away.
+    /// Time between two comparisons of the failure queue with the mirror. A difference that lasts
+    /// starts a sweep.
     #[serde(with = "humantime_serde")]
     pub compare_interval: Duration,
-    /// How often the failure queue is swept although no difference shows.
+    /// Time after which a sweep starts without a difference.
     #[serde(with = "humantime_serde")]
     pub sweep_interval: Duration,
 }
 
 pub use sweep::Sweeper;
 
-/// Mirrors until nothing new is to be taken.
-pub async fn run(
-    config: Config,
-    link: Arc<Link>,
-    ledger: Ledger,
-    lifecycle: Lifecycle,
-    metrics: Arc<Metrics>,
-) {
-    let batch_size = config.batch_size.get();
-    let (sender, mut deliveries) = mpsc::channel(batch_size.into());
-    tokio::spawn(broker::consume(
-        link,
-        MIRROR_QUEUE,
-        batch_size,
-        lifecycle.clone(),
-        sender,
-        |delivery| delivery,
-    ));
-    let mut batch = Vec::new();
-    while deliveries.recv_many(&mut batch, batch_size.into()).await > 0 {
-        let (messages, receipts): (Vec<_>, Vec<_>) = batch.drain(..).map(read).unzip();
-        // Data that the database refuses can't be: what is written was made by us or made fit.
-        let mirrored =
-            until_done("mirroring failures", |_| true, || ledger.mirror(&messages)).await;
-        mirrored.expect("every error is tried again");
-        metrics.mirrored.inc_by(messages.len() as u64);
-        for receipt in receipts {
-            receipt.ack().await;
+/// Mirrors the failure queue.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Settings.
+    pub config: Config,
+    /// Consumes the mirror's queue.
+    pub connection: Arc<Connection>,
+    /// Stores the failures.
+    pub ledger: Ledger,
+    /// Counts the mirrored failures.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Mirror {
+    /// Mirrors until shutdown.
+    pub async fn run(self, shutdown: Shutdown) {
+        let batch_size = self.config.batch_size.get();
+        let (sender, mut deliveries) = mpsc::channel(batch_size.into());
+        tokio::spawn(broker::consume(
+            self.connection,
+            MIRROR_QUEUE,
+            batch_size,
+            shutdown,
+            sender,
+            |delivery| delivery,
+        ));
+        let mut batch = Vec::new();
+        while deliveries.recv_many(&mut batch, batch_size.into()).await > 0 {
+            let (messages, ackers): (Vec<_>, Vec<_>) = batch.drain(..).map(read).unzip();
+            // PostgreSQL can store every row: the text was written by this service or cleaned.
+            retry_forever("copying failures into the mirror", || self.ledger.mirror(&messages))
+                .await;
+            self.metrics.mirrored.inc_by(messages.len() as u64);
+            for acker in ackers {
+                acker.ack().await;
+            }
         }
     }
 }
 
-fn read(delivery: Delivery) -> (FailedMessage, Receipt) {
-    let given_up = DeadLetter::of(&delivery);
+/// Reads a message of the failure queue.
+fn read(delivery: Delivery) -> (FailedMessage, Acker) {
     let header = |key: &str| delivery.headers.text(key).map(str::to_owned);
-    let reason = header("x-reason").and_then(|reason| reason.parse().ok());
-    let message = match (reason, given_up) {
+    let reason = header(headers::REASON).and_then(|reason| reason.parse().ok());
+    let message = match (reason, DeadLetter::of(&delivery)) {
         (None, Some(dead_letter)) => dead_letter.message(&delivery),
         (reason, _) => FailedMessage {
             message_id: identity(&delivery),
-            ticket: delivery.message_id.as_deref().and_then(Ticket::parse),
-            job_id: header("x-job-id").and_then(|id| id.parse().ok()),
+            attempt_id: delivery.message_id.as_deref().and_then(AttemptId::parse),
+            job_id: header(headers::JOB_ID).and_then(|id| id.parse().ok()),
             given_up_event: None,
             reason: reason.unwrap_or(Reason::Unprocessable),
-            error_type: header("x-error-type").and_then(|kind| kind.parse().ok()),
-            error_message: header("x-error-message")
+            error_type: header(headers::ERROR_TYPE).and_then(|kind| kind.parse().ok()),
+            error_message: header(headers::ERROR_MESSAGE)
                 .unwrap_or_else(|| "published to the failure exchange without a reason".to_owned()),
+            error_path: header(headers::ERROR_PATH),
             headers: Value::Null,
             content_type: delivery.content_type.clone(),
             body: Vec::new(),
-            original_exchange: header("x-original-exchange").unwrap_or_default(),
-            original_routing_key: header("x-original-routing-key").unwrap_or_default(),
-            failed_at: header("x-failed-at")
-                .as_deref()
-                .and_then(parse_time)
+            original_exchange: header(headers::ORIGINAL_EXCHANGE).unwrap_or_default(),
+            original_routing_key: header(headers::ORIGINAL_ROUTING_KEY).unwrap_or_default(),
+            failed_at: header(headers::FAILED_AT)
+                .and_then(|at| at.parse().ok())
                 .unwrap_or_else(Utc::now),
         },
     };
     let message =
         FailedMessage { headers: delivery.headers.into_json(), body: delivery.body, ..message };
-    (message, delivery.receipt)
+    (message, delivery.acker)
 }
 
-fn parse_time(text: &str) -> Option<DateTime<Utc>> {
-    text.parse().ok()
-}
-
-/// The message's id, or one made from its body.
+/// The message's id, or an id derived from its body.
 fn identity(delivery: &Delivery) -> String {
     delivery.message_id.clone().unwrap_or_else(|| format!("body:{}", body_id(&delivery.body)))
 }
 
-/// A message of a work queue that the broker gave up after too many deliveries.
+/// Error message of the failures with [`Reason::DeliveryLimit`].
+const DELIVERY_LIMIT_MESSAGE: &str = "RabbitMQ dead-lettered the message at its delivery limit: \
+    every consumer that received it was lost";
+
+/// A message of a work queue that RabbitMQ dead-lettered at its delivery limit.
 struct DeadLetter {
     exchange: String,
     routing_key: String,
 }
 
 impl DeadLetter {
-    /// The newest death comes first (<https://www.rabbitmq.com/docs/dlx>).
+    /// Reads the newest death, which comes first (<https://www.rabbitmq.com/docs/dlx>).
     fn of(delivery: &Delivery) -> Option<Self> {
-        let death = delivery.headers.get("x-death")?.get(0)?;
+        let death = delivery.headers.get(headers::DEATH)?.get(0)?;
         (death.get("reason")?.as_str()? == "delivery_limit").then(|| Self {
             exchange: death["exchange"].as_str().unwrap_or_default().to_owned(),
             routing_key: death["routing-keys"][0].as_str().unwrap_or_default().to_owned(),
@@ -125,20 +137,20 @@ impl DeadLetter {
     }
 
     fn message(self, delivery: &Delivery) -> FailedMessage {
-        let ticket = delivery.message_id.as_deref().and_then(Ticket::parse);
+        let attempt_id = delivery.message_id.as_deref().and_then(AttemptId::parse);
         let event = self.event(delivery);
-        let job_id = ticket
-            .map(|ticket| ticket.job_id)
+        let job_id = attempt_id
+            .map(|attempt_id| attempt_id.job_id)
             .or_else(|| event.as_ref().map(|(job_id, _)| *job_id));
         FailedMessage {
             message_id: format!("{}:delivery-limit", identity(delivery)),
-            ticket,
+            attempt_id,
             job_id,
             given_up_event: event.map(|(_, id)| id),
             reason: Reason::DeliveryLimit,
             error_type: None,
-            error_message: "the broker gave it up: every consumer that took it was cut off"
-                .to_owned(),
+            error_message: DELIVERY_LIMIT_MESSAGE.to_owned(),
+            error_path: None,
             headers: Value::Null,
             content_type: delivery.content_type.clone(),
             body: Vec::new(),
@@ -148,7 +160,7 @@ impl DeadLetter {
         }
     }
 
-    /// The job and the id of an event that can be read.
+    /// The job and the id of the event, if it can be parsed.
     fn event(&self, delivery: &Delivery) -> Option<(uuid::Uuid, String)> {
         let event_type =
             EventType::ALL.into_iter().find(|one| one.routing_key() == self.routing_key)?;
@@ -160,8 +172,8 @@ impl DeadLetter {
         };
         let event = event::parse(raw).ok()?;
         let phase = match event.details {
-            Details::Submitted { .. } => SyncPhase::Initial,
-            Details::Confirmed { .. } => SyncPhase::Enriched,
+            EventDetails::Submitted { .. } => SyncPhase::Initial,
+            EventDetails::Confirmed { .. } => SyncPhase::Enriched,
         };
         Some((job_id(event.signup_id, phase), event.id))
     }

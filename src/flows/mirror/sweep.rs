@@ -1,11 +1,12 @@
-//! Keeps the failure queue in line with the mirror: its messages are the failures that are open.
+//! Keeps the failure queue equal to the open failures of the mirror.
 //!
-//! AMQP can't take a message out of the middle of a queue. So, when the queue and the mirror
-//! differ, every message that is there is taken once: one that was resolved, or that is there
-//! twice, is acknowledged away; one that is open is published to the tail and confirmed before it
-//! is acknowledged; one that the mirror does not know is mirrored. At the end, open failures that
-//! had no message are parked again. Cut short at any point, this loses nothing: at worst a message
-//! is there twice until the next sweep.
+//! AMQP can't remove a message from the middle of a queue. So, when queue and mirror differ, the
+//! sweep consumes every message once: a resolved failure or a duplicate is acknowledged; an open
+//! failure is published to the tail and confirmed before the original is acknowledged; a message
+//! without a failure is mirrored. At the end, open failures that had no message are parked again. A
+//! sweep that is interrupted loses nothing: at worst a message is duplicated until the next sweep.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: the interval of the sweep")]
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,36 +21,36 @@ use uuid::Uuid;
 use super::{Config, read};
 use crate::{
     broker::{
-        self, Delivery, FAILED_QUEUE, Link, MIRROR_QUEUE, Message, Origin, Parked, Publisher,
-        Receipt,
+        self, Acker, Connection, Delivery, FAILED_QUEUE, MIRROR_QUEUE, Message, Origin, Publisher,
+        ReparkedMessage,
     },
-    ledger::{self, Duty, FailedMessage, Ledger, ParkedFailure},
-    runtime::shutdown::Lifecycle,
+    ledger::{self, FailedMessage, LeaderTask, Ledger, ParkedFailure},
+    runtime::shutdown::Shutdown,
 };
 
-/// How long the broker may take to deliver the next message of a queue that holds some.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum time until RabbitMQ delivers the next message of a queue that is not empty.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What sweeps.
+/// Sweeps the failure queue.
 #[derive(Debug)]
 pub struct Sweeper {
     /// Settings.
     pub config: Config,
-    /// Where messages are taken.
-    pub link: Arc<Link>,
-    /// Where they are parked again.
+    /// Consumes the failure queue.
+    pub connection: Arc<Connection>,
+    /// Parks failures again.
     pub publisher: Publisher,
-    /// The truth.
+    /// Lists the open failures.
     pub ledger: Ledger,
 }
 
-/// What one sweep did.
+/// The number of messages that a sweep kept, removed, mirrored and parked again.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Swept {
+struct SweepSummary {
     kept: usize,
     removed: usize,
     mirrored: usize,
-    parked_again: usize,
+    reparked: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,61 +62,63 @@ enum Error {
 }
 
 impl Sweeper {
-    /// Compares now and then, and sweeps where there is a difference, until nothing new is to be
-    /// taken. One replica at a time does it.
-    pub async fn run(self, lifecycle: Lifecycle) {
-        let mut lead = self.ledger.stand_by(Duty::FailureQueue);
-        let mut last_full = Instant::now();
+    /// Compares at intervals, and sweeps if there is a difference, until shutdown. One replica at a
+    /// time does this.
+    pub async fn run(self, shutdown: Shutdown) {
+        let mut leader = self.ledger.leader_lock(LeaderTask::FailureQueue);
+        let mut last_sweep = Instant::now();
         let mut differed = false;
         loop {
             tokio::select! {
-                () = lifecycle.draining() => break,
+                () = shutdown.draining() => break,
                 () = tokio::time::sleep(self.config.compare_interval) => {}
             }
-            let looked = async {
-                if !lead.is_ours().await? {
+            let compared = async {
+                if !leader.try_acquire().await? {
                     return Ok(false);
                 }
                 let differs = self.differs().await?;
-                // A difference that is gone at the second look was a message on its way.
-                if (differs && differed) || last_full.elapsed() > self.config.sweep_interval {
-                    self.sweep(&lifecycle).await?;
-                    last_full = Instant::now();
+                // A difference that is gone at the second comparison was a message between queues.
+                if (differs && differed) || last_sweep.elapsed() > self.config.sweep_interval {
+                    self.sweep(&shutdown).await?;
+                    last_sweep = Instant::now();
                     return Ok(false);
                 }
                 Ok::<_, Error>(differs)
             };
-            differed = looked.await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "comparing the failure queue with the mirror failed, \
-                    trying again");
+            differed = compared.await.unwrap_or_else(|error| {
+                tracing::warn!(
+                    %error,
+                    "comparing the failure queue with the mirror failed, retrying"
+                );
                 false
             });
         }
-        lead.end().await;
+        leader.release().await;
     }
 
-    /// Whether the queue holds another number of messages than failures are open. While the mirror
-    /// lags, that is not known.
+    /// Whether the number of messages differs from the number of open failures. While messages wait
+    /// to be mirrored, this is unknown.
     async fn differs(&self) -> Result<bool, Error> {
-        if self.link.depth(MIRROR_QUEUE).await? > 0 {
+        if self.connection.depth(MIRROR_QUEUE).await? > 0 {
             return Ok(false);
         }
         let (parked, open) =
-            (self.link.depth(FAILED_QUEUE).await?, self.ledger.count_open_failures().await?);
+            (self.connection.depth(FAILED_QUEUE).await?, self.ledger.count_open_failures().await?);
         Ok(i64::from(parked) != open)
     }
 
-    async fn sweep(&self, lifecycle: &Lifecycle) -> Result<(), Error> {
+    async fn sweep(&self, shutdown: &Shutdown) -> Result<(), Error> {
         let began = self.ledger.now().await?;
-        let depth = self.link.depth(FAILED_QUEUE).await? as usize;
-        let (mut swept, mut seen) = (Swept::default(), HashSet::new());
-        // The consumer's own life: it ends with the sweep, and what it holds then goes back to the
-        // queue.
-        let consuming = Lifecycle::default();
+        let depth = self.connection.depth(FAILED_QUEUE).await? as usize;
+        let (mut swept, mut seen) = (SweepSummary::default(), HashSet::new());
+        // The consumer ends with the sweep; RabbitMQ requeues the messages that are unacknowledged
+        // then.
+        let consuming = Shutdown::default();
         let batch_size = self.config.batch_size.get();
         let (sender, mut deliveries) = mpsc::channel(batch_size.into());
         tokio::spawn(broker::consume(
-            self.link.clone(),
+            self.connection.clone(),
             FAILED_QUEUE,
             batch_size,
             consuming.clone(),
@@ -123,7 +126,7 @@ impl Sweeper {
             |one| one,
         ));
         let mut taken = 0;
-        while taken < depth && !lifecycle.is_draining() {
+        while taken < depth && !shutdown.is_draining() {
             let batch =
                 next_batch(&mut deliveries, usize::from(batch_size).min(depth - taken)).await;
             if batch.is_empty() {
@@ -135,23 +138,23 @@ impl Sweeper {
                 return Err(error);
             }
         }
-        let is_full = taken >= depth && !lifecycle.is_draining();
+        let is_complete = taken >= depth && !shutdown.is_draining();
         consuming.end();
-        if is_full {
+        if is_complete {
             self.park_missing(began, &seen, &mut swept).await?;
         }
-        tracing::info!(?swept, "the failure queue was brought in line with the mirror");
+        tracing::info!(?swept, "the failure queue was swept");
         Ok(())
     }
 
-    /// Takes each message of a batch where its failure says that it belongs.
+    /// Handles each message of a batch as its failure requires.
     async fn sort(
         &self,
         batch: Vec<Delivery>,
         seen: &mut HashSet<String>,
-        swept: &mut Swept,
+        swept: &mut SweepSummary,
     ) -> Result<(), Error> {
-        let (messages, receipts): (Vec<FailedMessage>, Vec<Receipt>) =
+        let (messages, ackers): (Vec<FailedMessage>, Vec<Acker>) =
             batch.into_iter().map(read).unzip();
         let ids: Vec<_> = messages.iter().map(|message| message.message_id.clone()).collect();
         let mut failures = self.failures(&ids).await?;
@@ -168,10 +171,10 @@ impl Sweeper {
         let kept: Vec<_> = ids.iter().map(|id| keep(id, seen)).collect();
         swept.kept += kept.iter().flatten().count();
         swept.removed += kept.iter().filter(|one| one.is_none()).count();
-        let messages: Vec<_> = kept.into_iter().flatten().map(parked).collect();
+        let messages: Vec<_> = kept.into_iter().flatten().map(reparked).collect();
         join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
-        for receipt in receipts {
-            receipt.ack().await;
+        for acker in ackers {
+            acker.ack().await;
         }
         Ok(())
     }
@@ -181,13 +184,13 @@ impl Sweeper {
         Ok(failures.into_iter().map(|failure| (failure.message_id.clone(), failure)).collect())
     }
 
-    /// Parks the open failures that were mirrored before the sweep began and that the queue did not
-    /// hold.
+    /// Parks the open failures that were mirrored before the sweep began and whose message was not
+    /// in the queue.
     async fn park_missing(
         &self,
         began: chrono::DateTime<chrono::Utc>,
         seen: &HashSet<String>,
-        swept: &mut Swept,
+        swept: &mut SweepSummary,
     ) -> Result<(), Error> {
         let limit = self.config.batch_size.get();
         let mut after = Uuid::nil();
@@ -196,27 +199,30 @@ impl Sweeper {
             let Some(last) = open.last() else { return Ok(()) };
             after = last.id;
             let missing = open.iter().filter(|failure| !seen.contains(&failure.message_id));
-            let messages: Vec<_> = missing.map(parked).collect();
-            swept.parked_again += messages.len();
+            let messages: Vec<_> = missing.map(reparked).collect();
+            swept.reparked += messages.len();
             join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
         }
     }
 }
 
-/// At least one delivery and `most` at most, unless none comes.
-async fn next_batch(deliveries: &mut mpsc::Receiver<Delivery>, most: usize) -> Vec<Delivery> {
+/// Returns between one and `limit` deliveries; none if RabbitMQ delivers none in time.
+async fn next_batch(deliveries: &mut mpsc::Receiver<Delivery>, limit: usize) -> Vec<Delivery> {
     let mut batch = Vec::new();
-    if tokio::time::timeout(PATIENCE, deliveries.recv_many(&mut batch, most)).await.is_err() {
+    if tokio::time::timeout(DELIVERY_TIMEOUT, deliveries.recv_many(&mut batch, limit))
+        .await
+        .is_err()
+    {
         tracing::warn!(
-            "the failure queue holds messages that are not delivered; somebody may be looking at \
-                them"
+            "the failure queue is not empty, and RabbitMQ delivers none of its messages; a person \
+                may be reading them in the management UI"
         );
     }
     batch
 }
 
-fn parked(failure: &ParkedFailure) -> Message {
-    Message::parked(Parked {
+fn reparked(failure: &ParkedFailure) -> Message {
+    Message::reparked(ReparkedMessage {
         message_id: &failure.message_id,
         reason: failure.reason,
         error_message: &failure.error_message,

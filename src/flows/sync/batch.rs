@@ -1,158 +1,117 @@
-//! One batch from its deliveries to their acknowledgement.
+//! One batch, from its deliveries to their acknowledgement.
 //!
-//! The order is the guarantee: commit the claim, call, commit how it ended, publish what follows
-//! and wait for the confirms, and only then acknowledge. A crash between any two of these leads to
-//! a redelivery that the ledger knows how to answer.
+//! The order is the guarantee: commit the claim, call, commit how it ended, publish what must
+//! follow and wait for the confirms, and only then acknowledge. A crash between any two steps leads
+//! to a redelivery that the ledger can answer.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: the latency of a job")]
 
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
 use tracing::Span;
 use uuid::Uuid;
 
 use super::{
-    Sync,
-    claim::Claim,
-    inbound::{Envelope, Item},
+    Pipeline,
+    claim::BatchClaim,
+    inbound::{Envelope, InboundMessage},
 };
 use crate::{
-    broker::{Acknowledged, Message, capped},
-    customerio::{self, Pass, Pushed},
+    broker::{AckResult, Message, capped},
+    customerio::{Permit, PushResult},
     event::Rejected,
-    job::{Attempt, Ending, Failure, Job, Outcome, Reason, Report, Work},
-    ledger::{self, Arrival, Opened, Settled, Settlement},
+    job::{Attempt, ClaimedJob, Ending, ErrorType, Failure, Job, JobReport, Reason, Status},
+    ledger::{self, Arrival, ClaimOutcome, Settled, Settlement},
     retry::{self, Verdict},
-    runtime::{backoff::until_done, shutdown::Lifecycle, trace},
+    runtime::{
+        backoff::{retry_forever, retry_while},
+        trace,
+    },
 };
 
-/// How long a job waits at least that was put off.
-const PUT_OFF: Duration = Duration::from_mins(10);
+/// Minimum time that a deferred job waits on a delay tier.
+const DEFERRED_WAIT_MIN: Duration = Duration::from_mins(10);
 
-#[derive(Debug)]
-pub(super) struct Flow {
-    sync: Sync,
-    lifecycle: Lifecycle,
-    /// What operators wanted to be run and is under way.
-    orders: TaskTracker,
-}
-
-/// A job that was claimed, with what it came in.
-pub(super) struct Claimed {
-    work: Work,
+/// A claimed job, with the message that claimed it.
+pub(super) struct InFlightJob {
+    job: ClaimedJob,
     arrival: Arrival,
     envelope: Envelope,
     span: Span,
 }
 
-/// What became of jobs that were claimed.
+/// The endings of the claimed jobs of a batch.
 #[derive(Default)]
-pub(super) struct Called {
-    /// How those ended that were tried and whose claim held.
+pub(super) struct BatchResult {
+    /// The endings of the jobs that were attempted under a valid claim.
     pub(super) endings: Vec<Ending>,
-    /// The messages of those whose turn is not yet: the gate shut first, and their claims were
-    /// given back.
-    not_yet: Vec<(Arrival, Envelope)>,
+    /// The messages of the jobs that were not sent because the breaker opened first. Their claims
+    /// were released.
+    not_sent: Vec<(Arrival, Envelope)>,
 }
 
-impl Flow {
-    pub(super) fn new(sync: Sync, lifecycle: Lifecycle) -> Self {
-        Self { sync, lifecycle, orders: TaskTracker::new() }
-    }
-
-    pub(super) fn ledger(&self) -> &ledger::Ledger {
-        &self.sync.ledger
-    }
-
-    pub(super) fn orders(&self) -> &TaskTracker {
-        &self.orders
-    }
-
-    pub(super) fn batch_size(&self) -> usize {
-        self.sync.config.batch_size.get()
-    }
-
-    pub(super) fn is_draining(&self) -> bool {
-        self.lifecycle.is_draining()
-    }
-
-    pub(super) fn customerio(&self) -> &customerio::CustomerIo {
-        &self.sync.customerio
-    }
-
-    pub(super) async fn run(&self, items: Vec<Item>) {
-        let mut arrived = Vec::with_capacity(items.len());
+impl Pipeline {
+    pub(super) async fn run_batch(&self, messages: Vec<InboundMessage>) {
+        let mut arrived = Vec::with_capacity(messages.len());
         let mut rejected = Vec::new();
-        for Item { envelope, read } in items {
-            match read {
+        for InboundMessage { envelope, parsed } in messages {
+            match parsed {
                 Ok(arrival) => arrived.push((arrival, envelope)),
-                Err(why) => rejected.push((envelope, why)),
+                Err(rejection) => rejected.push((envelope, rejection)),
             }
         }
         let park = join_all(
             rejected.into_iter().map(|(envelope, why)| self.park_unprocessable(envelope, why)),
         );
-        tokio::join!(park, self.open_all(arrived));
+        tokio::join!(park, self.run_arrivals(arrived));
     }
 
-    /// Works the messages off in as many portions as Customer.io's gate lets through: all at once,
-    /// unless it is shut.
-    async fn open_all(&self, mut arrived: Vec<(Arrival, Envelope)>) {
+    /// Runs the messages in as many portions as the circuit breaker permits: all at once while it
+    /// is closed.
+    async fn run_arrivals(&self, mut arrived: Vec<(Arrival, Envelope)>) {
         let delivered_at = arrived.iter().filter_map(|(_, envelope)| envelope.delivered_at()).min();
-        let held_until = delivered_at.unwrap_or_else(Instant::now) + self.sync.config.hold;
+        let defer_at = delivered_at.unwrap_or_else(Instant::now) + self.config.hold;
         while !arrived.is_empty() {
-            let pass = tokio::select! {
+            let permit = tokio::select! {
                 biased;
-                () = self.lifecycle.draining() => return give_back(arrived.into_iter().map(|(_,
-                envelope)| envelope)).await,
-                pass = self.sync.customerio.pass() => pass,
-                () = tokio::time::sleep_until(held_until) => return self.put_off(arrived).await,
+                () = self.shutdown.draining() => return requeue(envelopes_of(arrived)).await,
+                permit = self.customerio.permit() => permit,
+                () = tokio::time::sleep_until(defer_at) => return self.defer(arrived).await,
             };
-            let rest = arrived.split_off(pass.limit().min(arrived.len()));
-            let mut not_yet = self.open(arrived, &pass).await;
-            not_yet.extend(rest);
-            arrived = not_yet;
+            let rest = arrived.split_off(permit.limit().min(arrived.len()));
+            let mut not_sent = self.run_permitted(arrived, &permit).await;
+            not_sent.extend(rest);
+            arrived = not_sent;
         }
     }
 
-    /// Claims the jobs and takes each message where its job leads it. Answers the messages whose
-    /// turn is not yet: the gate shut meanwhile.
-    fn open<'a>(
+    /// Claims the jobs and handles each message as its job requires. Returns the messages that were
+    /// not sent because the breaker opened meanwhile.
+    fn run_permitted<'a>(
         &'a self,
         arrived: Vec<(Arrival, Envelope)>,
-        pass: &'a Pass<'_>,
+        permit: &'a Permit<'_>,
     ) -> BoxFuture<'a, Vec<(Arrival, Envelope)>> {
         Box::pin(async move {
-            let (arrivals, mut envelopes): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
-            match self.claim(&arrivals, pass).await {
-                Ok(Some((claim, opened))) => {
-                    let opened = opened.into_iter().zip(envelopes).zip(arrivals);
-                    let opened =
-                        opened.map(|((opened, envelope), arrival)| (opened, envelope, arrival));
-                    self.follow(&claim, opened, pass).await
-                }
-                Ok(None) => arrivals.into_iter().zip(envelopes).collect(),
-                // The database refuses something that was read as valid: find the one that it
-                // refuses.
-                Err(_) if arrivals.len() > 1 => {
-                    let rest = envelopes.split_off(envelopes.len() / 2);
-                    let mut arrivals = arrivals;
-                    let rest_arrivals = arrivals.split_off(envelopes.len());
-                    let mut not_yet =
-                        self.open(arrivals.into_iter().zip(envelopes).collect(), pass).await;
-                    not_yet.extend(
-                        self.open(rest_arrivals.into_iter().zip(rest).collect(), pass).await,
-                    );
-                    not_yet
+            let (arrivals, envelopes): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
+            let claimed = self.claim(&arrivals, permit).await;
+            let mut arrived: Vec<_> = arrivals.into_iter().zip(envelopes).collect();
+            match claimed {
+                Ok(Some((claim, outcomes))) => self.route(&claim, outcomes, arrived, permit).await,
+                Ok(None) => arrived,
+                // The database refuses data that was parsed as valid: isolate the message.
+                Err(_) if arrived.len() > 1 => {
+                    let rest = arrived.split_off(arrived.len() / 2);
+                    let mut not_sent = self.run_permitted(arrived, permit).await;
+                    not_sent.extend(self.run_permitted(rest, permit).await);
+                    not_sent
                 }
                 Err(error) => {
-                    for envelope in envelopes {
-                        self.park_unprocessable(
-                            envelope,
-                            Rejected::new("$", format!("it can't be stored: {error}")),
-                        )
-                        .await;
+                    for envelope in envelopes_of(arrived) {
+                        let why = Rejected::new("$", format!("it can't be stored: {error}"));
+                        self.park_unprocessable(envelope, why).await;
                     }
                     Vec::new()
                 }
@@ -160,182 +119,188 @@ impl Flow {
         })
     }
 
-    /// Claims, unless the gate has shut meanwhile: then claims that would lead to calls are given
-    /// back. `None`: not yet.
+    /// Claims the jobs. Returns `None` if the breaker opened meanwhile and a claim would lead to a
+    /// call: then the claims are released.
     pub(super) async fn claim(
         &self,
         arrivals: &[Arrival],
-        pass: &Pass<'_>,
-    ) -> Result<Option<(Claim, Vec<Opened>)>, ledger::Error> {
-        let (claim, opened) = self.open_in_ledger(arrivals).await?;
-        let calls = opened.iter().any(|opened| matches!(opened, Opened::Claimed(_)));
-        if !calls || pass.holds() {
-            return Ok(Some((claim, opened)));
+        permit: &Permit<'_>,
+    ) -> Result<Option<(BatchClaim, Vec<ClaimOutcome>)>, ledger::Error> {
+        let (claim, outcomes) = self.claim_in_ledger(arrivals).await?;
+        let calls = outcomes.iter().any(|outcome| matches!(outcome, ClaimOutcome::Claimed(_)));
+        if !calls || permit.is_valid() {
+            return Ok(Some((claim, outcomes)));
         }
-        claim.give_back().await;
+        claim.release().await;
         Ok(None)
     }
 
-    async fn open_in_ledger(
+    async fn claim_in_ledger(
         &self,
         arrivals: &[Arrival],
-    ) -> Result<(Claim, Vec<Opened>), ledger::Error> {
+    ) -> Result<(BatchClaim, Vec<ClaimOutcome>), ledger::Error> {
         let (ledger, is_transient, id) =
-            (&self.sync.ledger, ledger::Error::is_transient, Uuid::new_v4());
-        let batch = until_done("opening jobs", is_transient, || ledger.open(id, arrivals)).await?;
-        Ok((Claim { ledger: ledger.clone(), id, held_at: batch.held_at }, batch.opened))
+            (&self.ledger, ledger::Error::is_transient, Uuid::new_v4());
+        let batch =
+            retry_while("claiming jobs", is_transient, || ledger.claim(id, arrivals)).await?;
+        let confirmed_at = batch.confirmed_at;
+        Ok((BatchClaim { ledger: ledger.clone(), id, confirmed_at }, batch.outcomes))
     }
 
-    /// Takes messages into the ledger without a call, and lets their jobs wait on a tier.
-    async fn put_off(&self, arrived: Vec<(Arrival, Envelope)>) {
+    /// Stores the messages without a call, and lets their jobs wait on a delay tier.
+    async fn defer(&self, arrived: Vec<(Arrival, Envelope)>) {
         let (arrivals, envelopes): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
-        let opened = match self.open_in_ledger(&arrivals).await {
-            Ok((claim, opened)) => {
-                claim.give_back().await;
-                opened
+        let outcomes = match self.claim_in_ledger(&arrivals).await {
+            Ok((claim, outcomes)) => {
+                claim.release().await;
+                outcomes
             }
-            // What the database refuses is found out when calls are made again.
+            // The message that the database refuses is isolated when calls resume.
             Err(error) => {
-                tracing::warn!(%error, "messages are held no longer and can't be put off; they \
-                    are given back");
-                return give_back(envelopes.into_iter()).await;
+                tracing::warn!(%error, "deferring messages failed, requeuing them");
+                return requeue(envelopes.into_iter()).await;
             }
         };
-        join_all(opened.into_iter().zip(envelopes).map(async |(opened, envelope)| match opened {
-            Opened::Claimed(work) => {
-                self.wait(&work.job, PUT_OFF).await;
-                self.skipped("put_off", envelope).await;
-            }
-            other => self.without_call(other, envelope).await,
-        }))
+        join_all(outcomes.into_iter().zip(envelopes).map(
+            async |(outcome, envelope)| match outcome {
+                ClaimOutcome::Claimed(claimed) => {
+                    self.publish_wait(&claimed.job, DEFERRED_WAIT_MIN).await;
+                    self.skip("deferred", envelope).await;
+                }
+                other => self.handle_unclaimed(other, envelope).await,
+            },
+        ))
         .await;
     }
 
-    async fn follow(
+    /// Makes the calls for the jobs that were claimed, and handles the other messages without a
+    /// call. Returns the messages that were not sent.
+    async fn route(
         &self,
-        claim: &Claim,
-        opened: impl Iterator<Item = (Opened, Envelope, Arrival)>,
-        pass: &Pass<'_>,
+        claim: &BatchClaim,
+        outcomes: Vec<ClaimOutcome>,
+        arrived: Vec<(Arrival, Envelope)>,
+        permit: &Permit<'_>,
     ) -> Vec<(Arrival, Envelope)> {
         let mut claimed = Vec::new();
         let mut others = Vec::new();
-        for (opened, envelope, arrival) in opened {
-            match opened {
-                Opened::Claimed(work) => claimed.push(Claimed::new(*work, arrival, envelope)),
+        for (outcome, (arrival, envelope)) in outcomes.into_iter().zip(arrived) {
+            match outcome {
+                ClaimOutcome::Claimed(job) => {
+                    claimed.push(InFlightJob::new(*job, arrival, envelope));
+                }
                 other => others.push((other, envelope)),
             }
         }
         let others = join_all(
-            others.into_iter().map(|(opened, envelope)| self.without_call(opened, envelope)),
+            others.into_iter().map(|(outcome, envelope)| self.handle_unclaimed(outcome, envelope)),
         );
-        let (_, called) = tokio::join!(others, self.call(claim, claimed, pass));
-        called.not_yet
+        let (_, result) = tokio::join!(others, self.call(claim, claimed, permit));
+        result.not_sent
     }
 
-    /// Messages that need no call.
-    async fn without_call(&self, opened: Opened, envelope: Envelope) {
-        let why = match opened {
-            Opened::Claimed(_) => unreachable!("claimed jobs are called for"),
-            Opened::Settled(report) => {
-                self.tell(&report, &envelope).await;
+    /// Handles a message that needs no call.
+    async fn handle_unclaimed(&self, outcome: ClaimOutcome, envelope: Envelope) {
+        let why = match outcome {
+            ClaimOutcome::Claimed(_) => unreachable!("claimed jobs are sent to Customer.io"),
+            ClaimOutcome::Settled(report) => {
+                self.publish_result(&report, &envelope).await;
                 "settled"
             }
-            Opened::AlreadyCompleted => "already_completed",
-            Opened::Superseded => "superseded",
-            Opened::NotDue { job, wait } => {
-                self.wait(&job, wait).await;
+            ClaimOutcome::AlreadyCompleted => "already_completed",
+            ClaimOutcome::Superseded => "superseded",
+            ClaimOutcome::NotDue { job, wait } => {
+                self.publish_wait(&job, wait).await;
                 "not_due"
             }
-            Opened::InFlight { job } => {
-                self.wait(&job, Duration::ZERO).await;
+            ClaimOutcome::InFlight { job } => {
+                self.publish_wait(&job, Duration::ZERO).await;
                 "in_flight"
             }
-            Opened::Unknown => {
+            ClaimOutcome::Unknown => {
                 let why = Rejected::new("job_id", "there is no such job for this signup and phase");
                 return self.park_unprocessable(envelope, why).await;
             }
         };
-        self.skipped(why, envelope).await;
+        self.skip(why, envelope).await;
     }
 
-    async fn skipped(&self, why: &str, envelope: Envelope) {
-        self.sync.metrics.skipped.with_label_values(&[why]).inc();
+    async fn skip(&self, why: &str, envelope: Envelope) {
+        self.metrics.skipped.with_label_values(&[why]).inc();
         acknowledge(envelope).await;
     }
 
-    /// Calls, decides, settles, tells, acknowledges.
+    /// Calls, decides, settles, publishes and acknowledges.
     pub(super) async fn call(
         &self,
-        claim: &Claim,
-        claimed: Vec<Claimed>,
-        pass: &Pass<'_>,
-    ) -> Called {
+        claim: &BatchClaim,
+        claimed: Vec<InFlightJob>,
+        permit: &Permit<'_>,
+    ) -> BatchResult {
         if claimed.is_empty() {
-            return Called::default();
+            return BatchResult::default();
         }
-        let (works, rest): (Vec<_>, Vec<_>) = claimed
-            .into_iter()
-            .map(|one| (one.work, (one.arrival, one.envelope, one.span)))
-            .unzip();
-        let pushed = self.sync.customerio.push(&works, pass, claim).await;
-        let (mut settlements, mut called) = (Vec::new(), Vec::new());
-        let (mut lost, mut not_yet) = (Vec::new(), Vec::new());
-        for ((work, pushed), (arrival, envelope, span)) in works.iter().zip(pushed).zip(rest) {
+        let (jobs, rest): (Vec<_>, Vec<_>) =
+            claimed.into_iter().map(|one| (one.job, (one.arrival, one.envelope, one.span))).unzip();
+        let retain_claimed = |jobs| -> BoxFuture<'_, _> { Box::pin(claim.retain_claimed(jobs)) };
+        let pushed = self.customerio.push(&jobs, permit, &retain_claimed).await;
+        let (mut settlements, mut attempted) = (Vec::new(), Vec::new());
+        let (mut lost, mut not_sent) = (Vec::new(), Vec::new());
+        for ((job, pushed), (arrival, envelope, span)) in jobs.iter().zip(pushed).zip(rest) {
             match pushed {
-                Pushed::Tried { contact_id, attempt } => {
-                    settlements.push(self.decide(work, contact_id, attempt));
-                    called.push((envelope, span));
+                PushResult::Attempted { contact_id, attempt } => {
+                    settlements.push(self.decide(job, contact_id, attempt));
+                    attempted.push((envelope, span));
                 }
-                Pushed::Lost => lost.push(envelope),
-                Pushed::Held => not_yet.push((arrival, envelope)),
+                PushResult::ClaimLost => lost.push(envelope),
+                PushResult::NotSent => not_sent.push((arrival, envelope)),
             }
         }
-        // Whoever has the job now has a message for it.
-        let lost = join_all(lost.into_iter().map(|envelope| self.skipped("claim_lost", envelope)));
-        let (_, endings) = tokio::join!(lost, self.settle(claim, settlements, called));
-        if !not_yet.is_empty() {
-            // What was tried is settled, so these are all that the claim is on.
-            claim.give_back().await;
+        // The new owner of the job has a message for it, so this one is not needed.
+        let lost = join_all(lost.into_iter().map(|envelope| self.skip("claim_lost", envelope)));
+        let (_, endings) = tokio::join!(lost, self.settle(claim, settlements, attempted));
+        if !not_sent.is_empty() {
+            // The attempted jobs are settled, so the claim owns only these.
+            claim.release().await;
         }
-        Called { endings, not_yet }
+        BatchResult { endings, not_sent }
     }
 
     async fn settle(
         &self,
-        claim: &Claim,
+        claim: &BatchClaim,
         settlements: Vec<Settlement>,
-        called: Vec<(Envelope, Span)>,
+        attempted: Vec<(Envelope, Span)>,
     ) -> Vec<Ending> {
         if settlements.is_empty() {
             return Vec::new();
         }
-        let ledger = &self.sync.ledger;
         let settled =
-            until_done("settling jobs", |_| true, || ledger.settle(claim.id, settlements.clone()));
-        let settled = settled.await.expect("every error is tried again");
-        let settled = settled.into_iter().zip(settlements).zip(called);
-        let concluded = join_all(settled.map(|((settled, settlement), (envelope, span))| {
-            self.conclude(settled, settlement, envelope, span)
+            retry_forever("settling jobs", || self.ledger.settle(claim.id, settlements.clone()))
+                .await;
+        let settled = settled.into_iter().zip(settlements).zip(attempted);
+        let finished = join_all(settled.map(|((settled, settlement), (envelope, span))| {
+            self.finish(settled, settlement, envelope, span)
         }));
-        concluded.await.into_iter().flatten().collect()
+        finished.await.into_iter().flatten().collect()
     }
 
-    fn decide(&self, work: &Work, contact_id: Option<String>, mut attempt: Attempt) -> Settlement {
-        if let Outcome::Retryable { failure, .. } | Outcome::Refused(failure) = &mut attempt.outcome
-        {
+    fn decide(
+        &self,
+        claimed: &ClaimedJob,
+        contact_id: Option<String>,
+        mut attempt: Attempt,
+    ) -> Settlement {
+        if let Some(failure) = attempt.outcome.failure_mut() {
             failure.message = capped(&failure.message);
         }
-        let job = work.job.clone();
-        let verdict = retry::decide(
-            attempt.outcome.clone(),
-            job.attempt,
-            job.max_attempts,
-            &self.sync.ladder,
-        );
+        let job = claimed.job.clone();
+        let verdict =
+            retry::decide(attempt.outcome.clone(), job.attempt, job.max_attempts, &self.ladder);
         Settlement { job, contact_id, attempt, verdict }
     }
 
-    async fn conclude(
+    async fn finish(
         &self,
         settled: Settled,
         settlement: Settlement,
@@ -344,15 +309,15 @@ impl Flow {
     ) -> Option<Ending> {
         let ending = match settled {
             Settled::Written(mut report) => {
-                self.count(&settlement);
-                log(&settlement, report.ending_name());
+                self.count_attempt(&settlement);
+                log_attempt(&settlement, Some(&report.ending));
                 report.job.traceparent =
                     trace::traceparent(&span, report.job.traceparent.as_deref());
-                self.tell(&report, &envelope).await;
+                self.publish_result(&report, &envelope).await;
                 Some(report.ending)
             }
             Settled::ClaimLost => {
-                log(&settlement, "claim_lost");
+                log_attempt(&settlement, None);
                 None
             }
         };
@@ -360,94 +325,91 @@ impl Flow {
         ending
     }
 
-    /// Publishes what follows from how a try ended.
-    async fn tell(&self, report: &Report, envelope: &Envelope) {
+    /// Publishes the messages that must follow an attempt.
+    async fn publish_result(&self, report: &JobReport, envelope: &Envelope) {
         match &report.ending {
             Ending::Completed { .. } => {}
             Ending::Retrying { failure, wait } => {
-                let tier = self.sync.ladder.waiting_for(*wait);
-                self.sync.metrics.retries.with_label_values(&[&tier.name]).inc();
-                self.sync
-                    .publisher
-                    .publish(&Message::retry(&report.job, tier, Some(failure)))
-                    .await;
+                let tier = self.ladder.waiting_for(*wait);
+                self.metrics.retries.with_label_values(&[&tier.name]).inc();
+                self.publisher.publish(&Message::retry(&report.job, tier, Some(failure))).await;
             }
             Ending::Failed { reason, failure, at } => {
                 self.count_failure(*reason, failure);
                 let parked = Message::failed(&report.job, *reason, failure, *at, envelope.origin());
-                self.sync.publisher.publish(&parked).await;
+                self.publisher.publish(&parked).await;
             }
         }
         if let Some(outcome) = Message::outcome(report) {
-            self.sync.publisher.publish(&outcome).await;
+            self.publisher.publish(&outcome).await;
         }
     }
 
-    /// Lets a message wait on the shortest tier that is long enough.
-    async fn wait(&self, job: &Job, wait: Duration) {
-        let tier = self.sync.ladder.waiting_for(wait);
-        self.sync.publisher.publish(&Message::retry(job, tier, None)).await;
+    /// Publishes a message that makes the job wait on the shortest sufficient tier.
+    async fn publish_wait(&self, job: &Job, wait: Duration) {
+        let tier = self.ladder.waiting_for(wait);
+        self.publisher.publish(&Message::retry(job, tier, None)).await;
     }
 
     async fn park_unprocessable(&self, envelope: Envelope, why: Rejected) {
-        // The path alone: what was found there may be somebody's name.
+        // Only the path is logged: the value that was found there may be a person's name.
         tracing::warn!(
             path = why.path,
-            "a message can't be understood, parking it in the failure queue"
+            "a message is unprocessable, publishing it to the failure queue"
         );
-        self.sync
-            .metrics
-            .failures
-            .with_label_values(&[Reason::Unprocessable.as_str(), "other"])
-            .inc();
-        self.sync.publisher.publish(&envelope.unprocessable(&why)).await;
+        let labels = [Reason::Unprocessable.as_str(), ErrorType::Other.as_str()];
+        self.metrics.failures.with_label_values(&labels).inc();
+        self.publisher.publish(&envelope.unprocessable(&why)).await;
         acknowledge(envelope).await;
     }
 
-    fn count(&self, settlement: &Settlement) {
+    fn count_attempt(&self, settlement: &Settlement) {
         let outcome = match settlement.verdict {
-            Verdict::Complete => "completed",
+            Verdict::Complete => Status::Completed.as_str(),
             Verdict::Retry { .. } => "retried",
-            Verdict::Fail { .. } => "failed",
+            Verdict::Fail { .. } => Status::Failed.as_str(),
         };
         let phase = settlement.job.phase.as_str();
-        self.sync.metrics.jobs.with_label_values(&[phase, outcome]).inc();
+        self.metrics.jobs.with_label_values(&[phase, outcome]).inc();
         if settlement.verdict == Verdict::Complete {
             let since = chrono::Utc::now() - settlement.job.created_at;
             let seconds = since.to_std().unwrap_or_default().as_secs_f64();
-            self.sync.metrics.event_to_accepted.with_label_values(&[phase]).observe(seconds);
+            self.metrics.event_to_accepted.with_label_values(&[phase]).observe(seconds);
         }
     }
 
     fn count_failure(&self, reason: Reason, failure: &Failure) {
-        self.sync
-            .metrics
+        self.metrics
             .failures
             .with_label_values(&[reason.as_str(), failure.error_type.as_str()])
             .inc();
     }
 }
 
+fn envelopes_of(arrived: Vec<(Arrival, Envelope)>) -> impl Iterator<Item = Envelope> {
+    arrived.into_iter().map(|(_, envelope)| envelope)
+}
+
 async fn acknowledge(envelope: Envelope) {
-    let Some(receipt) = envelope.receipt else { return };
-    if receipt.ack().await == Acknowledged::ChannelGone {
+    let Some(acker) = envelope.acker else { return };
+    if acker.ack().await == AckResult::ChannelClosed {
         tracing::debug!(
-            "the channel of a delivery is gone; it will be delivered again and answered from the \
-                ledger"
+            "the channel of a delivery is closed; the message will be redelivered and answered \
+             from the ledger"
         );
     }
 }
 
-async fn give_back(envelopes: impl Iterator<Item = Envelope>) {
+async fn requeue(envelopes: impl Iterator<Item = Envelope>) {
     for envelope in envelopes {
-        envelope.give_back().await;
+        envelope.requeue().await;
     }
 }
 
-impl Claimed {
-    pub(super) fn new(work: Work, arrival: Arrival, envelope: Envelope) -> Self {
-        let span = attempt_span(&work.job, arrival.traceparent.as_deref());
-        Self { work, arrival, envelope, span }
+impl InFlightJob {
+    pub(super) fn new(job: ClaimedJob, arrival: Arrival, envelope: Envelope) -> Self {
+        let span = attempt_span(&job.job, arrival.traceparent.as_deref());
+        Self { job, arrival, envelope, span }
     }
 }
 
@@ -463,14 +425,26 @@ fn attempt_span(job: &Job, traceparent: Option<&str>) -> Span {
     span
 }
 
-/// The one line of an attempt. It holds no address, name or body.
-fn log(settlement: &Settlement, ending: &'static str) {
+/// Logs one line per attempt. It contains no address, name or body. If `ending` is `None`, the
+/// claim was lost.
+fn log_attempt(settlement: &Settlement, ending: Option<&Ending>) {
     let Settlement { job, attempt, .. } = settlement;
-    let error_type = match &attempt.outcome {
-        Outcome::Accepted => None,
-        Outcome::Retryable { failure, .. } | Outcome::Refused(failure) => {
-            Some(failure.error_type.as_str())
+    let failure = attempt.outcome.failure();
+    let wait = match ending {
+        Some(Ending::Retrying { wait, .. }) => Some(*wait),
+        _ => None,
+    };
+    let (outcome, message) = match ending {
+        Some(Ending::Completed { .. }) => {
+            (Status::Completed.as_str(), "sync attempt completed".to_owned())
         }
+        Some(Ending::Retrying { wait, .. }) => {
+            ("retrying", format!("sync attempt failed, retrying in {wait:?}"))
+        }
+        Some(Ending::Failed { reason, .. }) => {
+            (Status::Failed.as_str(), format!("sync attempt failed ({reason}), no further retry"))
+        }
+        None => ("claim_lost", "sync attempt ended after its claim was lost".to_owned()),
     };
     tracing::info!(
         job_id = %job.id,
@@ -478,10 +452,11 @@ fn log(settlement: &Settlement, ending: &'static str) {
         sync_phase = job.phase.as_str(),
         run = job.run,
         attempt = job.attempt,
-        outcome = ending,
+        outcome,
         status = attempt.http_status,
-        error_type,
+        error_type = failure.map(|failure| failure.error_type.as_str()),
+        retry_in_seconds = wait.map(|wait| wait.as_secs_f64()),
         duration_ms = attempt.duration.as_secs_f64() * 1000.0,
-        "attempt"
+        "{message}"
     );
 }

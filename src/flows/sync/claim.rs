@@ -1,50 +1,46 @@
-//! The claim on a batch's jobs, and whether it holds still when their call's turn has come.
+//! The claim on the jobs of one batch, and whether it is still valid when their call is due.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: a claim is confirmed now")]
 
 use std::{
     collections::HashSet,
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
-use crate::{customerio::Holder, ledger::Ledger, runtime::backoff::until_done};
+use crate::{ledger::Ledger, runtime::backoff::retry_forever};
 
-/// A claim that was seen to hold so long ago is looked at again before a call. Between claim and
-/// call a job may have to wait for its share of the calls; meanwhile its message may have been
-/// delivered elsewhere, or a new event may have started it afresh, and it may have ended.
-const SEEN_LATELY: Duration = Duration::from_secs(1);
+/// A claim confirmed longer ago than this is checked again before the call.
+///
+/// Between claim and call a job may wait for the rate limiter. Meanwhile its message may have been
+/// redelivered to another replica, or a new event may have restarted the job.
+const CLAIM_RECHECK_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct BatchClaim {
     pub(super) ledger: Ledger,
     pub(super) id: Uuid,
-    pub(super) held_at: Instant,
+    /// The claim was confirmed by the database after this moment.
+    pub(super) confirmed_at: Instant,
 }
 
-impl Claim {
-    /// Gives back what nothing was done with: no attempt is spent.
-    pub(super) async fn give_back(&self) {
-        let given_back =
-            until_done("giving claims back", |_| true, || self.ledger.release(self.id));
-        given_back.await.expect("every error is tried again");
+impl BatchClaim {
+    /// Releases the jobs that are still claimed. No attempt is spent.
+    pub(super) async fn release(&self) {
+        retry_forever("releasing claims", || self.ledger.release(self.id)).await;
     }
-}
 
-impl Holder for Claim {
-    fn still_held(&self, jobs: Vec<Uuid>) -> BoxFuture<'_, HashSet<Uuid>> {
-        Box::pin(async move {
-            let mut held_at = self.held_at;
-            let mut held = HashSet::from_iter(jobs);
-            // An answer that was long on its way tells of a time that is over, too.
-            while held_at.elapsed() > SEEN_LATELY && !held.is_empty() {
-                let jobs: Vec<_> = held.into_iter().collect();
-                held_at = Instant::now();
-                let renewed =
-                    until_done("renewing claims", |_| true, || self.ledger.renew(self.id, &jobs));
-                held = renewed.await.expect("every error is tried again");
-            }
-            held
-        })
+    /// Returns those of `jobs` that this claim still owns, and renews their lease.
+    pub(super) async fn retain_claimed(&self, jobs: Vec<Uuid>) -> HashSet<Uuid> {
+        let mut confirmed_at = self.confirmed_at;
+        let mut claimed = HashSet::from_iter(jobs);
+        // A slow answer may be outdated, so check again.
+        while confirmed_at.elapsed() > CLAIM_RECHECK_AFTER && !claimed.is_empty() {
+            let jobs: Vec<_> = claimed.into_iter().collect();
+            confirmed_at = Instant::now();
+            claimed = retry_forever("renewing claims", || self.ledger.renew(self.id, &jobs)).await;
+        }
+        claimed
     }
 }

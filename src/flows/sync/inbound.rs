@@ -1,26 +1,28 @@
-//! One delivery of a work queue, read: what it asks for, or why it can't be understood.
+//! One delivery of a work queue, parsed: what it asks for, or why it was rejected.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: a message is rejected now")]
 
 use tokio::time::Instant;
 
 use crate::{
     broker::{
-        Delivery, JOBS_EXCHANGE, JobBody, Message, Origin, Original, REPLAY_HEADER, Receipt,
-        WorkQueue,
+        Acker, Delivery, JOBS_EXCHANGE, JobBody, Message, Origin, OriginalMessage, WorkQueue,
+        headers,
     },
     event::{self, EventType, RawEvent, Rejected, body_id},
-    job::{JobMessage, Ticket},
+    job::{AttemptId, JobMessage},
     ledger::{Arrival, Source},
 };
 
-/// A delivery and its place in the world.
+/// A delivery, split into what it asks for and what is needed to park and acknowledge it.
 #[derive(Debug)]
-pub(super) struct Item {
+pub(super) struct InboundMessage {
     pub(super) envelope: Envelope,
-    pub(super) read: Result<Arrival, Rejected>,
+    pub(super) parsed: Result<Arrival, Rejected>,
 }
 
-/// What is needed of a delivery to park it and to acknowledge it. An operator's order has one that
-/// names the jobs queue and acknowledges nothing.
+/// The parts of a delivery that are needed to park it and to acknowledge it. A job that an operator
+/// runs has an envelope without a delivery.
 #[derive(Debug)]
 pub(super) struct Envelope {
     exchange: String,
@@ -28,26 +30,25 @@ pub(super) struct Envelope {
     message_id: Option<String>,
     content_type: Option<String>,
     body: Vec<u8>,
-    /// The failure that an operator replayed with it.
+    /// Id of the failure that this message replays.
     replay_of: Option<String>,
-    pub(super) receipt: Option<Receipt>,
+    pub(super) acker: Option<Acker>,
 }
 
-impl Item {
-    pub(super) fn read(queue: WorkQueue, delivery: Delivery) -> Self {
+impl InboundMessage {
+    pub(super) fn parse(queue: WorkQueue, delivery: Delivery) -> Self {
         let source = match queue {
-            WorkQueue::Events(event_type) => {
-                read_event(event_type, queue, &delivery).map(|event| Source::Event(Box::new(event)))
-            }
-            WorkQueue::Jobs => read_job(&delivery).map(Source::Job),
+            WorkQueue::Events(event_type) => parse_event(event_type, queue, &delivery)
+                .map(|event| Source::Event(Box::new(event))),
+            WorkQueue::Jobs => parse_job(&delivery).map(Source::Job),
         };
-        let traceparent = delivery.headers.text("traceparent").map(str::to_owned);
-        let read =
+        let traceparent = delivery.headers.text(headers::TRACEPARENT).map(str::to_owned);
+        let parsed =
             source.map(|source| Arrival { source, redelivered: delivery.redelivered, traceparent });
-        let replay_of = delivery.headers.text(REPLAY_HEADER).map(str::to_owned);
-        let Delivery { exchange, routing_key, message_id, content_type, body, receipt, .. } =
+        let replay_of = delivery.headers.text(headers::REPLAY_OF).map(str::to_owned);
+        let Delivery { exchange, routing_key, message_id, content_type, body, acker, .. } =
             delivery;
-        let receipt = Some(receipt);
+        let acker = Some(acker);
         Self {
             envelope: Envelope {
                 exchange,
@@ -56,9 +57,9 @@ impl Item {
                 content_type,
                 body,
                 replay_of,
-                receipt,
+                acker,
             },
-            read,
+            parsed,
         }
     }
 }
@@ -72,18 +73,18 @@ impl Envelope {
             content_type: None,
             body: Vec::new(),
             replay_of: None,
-            receipt: None,
+            acker: None,
         }
     }
 
-    /// When the broker delivered it; an operator's order was not.
+    /// When RabbitMQ delivered it. `None` for a job that an operator runs.
     pub(super) fn delivered_at(&self) -> Option<Instant> {
-        self.receipt.as_ref().map(Receipt::delivered_at)
+        self.acker.as_ref().map(Acker::delivered_at)
     }
 
-    pub(super) async fn give_back(self) {
-        if let Some(receipt) = self.receipt {
-            receipt.give_back().await;
+    pub(super) async fn requeue(self) {
+        if let Some(acker) = self.acker {
+            acker.requeue().await;
         }
     }
 
@@ -91,10 +92,10 @@ impl Envelope {
         Origin { exchange: &self.exchange, routing_key: &self.routing_key }
     }
 
-    /// The message that parks this one as it came.
+    /// The message that parks this one, with its body unchanged.
     pub(super) fn unprocessable(&self, why: &Rejected) -> Message {
-        // What was published to another place is another message, and a replay that fails again a
-        // failure of its own.
+        // The same body under another routing key is another message, and a replay that fails again
+        // is a new failure.
         let [message_id, replay_of] =
             [&self.message_id, &self.replay_of].map(|id| id.as_deref().unwrap_or_default());
         let names = [self.exchange.as_str(), &self.routing_key, message_id, replay_of, ""];
@@ -103,10 +104,10 @@ impl Envelope {
         let id = body_id(&identity).to_string();
         Message::unprocessable(
             &id,
-            &why.to_string(),
+            why,
             chrono::Utc::now(),
             self.origin(),
-            Original {
+            OriginalMessage {
                 message_id: self.message_id.as_deref(),
                 content_type: self.content_type.as_deref(),
                 body: self.body.clone(),
@@ -115,12 +116,12 @@ impl Envelope {
     }
 }
 
-fn read_event(
+fn parse_event(
     event_type: EventType,
     queue: WorkQueue,
     delivery: &Delivery,
 ) -> Result<event::Event, Rejected> {
-    // A person who publishes straight to the queue does so with the queue's name.
+    // A message published to the default exchange has the queue's name as its routing key.
     let expected = [event_type.routing_key(), queue.name()];
     if !expected.contains(&delivery.routing_key.as_str()) {
         let found = &delivery.routing_key;
@@ -137,19 +138,19 @@ fn read_event(
     })
 }
 
-fn read_job(delivery: &Delivery) -> Result<JobMessage, Rejected> {
+fn parse_job(delivery: &Delivery) -> Result<JobMessage, Rejected> {
     let body: JobBody = serde_json::from_slice(&delivery.body)
-        .map_err(|error| Rejected::new("$", format!("not a message for a job: {error}")))?;
-    let ticket = delivery
+        .map_err(|error| Rejected::new("$", format!("expected a message for a job: {error}")))?;
+    let attempt_id = delivery
         .message_id
         .as_deref()
-        .and_then(Ticket::parse)
-        .filter(|ticket| ticket.job_id == body.job_id);
+        .and_then(AttemptId::parse)
+        .filter(|attempt_id| attempt_id.job_id == body.job_id);
     Ok(JobMessage {
         job_id: body.job_id,
         signup_id: body.signup_id,
         phase: body.sync_phase,
-        run: ticket.map(|ticket| ticket.run),
+        run: attempt_id.map(|attempt_id| attempt_id.run),
         attempt: body.attempt,
     })
 }

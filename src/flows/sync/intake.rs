@@ -1,4 +1,4 @@
-//! Gathers deliveries into batches: whatever has come while the last batch was on its way.
+//! Gathers deliveries into batches: everything that has arrived since the previous batch.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -7,106 +7,108 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::inbound::Item;
+use super::{Pipeline, inbound::InboundMessage};
 use crate::{
-    broker::{self, Delivery, Link, WorkQueue},
-    runtime::{metrics::Metrics, shutdown::Lifecycle},
+    broker::{self, Connection, Delivery, WorkQueue},
+    runtime::{metrics::Metrics, shutdown::Shutdown},
 };
 
 pub(super) struct Intake {
     deliveries: mpsc::Receiver<(WorkQueue, Delivery)>,
-    /// Read already, and about a signup that the batch before has a message of.
-    deferred: VecDeque<Item>,
+    /// Parsed messages whose signup has a message in the previous batch.
+    deferred: VecDeque<InboundMessage>,
     batch_size: usize,
     metrics: Arc<Metrics>,
 }
 
 impl Intake {
     /// Starts a consumer on every work queue.
-    pub(super) fn start(
-        link: &Arc<Link>,
-        prefetch: u16,
-        batch_size: usize,
-        lifecycle: &Lifecycle,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub(super) fn start(connection: &Arc<Connection>, pipeline: &Pipeline) -> Self {
+        let prefetch = pipeline.prefetch;
         let (sender, deliveries) = mpsc::channel(usize::from(prefetch) * WorkQueue::ALL.len());
         for queue in WorkQueue::ALL {
             let wrap = move |delivery| (queue, delivery);
             tokio::spawn(broker::consume(
-                link.clone(),
+                connection.clone(),
                 queue.name(),
                 prefetch,
-                lifecycle.clone(),
+                pipeline.shutdown.clone(),
                 sender.clone(),
                 wrap,
             ));
         }
-        Self { deliveries, deferred: VecDeque::new(), batch_size, metrics }
+        Self {
+            deliveries,
+            deferred: VecDeque::new(),
+            batch_size: pipeline.config.batch_size.get(),
+            metrics: pipeline.metrics.clone(),
+        }
     }
 
-    /// The next batch: at least one message, and no two about the same signup, so that each can be
-    /// answered for itself and transactions take their locks in one order. `None` when nothing new
-    /// is to be taken.
-    pub(super) async fn next_batch(&mut self, lifecycle: &Lifecycle) -> Option<Vec<Item>> {
-        if lifecycle.is_draining() {
+    /// Returns the next batch, or `None` at shutdown.
+    ///
+    /// A batch contains at least one message, and no two for the same signup, so that each message
+    /// gets an outcome of its own and transactions acquire their locks in one order.
+    pub(super) async fn next_batch(&mut self, shutdown: &Shutdown) -> Option<Vec<InboundMessage>> {
+        if shutdown.is_draining() {
             return None;
         }
-        let mut batch = Gathering::default();
-        for item in std::mem::take(&mut self.deferred) {
-            self.deferred.extend(batch.add(item, self.batch_size));
+        let mut batch = BatchBuilder::default();
+        for message in std::mem::take(&mut self.deferred) {
+            self.deferred.extend(batch.add(message, self.batch_size));
         }
-        if batch.items.is_empty() {
+        if batch.messages.is_empty() {
             let (queue, delivery) = tokio::select! {
                 biased;
-                () = lifecycle.draining() => return None,
+                () = shutdown.draining() => return None,
                 delivery = self.deliveries.recv() => delivery?,
             };
-            let item = self.read(queue, delivery);
-            self.deferred.extend(batch.add(item, self.batch_size));
+            let message = self.parse(queue, delivery);
+            self.deferred.extend(batch.add(message, self.batch_size));
         }
-        while batch.items.len() < self.batch_size && self.deferred.len() < self.batch_size {
+        while batch.messages.len() < self.batch_size && self.deferred.len() < self.batch_size {
             let Ok((queue, delivery)) = self.deliveries.try_recv() else { break };
-            let item = self.read(queue, delivery);
-            self.deferred.extend(batch.add(item, self.batch_size));
+            let message = self.parse(queue, delivery);
+            self.deferred.extend(batch.add(message, self.batch_size));
         }
-        self.metrics.batch_size.observe(batch.items.len() as f64);
-        Some(batch.items)
+        self.metrics.batch_size.observe(batch.messages.len() as f64);
+        Some(batch.messages)
     }
 
-    /// Gives back what was delivered and not begun.
-    pub(super) async fn give_back_rest(mut self) {
-        for item in self.deferred {
-            item.envelope.give_back().await;
+    /// Requeues the deliveries that are in no batch.
+    pub(super) async fn requeue_rest(mut self) {
+        for message in self.deferred {
+            message.envelope.requeue().await;
         }
         while let Ok((_, delivery)) = self.deliveries.try_recv() {
-            delivery.receipt.give_back().await;
+            delivery.acker.requeue().await;
         }
     }
 
-    fn read(&self, queue: WorkQueue, delivery: Delivery) -> Item {
-        let item = Item::read(queue, delivery);
-        let result = if item.read.is_ok() { "accepted" } else { "rejected" };
+    fn parse(&self, queue: WorkQueue, delivery: Delivery) -> InboundMessage {
+        let message = InboundMessage::parse(queue, delivery);
+        let result = if message.parsed.is_ok() { "accepted" } else { "rejected" };
         self.metrics.events.with_label_values(&[queue.name(), result]).inc();
-        item
+        message
     }
 }
 
 #[derive(Default)]
-struct Gathering {
-    items: Vec<Item>,
+struct BatchBuilder {
+    messages: Vec<InboundMessage>,
     signups: HashSet<uuid::Uuid>,
 }
 
-impl Gathering {
-    /// Adds `item`, or gives it back when its turn is in a later batch.
-    fn add(&mut self, item: Item, batch_size: usize) -> Option<Item> {
-        let is_in_turn = self.items.len() < batch_size
-            && item.read.as_ref().map_or(true, |arrival| self.signups.insert(arrival.signup_id()));
-        if is_in_turn {
-            self.items.push(item);
+impl BatchBuilder {
+    /// Adds `message`, or returns it if it belongs in a later batch.
+    fn add(&mut self, message: InboundMessage, batch_size: usize) -> Option<InboundMessage> {
+        let parsed = message.parsed.as_ref();
+        let fits = self.messages.len() < batch_size
+            && parsed.map_or(true, |arrival| self.signups.insert(arrival.signup_id()));
+        if fits {
+            self.messages.push(message);
             return None;
         }
-        Some(item)
+        Some(message)
     }
 }

@@ -1,8 +1,8 @@
-//! The main flow: messages become calls, calls become end states or retries.
+//! The sync pipeline: messages become calls to Customer.io, calls become end states or retries.
 //!
-//! Deliveries are gathered into batches ([`intake`]); each batch is opened, pushed, decided,
-//! settled, told and acknowledged ([`batch`]), several side by side. A permit is taken before a
-//! batch is gathered and held until it is done.
+//! Deliveries are gathered into batches ([`intake`]). Each batch is claimed, pushed, decided,
+//! settled, published and acknowledged ([`batch`]); several run side by side. A permit is acquired
+//! before a batch is gathered, and released when the batch ends.
 
 mod batch;
 mod claim;
@@ -13,116 +13,91 @@ mod process;
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use serde::Deserialize;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::task::TaskTracker;
 
 use crate::{
-    broker::{Link, Publisher},
+    broker::{Connection, Publisher},
     customerio::CustomerIo,
     ledger::Ledger,
     retry::Ladder,
-    runtime::{metrics::Metrics, shutdown::Lifecycle},
+    runtime::{metrics::Metrics, shutdown::Shutdown},
 };
-use batch::Flow;
 use intake::Intake;
-pub use process::{NotProcessed, Processed, Processor};
+pub use process::{ProcessCounts, ProcessError};
 
-/// Settings of the main flow.
+/// Settings of the pipeline.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Deliveries in one batch at most.
+    /// Maximum deliveries per batch.
     pub batch_size: NonZeroUsize,
-    /// Batches under way at the same time at most.
+    /// Maximum batches in flight.
     pub batches_in_flight: NonZeroUsize,
-    /// How long a message is held while no calls are made, before its job waits on a delay tier.
+    /// How long a message stays unacknowledged while calls are paused, before its job waits on a
+    /// delay tier.
     #[serde(with = "humantime_serde")]
     pub hold: Duration,
 }
 
-/// The main flow, ready to run.
+/// The sync pipeline. All batches, and the jobs that operators run, share one.
 #[derive(Debug)]
-pub struct MainFlow {
-    flow: Arc<Flow>,
-    config: Config,
-    prefetch: u16,
-    metrics: Arc<Metrics>,
-    lifecycle: Lifecycle,
-}
-
-/// What the main flow works with.
-#[derive(Debug)]
-pub struct Sync {
+pub struct Pipeline {
     /// Settings.
     pub config: Config,
-    /// Unacknowledged deliveries at most, a queue.
+    /// Maximum unacknowledged deliveries per work queue.
     pub prefetch: u16,
     /// The delay tiers.
     pub ladder: Ladder,
-    /// The truth.
+    /// Where jobs are claimed and settled.
     pub ledger: Ledger,
-    /// Where messages go out.
+    /// Publishes retries, failures and outcomes.
     pub publisher: Publisher,
-    /// Who is called.
+    /// Shared with the admin API, which shows its circuit breaker.
     pub customerio: Arc<CustomerIo>,
-    /// What is counted.
+    /// Counters of messages, attempts and failures.
     pub metrics: Arc<Metrics>,
+    /// Ends the intake; batches in flight are finished.
+    pub shutdown: Shutdown,
+    /// Jobs that operators run ([`Pipeline::process`]). Shutdown waits for them.
+    pub processing: TaskTracker,
 }
 
-impl Sync {
-    /// Puts the flow together.
-    pub fn into_flow(self, lifecycle: Lifecycle) -> MainFlow {
-        let (config, prefetch, metrics) =
-            (self.config.clone(), self.prefetch, self.metrics.clone());
-        MainFlow {
-            flow: Arc::new(Flow::new(self, lifecycle.clone())),
-            config,
-            prefetch,
-            metrics,
-            lifecycle,
-        }
-    }
-}
-
-impl MainFlow {
-    /// Runs jobs when an operator asks for it.
-    pub fn processor(&self) -> Processor {
-        Processor::new(self.flow.clone())
-    }
-
-    /// Takes messages from all work queues until nothing new is to be taken, then finishes what is
-    /// in hand.
-    pub async fn run(self, link: Arc<Link>) {
-        let Self { flow, config, prefetch, metrics, lifecycle } = self;
-        let permits = Arc::new(Semaphore::new(config.batches_in_flight.get()));
-        let mut intake =
-            Intake::start(&link, prefetch, config.batch_size.get(), &lifecycle, metrics);
+impl Pipeline {
+    /// Consumes all work queues until shutdown, then finishes the batches in flight.
+    pub async fn run(self: Arc<Self>, connection: Arc<Connection>) {
+        let permits = Arc::new(Semaphore::new(self.config.batches_in_flight.get()));
+        let mut intake = Intake::start(&connection, &self);
         let mut batches = JoinSet::new();
         loop {
             let permit =
                 permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-            let Some(items) = intake.next_batch(&lifecycle).await else { break };
-            let flow = flow.clone();
+            let Some(messages) = intake.next_batch(&self.shutdown).await else { break };
+            let pipeline = self.clone();
             batches.spawn(async move {
-                flow.run(items).await;
+                pipeline.run_batch(messages).await;
                 drop(permit);
             });
             while let Some(ended) = batches.try_join_next() {
-                report_panic(ended);
+                log_panic(ended);
             }
         }
-        intake.give_back_rest().await;
+        intake.requeue_rest().await;
         while let Some(ended) = batches.join_next().await {
-            report_panic(ended);
+            log_panic(ended);
         }
-        flow.orders().close();
-        flow.orders().wait().await;
+        self.processing.close();
+        self.processing.wait().await;
     }
 }
 
-/// The deliveries of a batch that panicked stay unacknowledged and come again when the connection
-/// ends.
-fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+/// Logs the panic of a batch. Its deliveries stay unacknowledged; RabbitMQ redelivers them when the
+/// connection closes.
+fn log_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(%error, "a batch ended unexpectedly; its messages will be delivered again");
+        tracing::error!(%error, "a batch panicked; its messages will be redelivered");
     }
 }

@@ -1,132 +1,102 @@
-//! Jobs that an operator wants to be run now: the same flow, without deliveries.
+//! Jobs that an operator runs now: the same pipeline, without deliveries.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{
-    batch::{Claimed, Flow},
-    inbound::Envelope,
-};
+use super::{Pipeline, batch::InFlightJob, inbound::Envelope};
 use crate::{
-    customerio::GateView,
     job::{Ending, JobMessage, SyncPhase},
-    ledger::{self, Arrival, Opened, Source},
+    ledger::{self, Arrival, ClaimOutcome, Source},
 };
 
-/// How the jobs ended.
+/// Number of jobs, by how their attempt ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Processed {
-    /// Customer.io took them.
+pub struct ProcessCounts {
+    /// Accepted by Customer.io.
     pub succeeded: usize,
-    /// They failed for good.
+    /// Failed; no further attempt is made.
     pub failed: usize,
-    /// They wait for their next try.
+    /// Waiting for a retry.
     pub retrying: usize,
 }
 
-/// Why nothing was run.
+/// Why no job was run.
 #[derive(Debug, thiserror::Error)]
-pub enum NotProcessed {
-    /// No calls are made now.
+pub enum ProcessError {
+    /// The circuit breaker is not closed.
     #[error(
-        "no calls to Customer.io are made now, see the gate in stats; the jobs run by themselves \
-            when they are"
+        "the circuit breaker is open, see breaker in stats; the jobs run automatically when it \
+            closes"
     )]
-    GateIsShut,
+    BreakerOpen,
     /// The service is stopping.
-    #[error("the service is stopping; the jobs stay as they are")]
+    #[error("the service is stopping; no job was changed")]
     Stopping,
-    /// The jobs could not be found.
+    /// The jobs could not be listed.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
 }
 
-/// Runs jobs when it is asked to. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Processor(Arc<Flow>);
-
-impl Processor {
-    pub(super) fn new(flow: Arc<Flow>) -> Self {
-        Self(flow)
-    }
-
-    /// Whether calls to Customer.io go through.
-    pub fn gate(&self) -> GateView {
-        self.0.customerio().gate()
-    }
-
-    /// Tells when that changes.
-    pub fn watch_gate(&self) -> watch::Receiver<GateView> {
-        self.0.customerio().watch_gate()
-    }
-
-    /// Time until the next probe, while no calls go through.
-    pub fn probe_in(&self) -> Option<Duration> {
-        self.0.customerio().probe_in()
-    }
-
-    /// Runs up to `limit` jobs that are ready, and waits for them. One that a delivery holds is
-    /// left to it. The work goes on when the caller stops waiting.
-    pub async fn run(&self, limit: i64) -> Result<Processed, NotProcessed> {
-        if self.0.is_draining() {
-            return Err(NotProcessed::Stopping);
+impl Pipeline {
+    /// Runs at most `limit` jobs that are ready, and waits for them. A job whose message is in
+    /// flight is left to that message. The jobs are finished even if the caller stops waiting.
+    pub async fn process(self: &Arc<Self>, limit: i64) -> Result<ProcessCounts, ProcessError> {
+        if self.shutdown.is_draining() {
+            return Err(ProcessError::Stopping);
         }
-        if self.gate().is_shut {
-            return Err(NotProcessed::GateIsShut);
+        if !self.customerio.breaker().is_closed() {
+            return Err(ProcessError::BreakerOpen);
         }
-        let ready = self.0.ledger().ready(limit).await?;
-        let flow = self.0.clone();
-        let running = self.0.orders().spawn(async move { flow.process(ready).await });
-        running.await.map_err(|_| NotProcessed::Stopping)
+        let ready = self.ledger.ready(limit).await?;
+        let pipeline = self.clone();
+        let processing = self.processing.spawn(async move { pipeline.process_all(ready).await });
+        processing.await.map_err(|_| ProcessError::Stopping)
     }
-}
 
-impl Flow {
-    /// Works off the jobs in batches as deliveries are: no two of a batch belong to one signup.
-    async fn process(&self, ready: Vec<JobMessage>) -> Processed {
-        let mut processed = Processed::default();
+    /// Runs the jobs in batches. As with deliveries, no two jobs of a batch belong to one signup.
+    async fn process_all(&self, ready: Vec<JobMessage>) -> ProcessCounts {
+        let mut counts = ProcessCounts::default();
         for &phase in SyncPhase::ALL {
             let of_phase: Vec<_> = ready.iter().filter(|message| message.phase == phase).collect();
-            for batch in of_phase.chunks(self.batch_size()) {
+            for batch in of_phase.chunks(self.config.batch_size.get()) {
                 for ending in self.process_batch(batch).await {
                     match ending {
-                        Ending::Completed { .. } => processed.succeeded += 1,
-                        Ending::Retrying { .. } => processed.retrying += 1,
-                        Ending::Failed { .. } => processed.failed += 1,
+                        Ending::Completed { .. } => counts.succeeded += 1,
+                        Ending::Retrying { .. } => counts.retrying += 1,
+                        Ending::Failed { .. } => counts.failed += 1,
                     }
                 }
             }
         }
-        processed
+        counts
     }
 
     async fn process_batch(&self, batch: &[&JobMessage]) -> Vec<Ending> {
-        let order = |message: &&JobMessage| Arrival {
+        let request = |message: &&JobMessage| Arrival {
             source: Source::Operator { message: **message, id: Uuid::new_v4() },
             redelivered: false,
             traceparent: None,
         };
-        let arrivals: Vec<_> = batch.iter().map(order).collect();
-        // What is not run now runs by itself when calls go through again.
-        let Some(pass) = self.customerio().try_pass() else { return Vec::new() };
-        let (claim, opened) = match self.claim(&arrivals, &pass).await {
+        let arrivals: Vec<_> = batch.iter().map(request).collect();
+        // Jobs that are not run now run when the breaker closes.
+        let Some(permit) = self.customerio.try_permit() else { return Vec::new() };
+        let (claim, outcomes) = match self.claim(&arrivals, &permit).await {
             Ok(Some(claimed)) => claimed,
             Ok(None) => return Vec::new(),
             Err(error) => {
-                tracing::error!(%error, "jobs that an operator wants to be run can't be claimed");
+                tracing::error!(%error, "claiming the jobs that an operator runs failed");
                 return Vec::new();
             }
         };
-        // What is not ours is in other hands already.
+        // A job that was not claimed is owned by a message in flight.
         let claimed =
-            opened.into_iter().zip(arrivals).filter_map(|(opened, arrival)| match opened {
-                Opened::Claimed(work) => {
-                    Some(Claimed::new(*work, arrival, Envelope::of_operator()))
+            outcomes.into_iter().zip(arrivals).filter_map(|(outcome, arrival)| match outcome {
+                ClaimOutcome::Claimed(job) => {
+                    Some(InFlightJob::new(*job, arrival, Envelope::of_operator()))
                 }
                 _ => None,
             });
-        self.call(&claim, claimed.collect(), &pass).await.endings
+        self.call(&claim, claimed.collect(), &permit).await.endings
     }
 }

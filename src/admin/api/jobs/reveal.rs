@@ -1,5 +1,4 @@
-//! `POST /api/v1/signups/customerio/jobs/{jobId}/reveal`: shows who a masked customer is, and
-//! writes down who looked.
+//! `POST /jobs/{jobId}/reveal`: shows a customer unmasked, and records it in the audit log.
 
 use axum::{Extension, Json, extract::State};
 
@@ -13,9 +12,9 @@ use crate::admin::{
     state::AppState,
 };
 
-/// Show the customer of a job; the audit log tells who did.
+/// Show the customer of a job unmasked, and record it in the audit log.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/jobs/{jobId}/reveal", operation_id = "revealCustomer",
+    post, path = "/jobs/{jobId}/reveal", operation_id = "revealCustomer",
     tag = "jobs",
     params(("jobId" = uuid::Uuid, Path, description = "The job.")),
     responses((status = 200, body = CustomerView), Problems)
@@ -27,6 +26,6 @@ pub(crate) async fn reveal(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<CustomerView>, Problem> {
     let customer = state.ledger.reveal(id, &identity.name).await?;
-    let customer = customer.ok_or_else(|| Problem::not_found("there is no job with this id"))?;
+    let customer = customer.ok_or_else(|| Problem::not_found("no such job"))?;
     Ok(Json(customer.into()))
 }

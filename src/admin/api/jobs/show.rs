@@ -1,4 +1,4 @@
-//! `GET /api/v1/signups/customerio/jobs/{jobId}`: everything that is known of one job.
+//! `GET /jobs/{jobId}`: shows everything that is known about one job.
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
@@ -11,7 +11,7 @@ use crate::{
     admin::{
         api::view::{
             customer::{CustomerView, mask},
-            diagnosis::VerdictView,
+            diagnosis::DiagnosisView,
         },
         http::{
             extract::{PathId, Query},
@@ -19,38 +19,40 @@ use crate::{
         },
         state::AppState,
     },
-    diagnosis::Case,
+    broker::{FAILED_QUEUE, WorkQueue, tier_queue_of},
+    diagnosis::FailureFacts,
     job::{ErrorType, Reason, Signup, Status, SyncPhase, tracked_event_id},
-    ledger::{AttemptRow, AuditRow, JobDetail, JobRow, SignupFlags},
-    retry::Ladder,
+    ledger::{JobDetail, SignupFlags, StoredAttempt, StoredAudit, StoredJob},
+    retry::{Ladder, Tier},
+    runtime::text_enum::known,
 };
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Parameters {
+pub(crate) struct JobParameters {
     /// Whether e-mail addresses, names, phone number and attributes are masked.
     #[serde(default)]
     #[param(default = false)]
     masked: bool,
 }
 
-/// A job, its signup, its tries and its audit trail.
+/// A job, its signup, its attempts and its audit trail.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Detail {
+pub(crate) struct JobDetailView {
     job: JobView,
     signup: SignupView,
-    /// Its tries, oldest first, the latest 200.
+    /// The latest 200 attempts, oldest first.
     attempts: Vec<AttemptView>,
-    /// What was done to it, oldest first, the latest 200.
+    /// The latest 200 audit entries, oldest first.
     audit: Vec<AuditView>,
-    /// The delay tiers that a run climbs.
+    /// The delay tiers, in order.
     ladder: Vec<TierView>,
-    /// What its failure means; absent if it has none.
-    verdict: Option<VerdictView>,
-    /// The queue that it waits in, or its failure, if the settings say where RabbitMQ's management
-    /// UI is.
+    /// The diagnosis of its failure. Null if it has none.
+    verdict: Option<DiagnosisView>,
+    /// URL of the queue with its message in RabbitMQ's management UI, if `http.management_url` is
+    /// set.
     queue_url: Option<String>,
 }
 
@@ -61,7 +63,7 @@ struct JobView {
     signup_id: Uuid,
     sync_phase: SyncPhase,
     status: Status,
-    /// How often it was started afresh, by hand or by a new event.
+    /// Number of restarts, by an operator or by a new event.
     run: i32,
     attempt_count: i32,
     max_attempts: i32,
@@ -73,9 +75,9 @@ struct JobView {
     reason: Option<Reason>,
     manual_retry: bool,
     contact_id: Option<String>,
-    /// The id that the tracked event has in Customer.io, the same for every try.
+    /// The id of the tracked event in Customer.io, the same for every attempt.
     tracked_event_id: String,
-    /// The event that made it, or started it afresh.
+    /// The event that created or last restarted it.
     event_id: String,
     occurred_at: DateTime<Utc>,
     created_at: DateTime<Utc>,
@@ -112,7 +114,7 @@ struct SignupView {
 struct BetSlipView {
     bet_amount: f64,
     team_bet_on: String,
-    /// A string or a number, as it was sent.
+    /// A string or a number, as received.
     #[schema(value_type = serde_json::Value)]
     odds: Value,
     confidence: f64,
@@ -126,9 +128,9 @@ struct AttemptView {
     started_at: DateTime<Utc>,
     duration_ms: f64,
     http_status: Option<i32>,
-    error_type: Option<String>,
+    error_type: Option<ErrorType>,
     error_message: Option<String>,
-    /// Where the job waited for the next try.
+    /// The tier in which the job waited for the next attempt.
     tier: Option<String>,
 }
 
@@ -151,54 +153,57 @@ struct TierView {
 
 /// Show one job.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/jobs/{jobId}", operation_id = "showJob", tag = "jobs",
-    params(("jobId" = Uuid, Path, description = "The job."), Parameters),
-    responses((status = 200, body = Detail), Problems)
+    get, path = "/jobs/{jobId}", operation_id = "showJob", tag = "jobs",
+    params(("jobId" = Uuid, Path, description = "The job."), JobParameters),
+    responses((status = 200, body = JobDetailView), Problems)
 )]
 pub(crate) async fn show(
     State(state): State<AppState>,
     PathId(id): PathId,
-    Query(parameters): Query<Parameters>,
-) -> Result<Json<Detail>, Problem> {
+    Query(parameters): Query<JobParameters>,
+) -> Result<Json<JobDetailView>, Problem> {
     let detail = state.ledger.job_detail(id).await?;
-    let detail = detail.ok_or_else(|| Problem::not_found("there is no job with this id"))?;
+    let detail = detail.ok_or_else(|| Problem::not_found("no such job"))?;
     let queue = queue_of(&detail, &state.ladder);
     let queue_url = queue.and_then(|queue| state.config.queue_url(&queue));
     Ok(Json(view(detail, &state.ladder, queue_url, parameters.masked)))
 }
 
-/// The queue that holds the job's message, as far as the ledger tells.
+/// The queue that contains the job's message, as far as the ledger shows.
 fn queue_of(detail: &JobDetail, ladder: &Ladder) -> Option<String> {
     let job = &detail.job;
     match job.status {
-        Status::Failed => Some("customerio-sync.failed".to_owned()),
+        Status::Failed => Some(FAILED_QUEUE.to_owned()),
         Status::Pending if job.next_retry_at.is_some() => {
             let last = detail.attempts.last().and_then(|attempt| attempt.tier.clone());
             let tier = last.or_else(|| ladder.tiers().first().map(|tier| tier.name.clone()))?;
-            Some(format!("customerio-sync.retry.{tier}"))
+            Some(tier_queue_of(&tier))
         }
-        Status::Pending | Status::Processing => Some("customerio-sync.jobs".to_owned()),
+        Status::Pending | Status::Processing => Some(WorkQueue::Jobs.name().to_owned()),
         Status::Completed => None,
     }
 }
 
-fn view(detail: JobDetail, ladder: &Ladder, queue_url: Option<String>, masked: bool) -> Detail {
+fn view(
+    detail: JobDetail,
+    ladder: &Ladder,
+    queue_url: Option<String>,
+    masked: bool,
+) -> JobDetailView {
     let JobDetail { job, signup, flags, attempts, audit } = detail;
-    let last_status = attempts.last().and_then(|attempt| attempt.http_status);
-    let verdict = job.error_message.as_deref().map(|message| {
-        VerdictView::of(&Case {
-            reason: job.reason,
+    let last = attempts.last();
+    let verdict = job.error_message.is_some().then(|| {
+        DiagnosisView::of(&FailureFacts {
+            reason: known(job.reason.as_deref()),
+            cause: known(last.and_then(|attempt| attempt.error_cause.as_deref())),
             error_type: job.error_type,
-            http_status: last_status.and_then(|status| status.try_into().ok()),
-            message,
+            http_status: last.and_then(|attempt| attempt.http_status?.try_into().ok()),
             occurred_at: Some(job.occurred_at),
         })
     });
-    let tier = |tier: &crate::retry::Tier| TierView {
-        name: tier.name.clone(),
-        delay_seconds: tier.delay.as_secs_f64(),
-    };
-    Detail {
+    let tier =
+        |tier: &Tier| TierView { name: tier.name.clone(), delay_seconds: tier.delay.as_secs_f64() };
+    JobDetailView {
         signup: signup_view(job.signup_id, signup, flags, masked),
         job: job_view(job, masked),
         attempts: attempts.into_iter().map(AttemptView::from).collect(),
@@ -209,7 +214,7 @@ fn view(detail: JobDetail, ladder: &Ladder, queue_url: Option<String>, masked: b
     }
 }
 
-fn job_view(job: JobRow, masked: bool) -> JobView {
+fn job_view(job: StoredJob, masked: bool) -> JobView {
     JobView {
         tracked_event_id: tracked_event_id(job.signup_id, job.phase).to_string(),
         job_id: job.id,
@@ -224,7 +229,7 @@ fn job_view(job: JobRow, masked: bool) -> JobView {
         error_type: job.error_type,
         error_message: job.error_message,
         signature: job.error_signature,
-        reason: job.reason,
+        reason: known(job.reason.as_deref()),
         manual_retry: job.manual_retry,
         contact_id: contact(job.contact_id, masked),
         event_id: job.event_id,
@@ -248,7 +253,7 @@ fn signup_view(signup_id: Uuid, signup: Signup, flags: SignupFlags, masked: bool
         odds: slip.odds,
         confidence: slip.confidence,
     });
-    // What upstream services put into attributes is not known; any of them may be somebody's name.
+    // Any attribute may be personal data: upstream services choose them.
     let shown = |(name, value): (String, Value)| (name, if masked { "•••".into() } else { value });
     SignupView {
         signup_id,
@@ -274,8 +279,8 @@ fn contact(id: Option<String>, masked: bool) -> Option<String> {
     view.masked_if(masked).id
 }
 
-impl From<AttemptRow> for AttemptView {
-    fn from(row: AttemptRow) -> Self {
+impl From<StoredAttempt> for AttemptView {
+    fn from(row: StoredAttempt) -> Self {
         Self {
             run: row.run,
             attempt: row.attempt,
@@ -289,7 +294,7 @@ impl From<AttemptRow> for AttemptView {
     }
 }
 
-fn audit_view(row: AuditRow, masked: bool) -> AuditView {
+fn audit_view(row: StoredAudit, masked: bool) -> AuditView {
     let mut details = row.details;
     if let Some(Value::String(id)) = details.get_mut("contactId") {
         *id = contact(Some(std::mem::take(id)), masked).unwrap_or_default();

@@ -1,5 +1,4 @@
-//! `POST /api/v1/signups/customerio/sync-failures/dismiss`: resolves the failures of a selection
-//! without a retry.
+//! `POST /sync-failures/dismiss`: resolves the failures of a selection without a retry.
 
 use axum::{
     Extension,
@@ -12,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     admin::{
-        api::sync_failures::retry::{DryRun, Parameters},
+        api::sync_failures::retry::{DryRun, DryRunParameters},
         http::{
             auth::Identity,
             extract::{Json, Query, ReasonText},
@@ -24,23 +23,25 @@ use crate::{
     ledger::{Selection, search_text, signature_text},
 };
 
-/// A selection as a retry takes it, and why its failures need none.
+/// A selection, as for a retry, and the reason for the dismissal.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Dismissal {
-    /// Why, for those who look later.
-    #[schema(value_type = String, min_length = 1, max_length = 500,
-    pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
+    /// The reason, for the audit log.
+    #[schema(
+        value_type = String, min_length = 1, max_length = 500,
+        pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
+    )]
     reason: ReasonText,
     /// Only this phase.
     sync_phase: Option<SyncPhase>,
-    /// Only this kind of trouble.
+    /// Only this kind of error.
     error_type: Option<ErrorType>,
-    /// A part of the customer's e-mail address or name, in any case.
+    /// A part of the customer's e-mail address or name, case-insensitive.
     #[serde(default, deserialize_with = "search_text")]
     #[schema(max_length = 200, pattern = r"^[^\u0000]*$")]
     search: Option<String>,
-    /// Only this error signature, as the groups have it.
+    /// Only this error signature, as the groups show it.
     #[serde(default, deserialize_with = "signature_text")]
     #[schema(max_length = 240, pattern = r"^[^\u0000]*$")]
     signature: Option<String>,
@@ -48,27 +49,30 @@ pub(crate) struct Dismissal {
     job_ids: Option<Vec<Uuid>>,
 }
 
-/// How many were dismissed.
+/// The result of a dismissal.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Dismissed {
+pub(crate) struct DismissedCount {
     dismissed: i64,
 }
 
-/// Dismiss the failures of a selection. Without a filter, every open failure is meant.
+/// Dismiss the failures of a selection. Without a filter, every open failure is selected.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/sync-failures/dismiss",
-    operation_id = "dismissFailures", tag = "failures", params(Parameters),
+    post, path = "/sync-failures/dismiss",
+    operation_id = "dismissFailures", tag = "failures", params(DryRunParameters),
     request_body = Dismissal,
     responses(
-        (status = 200, description = "How many were dismissed; with dryRun, what would be \
-            done.", body = DismissAnswer),
+        (
+            status = 200,
+            description = "The number of dismissed failures; with dryRun, the preview.",
+            body = DismissResponse,
+        ),
         Problems,
     )
 )]
 pub(crate) async fn dismiss(
     State(state): State<AppState>,
     Extension(identity): Extension<Identity>,
-    Query(parameters): Query<Parameters>,
+    Query(parameters): Query<DryRunParameters>,
     Json(dismissal): Json<Dismissal>,
 ) -> Result<Response, Problem> {
     let Dismissal { reason, sync_phase, error_type, search, signature, job_ids } = dismissal;
@@ -78,15 +82,15 @@ pub(crate) async fn dismiss(
         return Ok(axum::Json(DryRun::new(&preview)).into_response());
     }
     let dismissed = state.ledger.dismiss(&selection, &reason.0, &identity.name).await?;
-    Ok(axum::Json(Dismissed { dismissed }).into_response())
+    Ok(axum::Json(DismissedCount { dismissed }).into_response())
 }
 
-/// Either of the two answers, for the description.
+/// Either of the two responses, for the description.
 #[derive(ToSchema)]
-#[schema(as = DismissAnswer)]
+#[schema(as = DismissResponse)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "it describes; nobody makes one")]
-pub(crate) enum DismissAnswer {
-    Dismissed(Dismissed),
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) enum DismissResponse {
+    DismissedCount(DismissedCount),
     DryRun(DryRun),
 }

@@ -1,4 +1,4 @@
-//! `GET /api/v1/signups/customerio/sync-failures`: the open failures, a page at a time.
+//! `GET /sync-failures`: lists the open failures, one page per request.
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     admin::{
-        api::view::{customer::CustomerView, diagnosis::VerdictView},
+        api::view::{customer::CustomerView, diagnosis::DiagnosisView},
         http::{
             extract::{Limit, Offset, Query},
             problem::{Problem, Problems},
@@ -19,29 +19,29 @@ use crate::{
     ledger::{FailedJob, Selection, search_text, signature_text},
 };
 
-/// Which failures, and which page of them.
+/// The filters and the page.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Parameters {
+pub(crate) struct FailureListParameters {
     /// Only this phase.
     #[param(inline)]
     sync_phase: Option<SyncPhase>,
-    /// Only this kind of trouble.
+    /// Only this kind of error.
     #[param(inline)]
     error_type: Option<ErrorType>,
-    /// A part of the customer's e-mail address or name, in any case.
+    /// A part of the customer's e-mail address or name, case-insensitive.
     #[serde(default, deserialize_with = "search_text")]
     #[param(max_length = 200, pattern = r"^[^\u0000]*$")]
     search: Option<String>,
-    /// Only this error signature, as the groups have it.
+    /// Only this error signature, as the groups show it.
     #[serde(default, deserialize_with = "signature_text")]
     #[param(max_length = 240, pattern = r"^[^\u0000]*$")]
     signature: Option<String>,
-    /// Items in the answer at most.
+    /// Maximum items in the response.
     #[param(value_type = Option<i64>, minimum = 1, maximum = 500, default = 50)]
     limit: Option<Limit>,
-    /// Items that are left out at the start.
+    /// Number of items to skip.
     #[param(value_type = Option<i64>, minimum = 0, maximum = 1_000_000_000, default = 0)]
     offset: Option<Offset>,
     /// Whether e-mail addresses and names are masked.
@@ -53,17 +53,17 @@ pub(crate) struct Parameters {
 /// A page of failures.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct FailureList {
-    /// Most attempts first, then the latest attempt first.
+    /// The items, most attempts first, then latest attempt first.
     items: Vec<FailureItem>,
-    /// How many there are on all pages.
+    /// Number of items on all pages.
     total: i64,
-    /// The limit that was used.
+    /// The limit that was applied.
     limit: i64,
-    /// The offset that was used.
+    /// The offset that was applied.
     offset: i64,
 }
 
-/// A job that has failed, with what it means.
+/// A failed job, and what its failure means.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FailureItem {
@@ -73,23 +73,23 @@ pub(crate) struct FailureItem {
     status: Status,
     /// Retries that were scheduled.
     attempt_count: i32,
-    /// Retries allowed.
+    /// Maximum retries.
     max_attempts: i32,
     error_type: ErrorType,
     error_message: String,
-    /// The message without what differs from one failure to the next.
+    /// The error message without numbers, ids, addresses and quoted values.
     signature: Option<String>,
-    /// When the last call was begun.
+    /// When the last call started.
     last_attempt_at: Option<DateTime<Utc>>,
     failed_at: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
     customer: CustomerView,
-    verdict: VerdictView,
+    verdict: DiagnosisView,
 }
 
 impl FailureItem {
     pub(crate) fn new(job: FailedJob, masked: bool) -> Self {
-        let verdict = VerdictView::of(&job.case());
+        let verdict = DiagnosisView::of(&job.facts());
         let customer = CustomerView {
             id: job.customer_id,
             email: job.email,
@@ -117,13 +117,13 @@ impl FailureItem {
 
 /// List the open failures.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/sync-failures", operation_id = "listFailures",
-    tag = "failures", params(Parameters),
+    get, path = "/sync-failures", operation_id = "listFailures",
+    tag = "failures", params(FailureListParameters),
     responses((status = 200, body = FailureList), Problems)
 )]
 pub(crate) async fn list(
     State(state): State<AppState>,
-    Query(parameters): Query<Parameters>,
+    Query(parameters): Query<FailureListParameters>,
 ) -> Result<Json<FailureList>, Problem> {
     let selection = Selection {
         sync_phase: parameters.sync_phase,

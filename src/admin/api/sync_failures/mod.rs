@@ -1,4 +1,4 @@
-//! `/sync-failures`: the open failures, and what is done with many of them.
+//! `/sync-failures`: lists, retries and dismisses open failures.
 
 pub(crate) mod dismiss;
 pub(crate) mod list;

@@ -1,5 +1,5 @@
-//! `POST /api/v1/signups/customerio/sync-failures/retry`: retries all failures of a selection at a
-//! bounded rate, or says what that would do.
+//! `POST /sync-failures/retry`: retries all failures of a selection at a limited rate, or previews
+//! it.
 
 use axum::{
     Extension,
@@ -25,14 +25,14 @@ use crate::{
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Parameters {
-    /// Whether it is only said what would be done.
+pub(crate) struct DryRunParameters {
+    /// Whether to return a preview and change nothing.
     #[serde(default)]
     #[param(default = false)]
     pub(crate) dry_run: bool,
 }
 
-/// What would be done.
+/// The preview.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DryRun {
@@ -40,17 +40,17 @@ pub(crate) struct DryRun {
     dry_run: bool,
     /// Failures that would be retried or dismissed.
     eligible: i64,
-    /// Those among them whose event is older than 72 hours: Customer.io starts no campaign for them
-    /// any more.
+    /// Of these, the failures whose event is older than 72 hours: Customer.io starts no campaign
+    /// for them.
     older_than72_hours: i64,
-    /// Jobs that match and would be left alone.
+    /// Matching jobs that would not change.
     not_eligible: Vec<NotEligible>,
 }
 
-/// Jobs that would be left alone for one reason.
+/// Matching jobs that would not change for one reason.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct NotEligible {
-    reason: WhyNot,
+    reason: IneligibleReason,
     count: i64,
     /// The reason in words.
     meaning: &'static str,
@@ -58,7 +58,7 @@ pub(crate) struct NotEligible {
 
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum WhyNot {
+enum IneligibleReason {
     Dismissed,
     Waiting,
     UnderWay,
@@ -68,16 +68,16 @@ impl DryRun {
     pub(crate) fn new(preview: &Preview) -> Self {
         let reasons = [
             (
-                WhyNot::Dismissed,
+                IneligibleReason::Dismissed,
                 preview.dismissed,
-                "the failure was dismissed; retry its signup by itself to undo that",
+                "the failure was dismissed; to restart it, retry its signup",
             ),
             (
-                WhyNot::Waiting,
+                IneligibleReason::Waiting,
                 preview.waiting,
-                "the job waits for its next try, which comes by itself",
+                "the job waits for its next attempt, which is scheduled",
             ),
-            (WhyNot::UnderWay, preview.under_way, "the job is being tried now"),
+            (IneligibleReason::UnderWay, preview.in_flight, "an attempt is in flight"),
         ];
         let found = reasons.into_iter().filter(|(_, count, _)| *count > 0);
         Self {
@@ -93,22 +93,22 @@ impl DryRun {
 
 /// Retry all failures of a selection.
 ///
-/// The answer comes at once; the bulk retry is worked off at a bounded rate, survives restarts, and
-/// can be looked at and cancelled. Without a filter, every open failure is meant.
+/// Returns at once. The bulk retry proceeds at a limited rate, survives restarts of the service,
+/// and can be shown and cancelled. Without a filter, every open failure is selected.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/sync-failures/retry", operation_id = "retryFailures",
-    tag = "bulk", params(Parameters),
+    post, path = "/sync-failures/retry", operation_id = "retryFailures",
+    tag = "bulk", params(DryRunParameters),
     request_body = Selection,
     responses(
-        (status = 200, description = "With dryRun: what would be done.", body = DryRun),
-        (status = 202, description = "It is being worked off.", body = BulkRetry),
+        (status = 200, description = "With dryRun, the preview.", body = DryRun),
+        (status = 202, description = "The bulk retry was created.", body = BulkRetry),
         Problems,
     )
 )]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Extension(identity): Extension<Identity>,
-    Query(parameters): Query<Parameters>,
+    Query(parameters): Query<DryRunParameters>,
     Json(selection): Json<Selection>,
 ) -> Result<Response, Problem> {
     if parameters.dry_run {

@@ -1,5 +1,4 @@
-//! `POST /api/v1/signups/customerio/unprocessable/{id}/dismiss`: resolves a message that nobody
-//! needs.
+//! `POST /unprocessable/{id}/dismiss`: resolves a message that is not needed.
 
 use axum::{Extension, extract::State};
 use serde::{Deserialize, Serialize};
@@ -16,15 +15,17 @@ use crate::{
         },
         state::AppState,
     },
-    ledger::Resolution,
+    ledger::{MessageResolution, Resolved},
 };
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Why {
-    /// Why, for those who look later.
-    #[schema(value_type = String, min_length = 1, max_length = 500,
-    pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
+pub(crate) struct DismissRequest {
+    /// The reason, for the audit log.
+    #[schema(
+        value_type = String, min_length = 1, max_length = 500,
+        pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
+    )]
     reason: ReasonText,
 }
 
@@ -35,9 +36,9 @@ pub(crate) struct DismissedMessage {
 
 /// Dismiss a message.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/dismiss",
+    post, path = "/unprocessable/{failureId}/dismiss",
     operation_id = "dismissUnprocessable", tag = "unprocessable",
-    params(("failureId" = Uuid, Path, description = "The message.")), request_body = Why,
+    params(("failureId" = Uuid, Path, description = "The message.")), request_body = DismissRequest,
     responses((status = 200, body = DismissedMessage), Problems)
 )]
 pub(crate) async fn dismiss(
@@ -45,11 +46,11 @@ pub(crate) async fn dismiss(
     Extension(identity): Extension<Identity>,
     PathId(id): PathId,
     Query(NoParameters {}): Query<NoParameters>,
-    Json(why): Json<Why>,
+    Json(request): Json<DismissRequest>,
 ) -> Result<axum::Json<DismissedMessage>, Problem> {
-    let resolution = Resolution::Dismissed(&why.reason.0);
-    if !state.ledger.resolve_unprocessable(id, resolution, &identity.name).await? {
-        return Err(unknown());
+    let resolution = MessageResolution::Dismissed(&request.reason.0);
+    match state.ledger.resolve_unprocessable(id, resolution, &identity.name).await? {
+        Resolved::Done => Ok(axum::Json(DismissedMessage { id })),
+        Resolved::NotOpen => Err(unknown()),
     }
-    Ok(axum::Json(DismissedMessage { id }))
 }

@@ -1,5 +1,4 @@
-//! `GET /api/v1/signups/customerio/unprocessable`, and one of them: messages that could not be
-//! understood.
+//! `GET /unprocessable` and `GET /unprocessable/{id}`: shows unprocessable messages.
 
 use axum::{Json, extract::State};
 use base64::Engine;
@@ -11,29 +10,30 @@ use uuid::Uuid;
 
 use crate::{
     admin::{
-        api::view::diagnosis::VerdictView,
+        api::view::diagnosis::DiagnosisView,
         http::{
             extract::{Limit, NoParameters, Offset, PathId, Query},
             problem::{Problem, Problems},
         },
         state::AppState,
     },
-    diagnosis::Case,
+    diagnosis::FailureFacts,
     job::Reason,
-    ledger::Unprocessable,
+    ledger::UnprocessableMessage,
+    runtime::text_enum::known,
 };
 
-/// Bytes of a body that the list shows. The message alone is shown whole.
-const MOST_BODY_BYTES: usize = 16 * 1024;
+/// Maximum bytes per body in the list. A single message is shown whole.
+const LISTED_BODY_BYTES_MAX: usize = 16 * 1024;
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Parameters {
-    /// Items in the answer at most.
+pub(crate) struct UnprocessableParameters {
+    /// Maximum items in the response.
     #[param(value_type = Option<i64>, minimum = 1, maximum = 500, default = 50)]
     limit: Option<Limit>,
-    /// Items that are left out at the start.
+    /// Number of items to skip.
     #[param(value_type = Option<i64>, minimum = 0, maximum = 1_000_000_000, default = 0)]
     offset: Option<Offset>,
 }
@@ -41,22 +41,22 @@ pub(crate) struct Parameters {
 /// A page of messages.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct UnprocessableList {
-    /// The latest first.
+    /// The items, latest first.
     items: Vec<UnprocessableView>,
     total: i64,
     limit: i64,
     offset: i64,
 }
 
-/// A message that could not be understood.
+/// A message that could not be parsed or validated.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct UnprocessableView {
     id: Uuid,
     reason: Reason,
-    /// Where in the message it is wrong: a JSON path, `$` for the whole.
+    /// Where in the message the error is: a JSON path, `$` for the whole message.
     path: Option<String>,
-    /// What was found there and what was expected.
+    /// The path, what was found there, and what was expected.
     error_message: String,
     exchange: String,
     routing_key: String,
@@ -64,40 +64,34 @@ pub(crate) struct UnprocessableView {
     content_type: Option<String>,
     #[schema(value_type = Object)]
     headers: Value,
-    /// The body, if it is text.
+    /// The body, if it is UTF-8.
     body: Option<String>,
-    /// The body in Base64, if it is not text.
+    /// The body in Base64, if it is not UTF-8.
     body_base64: Option<String>,
-    /// Bytes of the whole body.
+    /// Size of the whole body in bytes.
     body_bytes: usize,
-    /// Whether the list shows only its start.
+    /// Whether only the start of the body is shown.
     body_is_cut: bool,
-    verdict: VerdictView,
+    verdict: DiagnosisView,
 }
 
 impl UnprocessableView {
-    fn new(message: Unprocessable, most_body_bytes: usize) -> Self {
-        let reason = message.reason.parse().unwrap_or(Reason::Unprocessable);
-        let verdict = VerdictView::of(&Case {
+    fn new(message: UnprocessableMessage, body_bytes_max: usize) -> Self {
+        let reason = known(Some(&message.reason)).unwrap_or(Reason::Unprocessable);
+        let verdict = DiagnosisView::of(&FailureFacts {
             reason: Some(reason),
+            cause: None,
             error_type: None,
             http_status: None,
-            message: &message.error_message,
             occurred_at: None,
         });
-        let (path, told) = match message.error_message.split_once(": ") {
-            Some((path, told)) if reason == Reason::Unprocessable => {
-                (Some(path.to_owned()), told.to_owned())
-            }
-            _ => (None, message.error_message),
-        };
         let body_bytes = message.body.len();
-        let (body, body_base64) = shown(&message.body, most_body_bytes);
+        let (body, body_base64) = body_text(&message.body, body_bytes_max);
         Self {
             id: message.id,
             reason,
-            path,
-            error_message: told,
+            path: message.error_path,
+            error_message: message.error_message,
             exchange: message.exchange,
             routing_key: message.routing_key,
             failed_at: message.failed_at,
@@ -106,44 +100,49 @@ impl UnprocessableView {
             body,
             body_base64,
             body_bytes,
-            body_is_cut: body_bytes > most_body_bytes,
+            body_is_cut: body_bytes > body_bytes_max,
             verdict,
         }
     }
 }
 
 /// The start of a body, as text or in Base64.
-fn shown(body: &[u8], most: usize) -> (Option<String>, Option<String>) {
+fn body_text(body: &[u8], bytes_max: usize) -> (Option<String>, Option<String>) {
     match std::str::from_utf8(body) {
-        Ok(text) => (Some(text[..text.floor_char_boundary(most)].to_owned()), None),
+        Ok(text) => (Some(text[..text.floor_char_boundary(bytes_max)].to_owned()), None),
         Err(_) => (
             None,
-            Some(base64::engine::general_purpose::STANDARD.encode(&body[..body.len().min(most)])),
+            Some(
+                base64::engine::general_purpose::STANDARD
+                    .encode(&body[..body.len().min(bytes_max)]),
+            ),
         ),
     }
 }
 
-/// List the messages that could not be understood.
+/// List the unprocessable messages.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/unprocessable", operation_id = "listUnprocessable",
-    tag = "unprocessable", params(Parameters),
+    get, path = "/unprocessable", operation_id = "listUnprocessable",
+    tag = "unprocessable", params(UnprocessableParameters),
     responses((status = 200, body = UnprocessableList), Problems)
 )]
 pub(crate) async fn list(
     State(state): State<AppState>,
-    Query(parameters): Query<Parameters>,
+    Query(parameters): Query<UnprocessableParameters>,
 ) -> Result<Json<UnprocessableList>, Problem> {
     let limit = parameters.limit.map_or(50, |limit| limit.0);
     let offset = parameters.offset.map_or(0, |offset| offset.0);
     let (items, total) = state.ledger.unprocessable(limit, offset).await?;
-    let items =
-        items.into_iter().map(|message| UnprocessableView::new(message, MOST_BODY_BYTES)).collect();
+    let items = items
+        .into_iter()
+        .map(|message| UnprocessableView::new(message, LISTED_BODY_BYTES_MAX))
+        .collect();
     Ok(Json(UnprocessableList { items, total, limit, offset }))
 }
 
 /// Show one message with its whole body.
 #[utoipa::path(
-    get, path = "/api/v1/signups/customerio/unprocessable/{failureId}",
+    get, path = "/unprocessable/{failureId}",
     operation_id = "showUnprocessable", tag = "unprocessable",
     params(("failureId" = Uuid, Path, description = "The message.")),
     responses((status = 200, body = UnprocessableView), Problems)
@@ -158,7 +157,5 @@ pub(crate) async fn show(
 }
 
 pub(crate) fn unknown() -> Problem {
-    Problem::not_found(
-        "there is no open message with this id; it may have been replayed or dismissed",
-    )
+    Problem::not_found("no such open message; it may have been replayed or dismissed")
 }

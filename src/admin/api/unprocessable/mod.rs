@@ -1,4 +1,4 @@
-//! `/unprocessable`: messages that could not be parsed or validated.
+//! `/unprocessable`: lists, replays and dismisses unprocessable messages.
 
 pub(crate) mod dismiss;
 pub(crate) mod list;

@@ -1,5 +1,4 @@
-//! `POST /api/v1/signups/customerio/unprocessable/{id}/replay`: publishes a message that could not
-//! be understood again, as it came.
+//! `POST /unprocessable/{id}/replay`: publishes an unprocessable message again, unchanged.
 
 use axum::{Extension, Json, extract::State};
 use serde::Serialize;
@@ -9,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     admin::{
         api::{
-            publish::{Published, publish_once},
+            publish::{PublishStatus, publish_once},
             unprocessable::list::unknown,
         },
         http::{
@@ -19,11 +18,11 @@ use crate::{
         },
         state::AppState,
     },
-    broker::{Message, ORIGINAL_ID_HEADER, Origin, Original},
-    ledger::Resolution,
+    broker::{Message, Origin, OriginalMessage, headers},
+    ledger::MessageResolution,
 };
 
-/// Where the message went.
+/// Where the message was published to.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Replayed {
@@ -32,9 +31,9 @@ pub(crate) struct Replayed {
     routing_key: String,
 }
 
-/// Publish a message again. If it still can't be understood, it comes back as a new one.
+/// Publish a message again. If it is still unprocessable, it appears again with a new id.
 #[utoipa::path(
-    post, path = "/api/v1/signups/customerio/unprocessable/{failureId}/replay",
+    post, path = "/unprocessable/{failureId}/replay",
     operation_id = "replayUnprocessable", tag = "unprocessable",
     params(("failureId" = Uuid, Path, description = "The message.")),
     responses((status = 200, body = Replayed), Problems)
@@ -45,23 +44,24 @@ pub(crate) async fn replay(
     PathId(id): PathId,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<Replayed>, Problem> {
-    let ready = state.ready()?;
+    let connected = state.connected()?;
     let message = state.ledger.unprocessable_message(id).await?.ok_or_else(unknown)?;
     let origin = Origin { exchange: &message.exchange, routing_key: &message.routing_key };
-    let original = Original {
-        message_id: message.headers.get(ORIGINAL_ID_HEADER).and_then(|id| id.as_str()),
+    let original = OriginalMessage {
+        message_id: message.headers.get(headers::ORIGINAL_MESSAGE_ID).and_then(|id| id.as_str()),
         content_type: message.content_type.as_deref(),
         body: message.body.clone(),
     };
-    // Published first: a crash in between replays it once more, which changes nothing.
-    if publish_once(&ready.publisher, &Message::replay(id, origin, original)).await
-        == Published::NotYet
+    // A crash after the publish leaves the message in the list. A second replay changes nothing.
+    if publish_once(&connected.publisher, &Message::replay(id, origin, original)).await
+        == PublishStatus::Pending
     {
         return Err(Problem::unavailable(
-            "the broker has not confirmed the message, so it stays in the list; try again when \
-                /readyz says ready",
+            "RabbitMQ did not confirm the message, so it stays in the list; retry when /readyz \
+                returns 200",
         ));
     }
-    state.ledger.resolve_unprocessable(id, Resolution::Replayed, &identity.name).await?;
+    // If another operator resolved it meanwhile, the replay is still done.
+    state.ledger.resolve_unprocessable(id, MessageResolution::Replayed, &identity.name).await?;
     Ok(Json(Replayed { id, exchange: message.exchange, routing_key: message.routing_key }))
 }

@@ -1,11 +1,11 @@
-//! A customer as answers show it: whole, or masked.
+//! A customer in a response: whole, or masked.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::event::Customer;
 
-/// Who the signup is about.
+/// The person who signed up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CustomerView {
@@ -23,13 +23,13 @@ impl From<Customer> for CustomerView {
 }
 
 impl CustomerView {
-    /// The same with its address and names masked, if that is wanted.
+    /// Masks the address and the names if `masked`.
     pub(crate) fn masked_if(self, masked: bool) -> Self {
         if !masked {
             return self;
         }
         Self {
-            // An id that is an address is masked like one.
+            // The id may be an e-mail address.
             id: self.id.map(|id| if id.contains('@') { mask_address(&id) } else { id }),
             email: self.email.as_deref().map(mask_address),
             first_name: self.first_name.as_deref().map(mask),
@@ -38,12 +38,12 @@ impl CustomerView {
     }
 }
 
-/// The first character alone; nothing tells how many there were.
+/// Masks all but the first character, and hides the length.
 pub(crate) fn mask(text: &str) -> String {
     text.chars().take(1).chain("•••".chars()).collect()
 }
 
-/// An address keeps the first character of its name and of its domain.
+/// Masks all but the first characters of the name and of the domain.
 pub(crate) fn mask_address(address: &str) -> String {
     match address.rsplit_once('@') {
         Some((name, domain)) => format!("{}@{}", mask(name), mask(domain)),
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_masked_customer_shows_first_letters_alone() {
+    fn a_masked_customer_shows_only_first_letters() {
         let customer = CustomerView {
             id: Some("c-991".to_owned()),
             email: Some("ann.lee@example.com".to_owned()),

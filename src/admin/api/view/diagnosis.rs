@@ -1,32 +1,37 @@
-//! A verdict as answers show it.
+//! A diagnosis in a response.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "an edge: the age of an event is relative to the response"
+)]
 
 use chrono::Utc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::diagnosis::{Case, Cause, verdict};
+use crate::diagnosis::{CauseCategory, FailureFacts, diagnose};
 
-/// What a failure means, and what to do next.
+/// The meaning of a failure, and the next step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct VerdictView {
-    /// Who or what has to change before a retry can help.
-    cause: Cause,
-    /// What it is, in words.
+pub(crate) struct DiagnosisView {
+    /// What has to change before a retry can succeed.
+    cause: CauseCategory,
+    /// The failure, in words.
     meaning: &'static str,
-    /// What to do next.
+    /// The next step.
     next: &'static str,
-    /// What a retry can no longer bring about.
+    /// An effect that a retry can no longer have.
     warning: Option<&'static str>,
 }
 
-impl VerdictView {
-    pub(crate) fn of(case: &Case<'_>) -> Self {
-        let verdict = verdict(case, Utc::now());
+impl DiagnosisView {
+    pub(crate) fn of(facts: &FailureFacts) -> Self {
+        let diagnosis = diagnose(facts, Utc::now());
         Self {
-            cause: verdict.cause,
-            meaning: verdict.meaning,
-            next: verdict.next,
-            warning: verdict.warning,
+            cause: diagnosis.category,
+            meaning: diagnosis.meaning,
+            next: diagnosis.next,
+            warning: diagnosis.warning,
         }
     }
 }

@@ -1,0 +1,3 @@
+//! `/{signupId}`: one signup.
+
+pub(crate) mod retry;

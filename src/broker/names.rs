@@ -1,0 +1,101 @@
+//! The names of exchanges, queues and headers. They appear nowhere else in `src`.
+
+use crate::{event::EventType, retry::Tier};
+
+/// The topic exchange that upstream services publish events to.
+pub const EVENTS_EXCHANGE: &str = "signup.events";
+/// The topic exchange of the outcomes.
+pub const UPDATES_EXCHANGE: &str = "signup.updates";
+/// The exchange that messages for jobs are published to.
+pub const JOBS_EXCHANGE: &str = "customerio-sync.jobs";
+/// The fanout exchange of the failures.
+pub const FAILED_EXCHANGE: &str = "customerio-sync.failed";
+/// The failure queue, which people inspect in the management UI.
+pub const FAILED_QUEUE: &str = "customerio-sync.failed";
+/// The queue that the mirror consumes.
+pub const MIRROR_QUEUE: &str = "customerio-sync.failed.mirror";
+
+/// Start of the names of all delay tiers.
+pub(super) const TIER_PREFIX: &str = "customerio-sync.retry.";
+
+/// Name of a tier's exchange and of its queue.
+pub fn tier_queue(tier: &Tier) -> String {
+    tier_queue_of(&tier.name)
+}
+
+/// Name of the queue of the tier with this name, such as `5s`.
+pub fn tier_queue_of(tier_name: &str) -> String {
+    format!("{TIER_PREFIX}{tier_name}")
+}
+
+/// A queue whose messages ask for work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WorkQueue {
+    /// Events of one type.
+    Events(EventType),
+    /// Jobs that return from a tier, or that an operator retries.
+    Jobs,
+}
+
+impl WorkQueue {
+    /// All work queues.
+    pub const ALL: [Self; 3] =
+        [Self::Events(EventType::Submitted), Self::Events(EventType::Confirmed), Self::Jobs];
+
+    /// Name of the queue.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Events(EventType::Submitted) => "customerio-sync.signup-submitted",
+            Self::Events(EventType::Confirmed) => "customerio-sync.extraction-confirmed",
+            Self::Jobs => "customerio-sync.jobs",
+        }
+    }
+
+    /// The exchange and the routing key that the queue is bound to.
+    pub(super) const fn source(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Events(event_type) => (EVENTS_EXCHANGE, event_type.routing_key()),
+            Self::Jobs => (JOBS_EXCHANGE, ""),
+        }
+    }
+}
+
+/// Names of message headers.
+pub mod headers {
+    /// Id of the job.
+    pub const JOB_ID: &str = "x-job-id";
+    /// Id of the signup.
+    pub const SIGNUP_ID: &str = "x-signup-id";
+    /// Phase of the job.
+    pub const SYNC_PHASE: &str = "x-sync-phase";
+    /// Retries that were scheduled.
+    pub const ATTEMPT: &str = "x-attempt";
+    /// Kind of error of the last attempt.
+    pub const ERROR_TYPE: &str = "x-error-type";
+    /// Message of the last error.
+    pub const ERROR_MESSAGE: &str = "x-error-message";
+    /// Where in an unprocessable message the error is: a JSON path.
+    pub const ERROR_PATH: &str = "x-error-path";
+    /// When the first attempt of the run failed (RFC 3339).
+    pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
+    /// Why the message is in the failure queue.
+    pub const REASON: &str = "x-reason";
+    /// When the job failed (RFC 3339).
+    pub const FAILED_AT: &str = "x-failed-at";
+    /// The exchange that the failed message came from.
+    pub const ORIGINAL_EXCHANGE: &str = "x-original-exchange";
+    /// The routing key of the failed message.
+    pub const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
+    /// The `message_id` of an unprocessable message.
+    pub const ORIGINAL_MESSAGE_ID: &str = "x-original-message-id";
+    /// Id of the failure that this message replays.
+    pub const REPLAY_OF: &str = "x-replay-of";
+    /// W3C trace context (<https://www.w3.org/TR/trace-context/>).
+    pub const TRACEPARENT: &str = "traceparent";
+    /// RabbitMQ's record of dead-lettering (<https://www.rabbitmq.com/docs/dlx>).
+    pub const DEATH: &str = "x-death";
+
+    /// The headers of a job's messages, besides [`ATTEMPT`], which is a number.
+    pub const OF_JOB: [&str; 6] =
+        [JOB_ID, SIGNUP_ID, SYNC_PHASE, ERROR_TYPE, FIRST_FAILED_AT, TRACEPARENT];
+}

@@ -1,0 +1,63 @@
+//! The flags of a signup that say whether Customer.io has the person. This is their one writer.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::Error;
+
+/// A signup whose jobs have changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChangedSignup<'a> {
+    pub(super) signup_id: Uuid,
+    /// Whether a job of it was completed.
+    pub(super) completed: bool,
+    /// The person identifier that was used, if a job was completed.
+    pub(super) contact_id: Option<&'a str>,
+}
+
+impl ChangedSignup<'_> {
+    /// A signup of which no job was completed.
+    pub(super) fn new(signup_id: Uuid) -> Self {
+        Self { signup_id, completed: false, contact_id: None }
+    }
+}
+
+/// Sets the flags of the signups to what their jobs say. The caller owns the locks on the signups.
+pub(super) async fn update(
+    connection: &mut PgConnection,
+    changed: &[ChangedSignup<'_>],
+) -> Result<(), Error> {
+    if changed.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        UPDATE signups s
+        SET customerio_synced = s.customerio_synced OR e.completed,
+            customerio_synced_at = CASE WHEN e.completed THEN now() ELSE s.customerio_synced_at END,
+            customerio_contact_id = CASE
+                WHEN e.completed THEN e.contact_id
+                ELSE s.customerio_contact_id
+            END,
+            customerio_sync_failed = failed.message IS NOT NULL,
+            customerio_sync_error = failed.message,
+            updated_at = now()
+        FROM UNNEST($1::uuid[], $2::bool[], $3::text[]) AS e (signup_id, completed, contact_id)
+        LEFT JOIN LATERAL (
+            SELECT error_message AS message
+            FROM signup_customerio_sync_jobs j
+            WHERE j.signup_id = e.signup_id AND j.status = 'failed'
+            ORDER BY j.updated_at DESC
+            LIMIT 1
+        ) AS failed ON true
+        WHERE s.id = e.signup_id
+        "#,
+        &column!(changed, one => one.signup_id) as _,
+        &column!(changed, one => one.completed) as _,
+        &column!(changed, one => one.contact_id) as _,
+    )
+    .execute(connection)
+    .await
+    .map_err(Error::doing("updating the flags of signups"))?;
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! Inputs for tests that call the ledger directly.
+
+use std::time::Duration;
+
+use customerio_sync::{
+    event::{self, EventType, RawEvent},
+    job::{Attempt, Outcome},
+    ledger::{Arrival, ClaimOutcome, Settlement, Source},
+    retry::Verdict,
+};
+use serde_json::Value;
+
+/// The arrival of a submitted event.
+pub(crate) fn arrival(event: &Value, redelivered: bool) -> Arrival {
+    let body = event.to_string();
+    let raw = RawEvent {
+        event_type: EventType::Submitted,
+        content_type: None,
+        message_id: None,
+        body: body.as_bytes(),
+    };
+    Arrival {
+        source: Source::Event(Box::new(event::parse(raw).expect("valid"))),
+        redelivered,
+        traceparent: None,
+    }
+}
+
+/// Settles a claimed job as accepted.
+pub(crate) fn completion(outcome: &ClaimOutcome) -> Settlement {
+    let ClaimOutcome::Claimed(claimed) = outcome else { panic!("claimed, not {outcome:?}") };
+    let attempt = Attempt {
+        started_at: chrono::Utc::now(),
+        duration: Duration::from_millis(1),
+        http_status: Some(200),
+        outcome: Outcome::Accepted,
+    };
+    Settlement {
+        job: claimed.job.clone(),
+        contact_id: Some("c".to_owned()),
+        attempt,
+        verdict: Verdict::Complete,
+    }
+}

@@ -1,0 +1,27 @@
+//! Waiting for a condition, with a limit.
+
+use std::time::Duration;
+
+/// Maximum time that a test waits for anything.
+pub(super) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time between two checks of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
+
+/// Calls `poll` until it returns a value.
+pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut poll: impl FnMut() -> F,
+) -> T {
+    let polling = async {
+        let mut ticks = tokio::time::interval(POLL_INTERVAL);
+        loop {
+            ticks.tick().await;
+            if let Some(value) = poll().await {
+                return value;
+            }
+        }
+    };
+    tokio::time::timeout(WAIT_TIMEOUT, polling)
+        .await
+        .unwrap_or_else(|_| panic!("waited {WAIT_TIMEOUT:?} for {what}"))
+}
