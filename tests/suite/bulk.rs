@@ -2,6 +2,7 @@
 
 use crate::support::{World, publish_on, submitted, wait_for};
 use customerio_sync::app::App;
+use futures_util::future::join_all;
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use sqlx::Executor;
@@ -355,22 +356,18 @@ async fn a_replayed_message_that_is_now_valid_becomes_a_job() {
 async fn live_traffic_goes_before_bulk_retries_at_the_rate_limit() {
     let world = World::new()
         .await
-        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "40")
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "20")
         .with("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "2");
     let app = world.start().await;
     world.pool.execute(SEED).await.expect("seeded");
+    // Published together, so that they arrive much faster than the rate limit allows calls.
     let channel = world.channel().await;
-    for _ in 0..120 {
-        let body = submitted(Uuid::new_v4()).to_string();
-        publish_on(
-            &channel,
-            "signup.events",
-            "signup.submitted",
-            body.as_bytes(),
-            BasicProperties::default(),
-        )
-        .await;
-    }
+    let bodies: Vec<_> = (0..120).map(|_| submitted(Uuid::new_v4()).to_string()).collect();
+    join_all(bodies.iter().map(|body| {
+        let properties = BasicProperties::default();
+        publish_on(&channel, "signup.events", "signup.submitted", body.as_bytes(), properties)
+    }))
+    .await;
     let waiting = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'";
     wait_for("jobs to wait for the rate limit", || async {
         (world.count(waiting).await > 80).then_some(())
