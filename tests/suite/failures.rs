@@ -525,3 +525,26 @@ async fn process_runs_no_job_while_the_circuit_breaker_is_open() {
     assert!((50..=60).contains(&wait), "{breaker}");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn advice_does_not_depend_on_the_wording_of_the_error() {
+    let world = World::new().await.with("RETRY_DELAYS", "50ms");
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    world.confirm(&confirmed(signup)).await;
+    let job = world.wait_for_job(signup, "enriched", "failed").await;
+    let path = format!("/jobs/{}", job["id"].as_str().expect("an id"));
+    let advice = world.read(&app, &path).await["verdict"].clone();
+    assert_eq!(advice["cause"], "missing_signup");
+    let rewordings = [
+        "UPDATE sync_attempts SET error_message = 'reworded'",
+        "UPDATE signup_customerio_sync_jobs SET error_message = 'reworded'",
+    ];
+    for sql in rewordings {
+        world.pool.execute(sql).await.expect("reworded");
+    }
+    assert_eq!(world.read(&app, &path).await["verdict"], advice);
+    let group = world.read(&app, "/sync-failures").await["items"][0].clone();
+    assert_eq!((&group["errorMessage"], &group["verdict"]), (&json!("reworded"), &advice));
+    app.stop().await;
+}
