@@ -1,4 +1,5 @@
-//! Moves signups from RabbitMQ into Customer.io, without losses and without duplicates.
+//! Moves signups from RabbitMQ into Customer.io with at-least-once delivery; repeated calls are
+//! harmless.
 //!
 //! A module names only modules in lower rows. `tests/architecture.rs` enforces it.
 //!

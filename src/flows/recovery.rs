@@ -139,7 +139,9 @@ impl Recovery {
             let what = match action {
                 RecoveryAction::Reset => "abandoned jobs were reset to pending",
                 RecoveryAction::Resent => "lost messages of overdue jobs were published again",
-                RecoveryAction::Reparked => "failures missing in the mirror were parked again",
+                RecoveryAction::Reparked => {
+                    "failures that were missing from the mirror were parked again"
+                }
             };
             tracing::warn!(jobs, action = action.as_str(), "{what}");
             self.metrics.recovered.with_label_values(&[action.as_str()]).inc_by(jobs);
