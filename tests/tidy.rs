@@ -25,6 +25,9 @@ use std::{
 const COLUMNS_MAX: usize = 100;
 /// Names that several modules may give to a type of their own.
 const REPEATED_TYPE_NAMES: [&str; 4] = ["Config", "Error", "Args", "Problem"];
+/// The folders and files that contain the documents.
+const DOCUMENTS: [&str; 5] =
+    ["docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -87,7 +90,7 @@ fn no_text_uses_an_avoided_phrase() {
         }
     }
     let others = [
-        files(&["docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"], &["md"]),
+        files(&DOCUMENTS, &["md"]),
         files(&["config", "Cargo.toml", "deny.toml", "clippy.toml"], &["toml"]),
         files(&["src/admin/page", "tests/page", "tests/clients"], &["js", "mjs", "cjs", "html"]),
         files(&["src", "tests", "migrations"], &["sql"]),
@@ -133,8 +136,7 @@ fn no_type_name_is_used_twice() {
 
 #[test]
 fn every_link_between_documents_leads_somewhere() {
-    let documents =
-        files(&["docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"], &["md"]);
+    let documents = files(&DOCUMENTS, &["md"]);
     let violations: Vec<_> =
         documents.iter().flat_map(|(path, text)| links::broken(root(), path, text)).collect();
     assert_none(&violations);

@@ -57,6 +57,14 @@ async fn execute(world: &World, sql: String) -> Result<(), sqlx::Error> {
     world.pool.execute(AssertSqlSafe(sql)).await.map(drop)
 }
 
+/// Applies each migration, and then its sample data.
+async fn apply(world: &World, migrations: &[PathBuf], samples: &[PathBuf]) {
+    for file in migrations.iter().zip(samples).flat_map(|(migration, sample)| [migration, sample]) {
+        let sql = std::fs::read_to_string(file).expect("the file can be read");
+        execute(world, sql).await.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+}
+
 #[tokio::test]
 async fn each_migration_applies_to_sample_data_of_the_previous_one() {
     let world = World::new().await;
@@ -66,26 +74,14 @@ async fn each_migration_applies_to_sample_data_of_the_previous_one() {
         files.iter().map(|file| file.file_name().map(ToOwned::to_owned)).collect::<Vec<_>>()
     };
     assert_eq!(names(&migrations), names(&samples), "every migration has its sample data");
-    for (migration, sample) in migrations.iter().zip(&samples) {
-        for file in [migration, sample] {
-            let sql = std::fs::read_to_string(file).expect("the file can be read");
-            execute(&world, sql)
-                .await
-                .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        }
-    }
+    apply(&world, &migrations, &samples).await;
     assert!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs").await > 0);
 }
 
 #[tokio::test]
 async fn earlier_failures_receive_the_cause_and_the_path_in_their_message() {
     let world = World::new().await;
-    for (migration, sample) in sql_files("migrations").iter().zip(sql_files("tests/migrations")) {
-        for file in [migration, &sample] {
-            let sql = std::fs::read_to_string(file).expect("the file can be read");
-            execute(&world, sql).await.expect("applied");
-        }
-    }
+    apply(&world, &sql_files("migrations"), &sql_files("tests/migrations")).await;
     let rows = world
         .rows(
             "SELECT error_cause FROM sync_attempts
