@@ -1,49 +1,135 @@
 //! `GET /healthz` and `GET /readyz`.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use axum::{Json, extract::State, http::StatusCode};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{admin::state::AppState, customerio::BreakerReason};
+use crate::{
+    admin::{
+        http::{extract::Query, problem::Problem},
+        state::{AppState, Check},
+    },
+    customerio::BreakerReason,
+    ledger::Schema,
+    runtime::check::CheckStatus,
+};
 
 /// Maximum time for the database to answer a probe.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for which a lost consumer of a work queue counts as being replaced.
+const CONSUMER_REPLACEMENT_TIME: Duration = Duration::from_secs(30);
 
 /// Reports that the process serves HTTP.
 pub(crate) async fn live() -> Json<Value> {
     Json(json!({ "status": "live" }))
 }
 
-/// Reports whether the service is ready: the database and RabbitMQ answer, Customer.io has not
-/// refused the credentials, and the service is not stopping. A 503 lists the reasons why it is not.
-pub(crate) async fn ready(State(state): State<AppState>) -> (StatusCode, Json<Value>) {
-    let mut reasons = Vec::new();
-    match tokio::time::timeout(DATABASE_TIMEOUT, state.ledger.ping()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => reasons.push(format!("database: {error}")),
-        Err(_) => reasons.push(format!("database: no answer within {DATABASE_TIMEOUT:?}")),
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReadyQuery {
+    /// Lists all checks if it is present. Its value has no meaning.
+    verbose: Option<String>,
+}
+
+/// The problems that the checks found.
+#[derive(Debug, Default)]
+struct ReadinessProblems(Vec<(Check, String)>);
+
+impl ReadinessProblems {
+    fn add(&mut self, check: Check, problem: impl Display) {
+        self.0.push((check, problem.to_string()));
     }
-    match state.connected.get() {
-        None => reasons.push("broker: not connected yet".to_owned()),
-        Some(connected) => {
-            for connection in &connected.connections {
-                if !connection.is_connected() {
-                    reasons.push(format!("broker: the {} connection is down", connection.name()));
-                }
+
+    fn of(&self, check: Check) -> Option<String> {
+        let found: Vec<_> = self.0.iter().filter(|(one, _)| *one == check).collect();
+        let text: Vec<_> = found.iter().map(|(_, problem)| problem.as_str()).collect();
+        (!text.is_empty()).then(|| text.join("; "))
+    }
+
+    /// One line per problem, such as `database: no answer within 2s`.
+    fn reasons(&self) -> Vec<String> {
+        let reason = |(check, problem): &(Check, String)| match check {
+            // The problem names the far side.
+            Check::Credentials => problem.clone(),
+            check => format!("{check}: {problem}"),
+        };
+        self.0.iter().map(reason).collect()
+    }
+
+    fn checks(&self) -> Vec<Value> {
+        let result = |&check: &Check| {
+            let problem = self.of(check);
+            let status = if problem.is_none() { CheckStatus::Passed } else { CheckStatus::Failed };
+            json!({ "name": check, "status": status, "detail": problem.unwrap_or_default() })
+        };
+        Check::ALL.iter().map(result).collect()
+    }
+}
+
+/// Reports whether the service is ready to work. A 503 lists the reasons why it is not, and
+/// `?verbose` lists all checks.
+pub(crate) async fn ready(
+    State(state): State<AppState>,
+    Query(ReadyQuery { verbose }): Query<ReadyQuery>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let problems = check(&state).await;
+    let is_ready = problems.0.is_empty();
+    let mut answer = json!({ "status": if is_ready { "ready" } else { "not ready" } });
+    if !is_ready {
+        answer["reasons"] = json!(problems.reasons());
+    }
+    if verbose.is_some() {
+        answer["checks"] = json!(problems.checks());
+    }
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((status, Json(answer)))
+}
+
+async fn check(state: &AppState) -> ReadinessProblems {
+    let mut problems = ReadinessProblems::default();
+    match tokio::time::timeout(DATABASE_TIMEOUT, state.ledger.schema()).await {
+        Ok(Ok(schema)) => {
+            if let Some(problem) = schema.problem() {
+                problems.add(Check::Schema, format!("{problem}; {}", Schema::FIX));
             }
-            reasons
-                .extend(connected.publisher.problem().map(|problem| format!("broker: {problem}")));
+        }
+        Ok(Err(error)) => problems.add(Check::Database, error),
+        Err(_) => {
+            problems.add(Check::Database, format!("no answer within {DATABASE_TIMEOUT:?}"));
         }
     }
+    if let Some((check, reason)) = state.startup.obstacle()
+        && problems.of(check).is_none()
+    {
+        problems.add(check, reason);
+    }
+    check_broker(state, &mut problems);
     if state.customerio.breaker().reason == Some(BreakerReason::Credentials) {
-        reasons.push("Customer.io: credentials refused".to_owned());
+        problems.add(
+            Check::Credentials,
+            "Customer.io: credentials refused; correct CUSTOMERIO_SITE_ID, CUSTOMERIO_API_KEY and \
+                CUSTOMERIO_REGION",
+        );
     }
     if state.shutdown.is_draining() {
-        reasons.push("stopping".to_owned());
+        problems.add(Check::Shutdown, "stopping");
     }
-    if reasons.is_empty() {
-        return (StatusCode::OK, Json(json!({ "status": "ready" })));
+    problems
+}
+
+fn check_broker(state: &AppState, problems: &mut ReadinessProblems) {
+    let Some(connected) = state.connected.get() else { return };
+    for connection in &connected.connections {
+        if !connection.is_connected() {
+            problems.add(Check::Broker, format!("the {} connection is down", connection.name()));
+        }
+        for queue in connection.consumers().lost_for(CONSUMER_REPLACEMENT_TIME) {
+            problems.add(Check::Queues, format!("{queue} is not consumed by this replica"));
+        }
     }
-    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "reasons": reasons })))
+    if let Some(problem) = connected.publisher.problem() {
+        problems.add(Check::Broker, problem);
+    }
 }

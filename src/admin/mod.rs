@@ -24,7 +24,7 @@ pub use http::{
     login_throttle::LoginThrottle,
 };
 use http::{middleware as guard, problem::Problem, server, session};
-pub use state::{AppState, Config, ConnectedServices};
+pub use state::{AppState, Check, Config, ConnectedServices, StartupStatus};
 
 /// Serves requests until the service ends.
 pub async fn serve(listener: TcpListener, state: AppState) {

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -16,8 +16,68 @@ use crate::{
     flows::{feed::Feed, sync::Pipeline},
     ledger::Ledger,
     retry::Ladder,
-    runtime::{metrics::Metrics, shutdown::Shutdown},
+    runtime::{metrics::Metrics, shutdown::Shutdown, text_enum::text_enum},
 };
+
+text_enum! {
+    /// The checks of `/readyz?verbose`, which `doctor` makes too.
+    Check {
+        /// The settings are valid.
+        Configuration = "configuration",
+        /// The database answers.
+        Database = "database",
+        /// The schema is not older than needed.
+        Schema = "schema",
+        /// RabbitMQ is connected and confirms messages.
+        Broker = "broker",
+        /// Exchanges, queues and bindings are as needed.
+        Topology = "topology",
+        /// This replica consumes every work queue.
+        Queues = "queues",
+        /// Customer.io has not refused the credentials.
+        Credentials = "credentials",
+        /// The configured certificates are valid.
+        Certificates = "certificates",
+        /// The service is not stopping.
+        Shutdown = "shutdown",
+    }
+}
+
+/// What the service waits for until it consumes messages. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct StartupStatus(Arc<Mutex<StartupPhase>>);
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum StartupPhase {
+    /// The first attempts have not ended yet.
+    #[default]
+    Starting,
+    Waiting(Check, String),
+    Started,
+}
+
+impl StartupStatus {
+    /// Records what the service waits for. Returns whether it waited for something else before.
+    pub fn report(&self, check: Check, reason: &str) -> bool {
+        let waiting = StartupPhase::Waiting(check, reason.to_owned());
+        let mut phase = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *phase, waiting.clone()) != waiting
+    }
+
+    /// Records that the service has started.
+    pub fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = StartupPhase::Started;
+    }
+
+    /// What the service waits for. `None` once it has started.
+    pub(crate) fn obstacle(&self) -> Option<(Check, String)> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            StartupPhase::Starting => Some((Check::Queues, "the service is starting".to_owned())),
+            StartupPhase::Waiting(check, reason) => Some((*check, reason.clone())),
+            StartupPhase::Started => None,
+        }
+    }
+}
 
 /// Settings of the HTTP server.
 #[derive(Debug, Clone, Deserialize)]
@@ -63,6 +123,8 @@ pub struct AppState {
     pub ladder: Ladder,
     /// Whether the service is stopping.
     pub shutdown: Shutdown,
+    /// What the service waits for until it consumes messages.
+    pub startup: StartupStatus,
     /// The services that need RabbitMQ, once it is connected.
     pub connected: Arc<OnceLock<ConnectedServices>>,
     /// One permit per WebSocket client.
@@ -88,7 +150,10 @@ impl AppState {
     /// The services that need RabbitMQ, or a 503 while it is not connected.
     pub(crate) fn connected(&self) -> Result<&ConnectedServices, Problem> {
         self.connected.get().ok_or_else(|| {
-            Problem::unavailable("RabbitMQ is not connected yet; retry when /readyz returns 200")
+            Problem::unavailable(
+                "the service has not started yet: /readyz says what it waits for; retry when it \
+                    returns 200",
+            )
         })
     }
 }

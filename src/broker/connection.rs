@@ -1,19 +1,16 @@
 //! A connection to RabbitMQ that is reopened when it is lost.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use lapin::{
-    Channel, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable, uri::AMQPUri,
-};
+use lapin::{Channel, options::QueueDeclareOptions, types::FieldTable};
 use prometheus::IntCounter;
-use secrecy::ExposeSecret;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
 use super::{
-    Config, Error, Topology, WorkQueue,
+    Address, ConsumerStates, Error, Topology, WorkQueue,
     while_connected::{connection_lost, request, while_connected},
 };
-use crate::runtime::{backoff::retry_while, metrics::Metrics};
+use crate::runtime::metrics::Metrics;
 
 /// Messages that are ready in the work queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,35 +32,32 @@ impl Backlog {
 #[derive(Debug)]
 pub struct Connection {
     name: &'static str,
-    uri: AMQPUri,
-    connect_timeout: Duration,
+    address: Arc<Address>,
     topology: Arc<Topology>,
     current: Mutex<Option<Arc<lapin::Connection>>>,
     reconnects: IntCounter,
+    consumers: ConsumerStates,
 }
 
 impl Connection {
-    /// Opens the connection called `name` and applies the topology. Retries while the broker does
-    /// not answer. Fails if the URL is malformed or the topology differs.
+    /// Tries once to open the connection called `name`, and applies the topology.
     pub async fn open(
         name: &'static str,
-        config: &Config,
+        address: Arc<Address>,
         topology: Arc<Topology>,
         metrics: &Metrics,
     ) -> Result<Arc<Self>, Error> {
-        let connection = Arc::new(Self {
+        let connection = Self {
             name,
-            uri: parse_url(config)?,
-            connect_timeout: config.connect_timeout,
+            address,
             topology,
             current: Mutex::new(None),
             reconnects: metrics.reconnects.with_label_values(&[name]),
-        });
-        let first =
-            retry_while("connecting to RabbitMQ", Error::is_transient, || connection.connect())
-                .await?;
+            consumers: ConsumerStates::default(),
+        };
+        let first = connection.connect().await?;
         *connection.current.lock().await = Some(Arc::new(first));
-        Ok(connection)
+        Ok(Arc::new(connection))
     }
 
     /// The name, which states its purpose.
@@ -75,6 +69,11 @@ impl Connection {
     pub fn is_connected(&self) -> bool {
         let Ok(current) = self.current.try_lock() else { return false };
         current.as_ref().is_some_and(|connection| connection.status().connected())
+    }
+
+    /// The consumers on this connection.
+    pub fn consumers(&self) -> &ConsumerStates {
+        &self.consumers
     }
 
     /// Opens a channel, after reopening the connection if it is lost.
@@ -150,12 +149,8 @@ impl Connection {
     }
 
     async fn connect(&self) -> Result<lapin::Connection, Error> {
-        let properties = ConnectionProperties::default()
-            .with_connection_name(format!("customerio-sync {}", self.name).into());
         let connecting = async {
-            let connection = lapin::Connection::connect_uri(self.uri.clone(), properties)
-                .await
-                .map_err(Error::Connect)?;
+            let connection = self.address.connect(self.name).await?;
             self.topology.apply(&connection).await?;
             Ok(connection)
         };
@@ -163,39 +158,18 @@ impl Connection {
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let limit = self.connect_timeout;
-        tokio::time::timeout(limit, work).await.unwrap_or(Err(Error::ConnectTimeout(limit)))
+        let limit = self.address.connect_timeout();
+        timeout(limit, work).await.unwrap_or(Err(Error::ConnectTimeout(limit)))
     }
 }
 
 /// Returns how the exchanges and queues in RabbitMQ differ from `topology`, without changing
 /// anything.
-pub async fn differences(config: &Config, topology: &Topology) -> Result<Vec<Error>, Error> {
-    let connecting =
-        lapin::Connection::connect_uri(parse_url(config)?, ConnectionProperties::default());
-    let connection = tokio::time::timeout(config.connect_timeout, connecting).await;
-    let connection = connection
-        .map_err(|_| Error::ConnectTimeout(config.connect_timeout))?
-        .map_err(Error::Connect)?;
-    let differences = topology.differences(&connection).await;
+pub async fn differences(address: &Address, topology: &Topology) -> Result<Vec<Error>, Error> {
+    let connection = address.connect("check").await?;
+    let limit = address.connect_timeout();
+    let differences = timeout(limit, topology.differences(&connection)).await;
     // Channels that found a difference may still be closing; the connection closes in any case.
-    let _ = connection.close(200, "done".into()).await;
-    differences
-}
-
-/// The virtual host of the URL; `/` if there is no URL.
-pub fn vhost(config: &Config) -> Result<String, Error> {
-    if config.url.expose_secret().is_empty() {
-        Ok("/".to_owned())
-    } else {
-        Ok(parse_url(config)?.vhost)
-    }
-}
-
-fn parse_url(config: &Config) -> Result<AMQPUri, Error> {
-    let mut uri: AMQPUri = config.url.expose_secret().parse().map_err(Error::Url)?;
-    if uri.query.heartbeat.is_none() {
-        uri.query.heartbeat = Some(u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX));
-    }
-    Ok(uri)
+    let _ = timeout(limit, connection.close(200, "done".into())).await;
+    differences.unwrap_or(Err(Error::ConnectTimeout(limit)))
 }

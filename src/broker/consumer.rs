@@ -2,7 +2,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "an edge: a message is delivered now")]
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use lapin::{
@@ -103,6 +107,48 @@ impl Delivery {
     }
 }
 
+/// Whether each queue that a connection consumes has a consumer.
+#[derive(Debug, Default)]
+pub struct ConsumerStates(Mutex<HashMap<&'static str, ConsumerState>>);
+
+#[derive(Debug, Clone, Copy)]
+enum ConsumerState {
+    Running,
+    /// There is none since then.
+    Lost(Instant),
+}
+
+impl ConsumerStates {
+    /// The queues that have had no consumer for longer than `time`.
+    pub fn lost_for(&self, time: Duration) -> Vec<&'static str> {
+        let is_lost = |state: &ConsumerState| match state {
+            ConsumerState::Running => false,
+            ConsumerState::Lost(since) => since.elapsed() > time,
+        };
+        let states = self.states();
+        let mut lost: Vec<_> =
+            states.iter().filter(|(_, state)| is_lost(state)).map(|(queue, _)| *queue).collect();
+        lost.sort_unstable();
+        lost
+    }
+
+    fn set_running(&self, queue: &'static str) {
+        self.states().insert(queue, ConsumerState::Running);
+    }
+
+    /// Keeps the time of the loss until the consumer runs again.
+    fn set_lost(&self, queue: &'static str) {
+        let mut states = self.states();
+        if !matches!(states.get(queue), Some(ConsumerState::Lost(_))) {
+            states.insert(queue, ConsumerState::Lost(Instant::now()));
+        }
+    }
+
+    fn states(&self) -> MutexGuard<'_, HashMap<&'static str, ConsumerState>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Sends the deliveries of `queue` to `deliveries` until shutdown, with at most `prefetch`
 /// unacknowledged. A lost channel or connection is replaced. The channel stays open until the
 /// second stage of the shutdown, so that messages in flight can be acknowledged.
@@ -119,6 +165,7 @@ pub async fn consume<T: Send>(
         match start(&connection, queue, prefetch).await {
             Ok((channel, mut consumer)) => {
                 backoff.reset();
+                connection.consumers().set_running(queue);
                 if forward(&channel, &mut consumer, &shutdown, &deliveries, &wrap).await
                     == ForwardEnd::Draining
                 {
@@ -131,6 +178,7 @@ pub async fn consume<T: Send>(
             }
             Err(error) => tracing::warn!(%error, queue, "starting a consumer failed, retrying"),
         }
+        connection.consumers().set_lost(queue);
         tokio::select! {
             () = shutdown.draining() => {}
             () = backoff.wait() => {}

@@ -5,6 +5,7 @@
 //! pauses. Delivery tags of the old connection are never used on the new one; RabbitMQ redelivers
 //! unacknowledged messages.
 
+mod address;
 mod connection;
 mod consumer;
 mod header_map;
@@ -23,8 +24,11 @@ use std::{
 use secrecy::SecretString;
 use serde::Deserialize;
 
-pub use connection::{Backlog, Connection, differences, vhost};
-pub use consumer::{AckResult, Acker, Delivery, consume};
+use crate::runtime::tls;
+
+pub use address::{Address, check_url, vhost};
+pub use connection::{Backlog, Connection, differences};
+pub use consumer::{AckResult, Acker, ConsumerStates, Delivery, consume};
 pub use header_map::{HeaderMap, capped};
 pub use message::{
     Destination, JobBody, Message, Origin, OriginalMessage, OutcomeBody, OutcomeType,
@@ -50,6 +54,10 @@ pub struct Config {
     /// Maximum duration of a connection attempt, including the topology.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
+    /// PEM file with the client's certificate chain, for `amqps://`. Empty for none.
+    pub client_certificate: String,
+    /// PEM file with the client's private key.
+    pub client_key: String,
     /// Maximum unacknowledged deliveries per queue.
     pub prefetch: NonZeroU16,
     /// Number of channels for mandatory publishes. Each has at most one unconfirmed publish.
@@ -71,8 +79,11 @@ pub struct TopologyConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The URL is malformed.
-    #[error("the AMQP URL can't be parsed: {0}; expected amqp://user:password@host:5672/vhost")]
+    #[error("the AMQP URL is malformed: {0}")]
     Url(String),
+    /// A certificate file can't be read.
+    #[error(transparent)]
+    Certificate(#[from] tls::UnreadableFile),
     /// The connection attempt failed.
     #[error("connecting to RabbitMQ: {0}")]
     Connect(lapin::Error),
@@ -88,13 +99,23 @@ pub enum Error {
         source: lapin::Error,
     },
     /// An exchange or a queue exists with other arguments.
-    #[error("{0}; delete it, or change the setting that this argument comes from")]
+    #[error("{0}")]
     Inequivalent(String),
-    /// An exchange or a queue is missing, and `topology.declare` is false.
-    #[error(
-        "{0} does not exist and topology.declare is false; declare it with `customerio-sync \
-            topology`"
-    )]
+    /// The user may not do this.
+    #[error("{doing} ({name}): {text}")]
+    NotPermitted {
+        /// The operation that RabbitMQ refused.
+        doing: &'static str,
+        /// The exchange or the queue.
+        name: String,
+        /// RabbitMQ's text, which names the user.
+        text: String,
+    },
+    /// An exchange or a queue exists, and the user may not compare its arguments.
+    #[error("the arguments of {0} can't be compared without the permission to configure it")]
+    Incomparable(String),
+    /// An exchange or a queue is missing, and nothing may be declared.
+    #[error("{0} does not exist")]
     Missing(String),
 }
 
@@ -103,9 +124,24 @@ impl Error {
         move |source| Self::Request { doing, source }
     }
 
-    /// Whether a retry may succeed. A difference between the topology in RabbitMQ and the
-    /// configured one is permanent.
-    pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::Url(_) | Self::Inequivalent(_) | Self::Missing(_))
+    /// How to fix a difference of the topology. `None` for other errors.
+    pub fn fix(&self) -> Option<&'static str> {
+        match self {
+            Self::Inequivalent(_) => Some(
+                "delete it when it is empty, or change the setting that this argument comes from",
+            ),
+            Self::Missing(_) => Some(
+                "declare it as `customerio-sync topology --print` defines it, or run \
+                    `customerio-sync topology` with topology.declare = true",
+            ),
+            Self::NotPermitted { .. } => Some(
+                "grant the permissions that docs/operations.md lists for this setting of \
+                    topology.declare",
+            ),
+            Self::Incomparable(_) => {
+                Some("compare them with the output of `customerio-sync topology --print`")
+            }
+            _ => None,
+        }
     }
 }

@@ -88,24 +88,35 @@ impl Topology {
     }
 
     /// Declares everything, or, with `topology.declare = false`, checks that everything exists as
-    /// it would be declared.
+    /// it would be declared. Bindings are made in both cases: that needs no permission to
+    /// configure.
     pub async fn apply(&self, connection: &Connection) -> Result<(), Error> {
-        let channel =
-            connection.create_channel().await.map_err(Error::doing("opening a channel"))?;
+        // RabbitMQ closes the channel when it refuses a request, even if the difference is
+        // accepted.
+        let mut channel = open_channel(connection).await?;
         for exchange in &self.exchanges {
+            if !channel.status().connected() {
+                channel = open_channel(connection).await?;
+            }
             if self.declare {
                 exchange.declare(&channel).await?;
             } else {
-                exchange.check(&channel).await?;
+                accept_incomparable(exchange.check(&channel).await)?;
             }
         }
         for queue in &self.queues {
+            if !channel.status().connected() {
+                channel = open_channel(connection).await?;
+            }
             if self.declare {
                 queue.declare(&channel).await?;
-                queue.bind(&channel).await?;
             } else {
-                queue.check(&channel).await?;
+                accept_incomparable(queue.check(&channel).await)?;
             }
+            if !channel.status().connected() {
+                channel = open_channel(connection).await?;
+            }
+            queue.bind(&channel).await?;
         }
         channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
     }
@@ -123,13 +134,13 @@ impl Topology {
     pub(super) async fn differences(&self, connection: &Connection) -> Result<Vec<Error>, Error> {
         let mut differences = Vec::new();
         // RabbitMQ closes the channel at the first difference, so each check has its own.
-        let fresh =
-            async || connection.create_channel().await.map_err(Error::doing("opening a channel"));
         for exchange in &self.exchanges {
-            note(&mut differences, exchange.check(&fresh().await?).await)?;
+            let channel = open_channel(connection).await?;
+            note(&mut differences, exchange.check(&channel).await)?;
         }
         for queue in &self.queues {
-            note(&mut differences, queue.check(&fresh().await?).await)?;
+            let channel = open_channel(connection).await?;
+            note(&mut differences, queue.check(&channel).await)?;
         }
         Ok(differences)
     }
@@ -196,13 +207,16 @@ impl ExchangeSpec {
                 FieldTable::default(),
             )
             .await;
-        declared.map_err(|error| inequivalent(error, "declaring an exchange"))
+        match declared.map_err(|error| inequivalent(error, "declaring an exchange", &self.name)) {
+            Err(Error::Inequivalent(text)) if is_about_arguments(&text) => Ok(()),
+            other => other,
+        }
     }
 
     /// Fails if it is missing or was declared with other arguments. Never creates it.
     async fn check(&self, channel: &Channel) -> Result<(), Error> {
         self.check_exists(channel).await?;
-        self.declare(channel).await
+        comparison(self.declare(channel).await, &self.name)
     }
 
     async fn check_exists(&self, channel: &Channel) -> Result<(), Error> {
@@ -265,13 +279,13 @@ impl QueueSpec {
         let declared = channel
             .queue_declare(self.name.as_str().into(), QueueDeclareOptions::durable(), arguments)
             .await;
-        declared.map(drop).map_err(|error| inequivalent(error, "declaring a queue"))
+        declared.map(drop).map_err(|error| inequivalent(error, "declaring a queue", &self.name))
     }
 
     /// Fails if it is missing or was declared with other arguments. Never creates it.
     async fn check(&self, channel: &Channel) -> Result<(), Error> {
         self.check_exists(channel).await?;
-        self.declare(channel).await
+        comparison(self.declare(channel).await, &self.name)
     }
 
     async fn check_exists(&self, channel: &Channel) -> Result<(), Error> {
@@ -294,23 +308,63 @@ impl QueueSpec {
                 FieldTable::default(),
             )
             .await
-            .map_err(Error::doing("binding a queue"))
+            .map_err(|error| refused(error, "binding a queue", &self.name))
     }
+}
+
+async fn open_channel(connection: &Connection) -> Result<Channel, Error> {
+    connection.create_channel().await.map_err(Error::doing("opening a channel"))
+}
+
+/// Without the permission to configure, an object that exists can't be compared with the expected
+/// one. That is accepted: its arguments are the business of the team that declared it.
+fn accept_incomparable(checked: Result<(), Error>) -> Result<(), Error> {
+    match checked {
+        Err(Error::Incomparable(_)) => Ok(()),
+        other => other,
+    }
+}
+
+/// The result of comparing an object that exists.
+fn comparison(declared: Result<(), Error>, name: &str) -> Result<(), Error> {
+    match declared {
+        Err(Error::NotPermitted { .. }) => Err(Error::Incomparable(name.to_owned())),
+        other => other,
+    }
+}
+
+/// Whether an exchange of the right type, durable and not internal, has other arguments, such as
+/// an alternate exchange. RabbitMQ compares type and flags first
+/// (<https://www.rabbitmq.com/docs/exchanges>), and names the first difference.
+fn is_about_arguments(text: &str) -> bool {
+    ["type", "durable", "auto_delete", "internal"]
+        .iter()
+        .all(|property| !text.contains(&format!("inequivalent arg '{property}'")))
 }
 
 /// Collects a difference, and returns any other error.
 fn note(differences: &mut Vec<Error>, checked: Result<(), Error>) -> Result<(), Error> {
     match checked {
-        Err(error @ (Error::Missing(_) | Error::Inequivalent(_))) => differences.push(error),
+        Err(error @ (Error::Missing(_) | Error::Inequivalent(_) | Error::Incomparable(_))) => {
+            differences.push(error)
+        }
         other => other?,
     }
     Ok(())
 }
 
 /// RabbitMQ's text for a 406 names the object, the argument and both values.
-fn inequivalent(error: lapin::Error, doing: &'static str) -> Error {
+fn inequivalent(error: lapin::Error, doing: &'static str, name: &str) -> Error {
     match amqp_code(&error) {
         Some((406, text)) => Error::Inequivalent(text),
+        _ => refused(error, doing, name),
+    }
+}
+
+/// RabbitMQ's text for a 403 names the object and the user.
+fn refused(error: lapin::Error, doing: &'static str, name: &str) -> Error {
+    match amqp_code(&error) {
+        Some((403, text)) => Error::NotPermitted { doing, name: name.to_owned(), text },
         _ => Error::Request { doing, source: error },
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     broker,
     config::Config,
     customerio::{self, Account, CustomerIo},
-    ledger::Ledger,
+    ledger::{Ledger, Schema},
     runtime::metrics::Metrics,
 };
 
@@ -57,17 +57,17 @@ async fn database(config: &Config) -> Vec<FailedCheck> {
         return vec![failed("DATABASE_URL is not set", error.to_string())];
     }
     let make_reachable = "start PostgreSQL, or set DATABASE_URL to its address";
-    let ledger = match Ledger::new(&config.database, config.retry.delays.max_attempts()) {
-        Ok(ledger) => ledger,
-        Err(error) => return vec![failed(error.to_string(), make_reachable)],
-    };
-    let checked = tokio::time::timeout(DATABASE_TIMEOUT, ledger.check_schema()).await;
+    let ledger =
+        match Ledger::new(&config.database, &config.tls, config.retry.delays.max_attempts()) {
+            Ok(ledger) => ledger,
+            Err(error) => return vec![failed(error.to_string(), make_reachable)],
+        };
+    let checked = tokio::time::timeout(DATABASE_TIMEOUT, ledger.schema()).await;
     match checked {
         Err(_) => vec![failed(format!("no answer within {DATABASE_TIMEOUT:?}"), make_reachable)],
         Ok(Err(error)) => vec![failed(error.to_string(), make_reachable)],
-        Ok(Ok(None)) => Vec::new(),
-        Ok(Ok(Some(difference))) => {
-            vec![failed(difference, "run `customerio-sync migrate` of this version")]
+        Ok(Ok(schema)) => {
+            schema.problem().map(|problem| failed(problem, Schema::FIX)).into_iter().collect()
         }
     }
 }
@@ -77,7 +77,11 @@ async fn broker(config: &Config) -> Vec<FailedCheck> {
         return vec![failed("AMQP_URL is not set", error.to_string())];
     }
     let topology = broker::Topology::new(&config.retry.delays, &config.topology);
-    match broker::differences(&config.broker, &topology).await {
+    let address = match broker::Address::new(&config.broker, &config.tls) {
+        Ok(address) => address,
+        Err(error) => return vec![failed(error.to_string(), "correct AMQP_URL")],
+    };
+    match broker::differences(&address, &topology).await {
         Err(error) => {
             vec![failed(error.to_string(), "start RabbitMQ, or set AMQP_URL to its address")]
         }

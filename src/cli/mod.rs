@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     app,
     config::{self, Config},
-    runtime::telemetry,
+    runtime::{telemetry, tls},
 };
 
 /// Moves signups from RabbitMQ into Customer.io.
@@ -92,6 +92,8 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<(), Error> {
+    // Before anything builds a TLS client: the exporter of traces is one.
+    tls::install_crypto_provider();
     let config = Config::load(cli.config.as_deref(), std::env::vars_os().filter_map(into_utf8))?;
     let _guard = telemetry::init(&config.telemetry)?;
     config.warn_of_renamed_keys();

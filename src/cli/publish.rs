@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use super::{Error, sample};
 use crate::{
     app,
-    broker::{Connection, Message, Publisher, Topology},
+    broker::{Address, Connection, Message, Publisher, Topology},
     config::Config,
     event::{CLOUDEVENTS_CONTENT_TYPE, EventType},
     runtime::metrics::Metrics,
@@ -39,9 +39,9 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
     config.require_broker()?;
     let metrics = Arc::new(Metrics::default());
     let topology = Arc::new(Topology::new(&config.retry.delays, &config.topology));
-    let connection = Connection::open("publish", &config.broker, topology, &metrics)
-        .await
-        .map_err(app::Error::from)?;
+    let address = Address::new(&config.broker, &config.tls).map_err(app::Error::from)?;
+    let connection =
+        Connection::open("publish", address, topology, &metrics).await.map_err(app::Error::from)?;
     let publisher = Publisher::new(connection.clone(), &config.broker, metrics);
     let count = match (args.sample, &args.file) {
         (Some(count), _) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Error;
 use crate::{
     app,
-    broker::{self, Connection, Topology},
+    broker::{self, Address, Connection, Topology},
     config::Config,
     runtime::metrics::Metrics,
 };
@@ -25,8 +25,9 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
         return Ok(());
     }
     config.require_broker()?;
-    let connection =
-        Connection::open("topology", &config.broker, Arc::new(topology), &Metrics::default()).await;
+    let address = Address::new(&config.broker, &config.tls).map_err(app::Error::from)?;
+    let metrics = Metrics::default();
+    let connection = Connection::open("topology", address, Arc::new(topology), &metrics).await;
     connection.map_err(app::Error::from)?.close().await;
     Ok(())
 }

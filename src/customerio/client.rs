@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     job::{Attempt, ClaimedJob, Failure, FailureCause, Outcome},
-    runtime::metrics::Metrics,
+    runtime::{metrics::Metrics, tls},
 };
 
 /// Maximum bytes per call. The documentation says 500 kB without saying whether a kB is 1000 or
@@ -43,16 +43,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The base URL is malformed.
-    #[error(
-        "customerio.track_url {url:?} is not a URL ({why}); expected one such as \
-         https://track.customer.io"
-    )]
-    Url {
-        /// The setting.
-        url: String,
-        /// The parser's message.
-        why: String,
-    },
+    #[error("customerio.track_url is malformed: {0}")]
+    Url(String),
     /// The credentials contain bytes that a header can't carry.
     #[error("the Customer.io credentials can't be sent in a header; expected printable characters")]
     Credentials,
@@ -384,8 +376,8 @@ impl Http {
 
 impl Transport {
     fn http(config: &Config) -> Result<Self, Error> {
-        // The provider is global to the process; for a second client it is installed already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        // Tests build the client without the command line.
+        tls::install_crypto_provider();
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
             .connect_timeout(config.connect_timeout)
@@ -401,11 +393,7 @@ impl Transport {
             config.track_url.as_str()
         };
         let url = |path: &str| {
-            let url = format!("{}{path}", base.trim_end_matches('/'));
-            url.parse().map_err(|why: <Url as std::str::FromStr>::Err| Error::Url {
-                url: base.to_owned(),
-                why: why.to_string(),
-            })
+            parse_url(&format!("{}{path}", base.trim_end_matches('/'))).map_err(Error::Url)
         };
         Ok(Self::Http(Box::new(Http {
             client,
@@ -414,6 +402,22 @@ impl Transport {
             authorization: basic_auth(&config.site_id, &config.api_key)?,
         })))
     }
+}
+
+/// Describes what is wrong with `track_url`. The text contains no part of it: it may have a
+/// password.
+pub fn check_url(config: &Config) -> Result<(), String> {
+    if config.track_url.is_empty() { Ok(()) } else { parse_url(&config.track_url).map(drop) }
+}
+
+fn parse_url(url: &str) -> Result<Url, String> {
+    const EXPECTED: &str = "expected one such as https://track.customer.io";
+    let url: Url =
+        url.parse().map_err(|error| format!("it can't be parsed ({error}); {EXPECTED}"))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(format!("it is not an http or https URL; {EXPECTED}"));
+    }
+    Ok(url)
 }
 
 fn basic_auth(site_id: &str, api_key: &SecretString) -> Result<HeaderValue, Error> {

@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use breaker::{BreakerReason, BreakerState, BreakerStatus, Config as BreakerConfig, Permit};
-pub use client::{Account, CustomerIo, Error, PushResult, RetainClaimed};
+pub use client::{Account, CustomerIo, Error, PushResult, RetainClaimed, check_url};
 pub use rate_limiter::RateLimiter;
 
 /// Where the account's data is kept.

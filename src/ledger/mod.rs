@@ -11,6 +11,7 @@ macro_rules! column {
     };
 }
 
+mod address;
 mod arrival;
 mod audit;
 mod bulk;
@@ -25,9 +26,11 @@ mod integrity;
 mod leader;
 mod locks;
 mod parked;
+mod pooler;
 mod recover;
 mod restart;
 mod row;
+mod schema;
 mod search;
 mod selection;
 mod settle;
@@ -36,9 +39,16 @@ mod unprocessable;
 
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
-use sqlx::{PgPool, postgres::PgPoolOptions};
+use sqlx::{
+    Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::runtime::tls;
+use address::DatabaseAddress;
+pub use address::check_url;
 
 pub use arrival::{Arrival, Source};
 pub use audit::{AuditAction, SERVICE};
@@ -51,6 +61,7 @@ pub use integrity::{Balance, Drift, DriftEntry};
 pub use leader::{LeaderLock, LeaderTask};
 pub use parked::ParkedFailure;
 pub use recover::{LostMessageScope, RecoveryLimits, Unmirrored, WaitingMessages};
+pub use schema::Schema;
 pub use search::{FailedJob, FailureGroup};
 pub use selection::{Preview, Selection, search_text, signature_text};
 pub use settle::{Settled, Settlement};
@@ -63,6 +74,10 @@ pub use unprocessable::{MessageResolution, Resolved, UnprocessableMessage};
 pub struct Config {
     /// `postgres://…`; PostgreSQL 14 or newer.
     pub url: SecretString,
+    /// PEM file with the client's certificate chain. Empty for none.
+    pub client_certificate: String,
+    /// PEM file with the client's private key.
+    pub client_key: String,
     /// Maximum connections.
     pub max_connections: u32,
     /// Maximum time to wait for a connection of the pool.
@@ -86,6 +101,9 @@ pub enum Error {
         /// The error of the driver or of the database.
         source: sqlx::Error,
     },
+    /// The URL is malformed. The text contains no part of it.
+    #[error("the database URL is malformed: {0}")]
+    Url(String),
     /// The migrations could not be applied.
     #[error("applying the migrations: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -106,9 +124,7 @@ impl Error {
                 .is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class))),
             Self::Statement { source: sqlx::Error::ColumnDecode { .. }, .. } => false,
             Self::Statement { .. } => true,
-            Self::Migrate(error) => {
-                matches!(error, sqlx::migrate::MigrateError::Execute(sqlx::Error::Io(_)))
-            }
+            Self::Url(_) | Self::Migrate(_) => false,
         }
     }
 }
@@ -117,6 +133,8 @@ impl Error {
 #[derive(Debug, Clone)]
 pub struct Ledger {
     pool: PgPool,
+    address: DatabaseAddress,
+    acquire_timeout: Duration,
     claim_lease: Duration,
     max_attempts: i32,
 }
@@ -124,42 +142,41 @@ pub struct Ledger {
 impl Ledger {
     /// Creates the connection pool. Connections are opened on demand. New jobs get `max_attempts`
     /// retries. Fails if the URL is malformed.
-    pub fn new(config: &Config, max_attempts: i32) -> Result<Self, Error> {
+    pub fn new(config: &Config, tls: &tls::Config, max_attempts: i32) -> Result<Self, Error> {
+        let address = DatabaseAddress::new(config, tls);
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .acquire_timeout(config.acquire_timeout)
-            .connect_lazy(config.url.expose_secret())
-            .map_err(Error::doing("parsing the database URL"))?;
-        Ok(Self { pool, claim_lease: config.claim_lease, max_attempts })
+            .connect_lazy_with(address.options(&config.url)?);
+        Ok(Self {
+            pool,
+            address,
+            acquire_timeout: config.acquire_timeout,
+            claim_lease: config.claim_lease,
+            max_attempts,
+        })
     }
 
-    /// Applies the missing migrations. Replicas that start together take turns.
-    pub async fn migrate(&self) -> Result<(), Error> {
-        Ok(sqlx::migrate!().run(&self.pool).await?)
+    /// Uses `url` for new connections, after PostgreSQL has accepted it once. Until then, the URL
+    /// in use stays.
+    pub async fn replace_url(&self, url: &SecretString) -> Result<(), Error> {
+        let options = self.address.options(url)?;
+        self.connect(&options)
+            .await?
+            .close()
+            .await
+            .map_err(Error::doing("closing a connection"))?;
+        self.pool.set_connect_options(options);
+        Ok(())
     }
 
-    /// Describes how the schema differs from the one that this version needs, if it does.
-    pub async fn check_schema(&self) -> Result<Option<String>, Error> {
-        let migrator = sqlx::migrate!();
-        let wanted = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
-        let exists = sqlx::query_scalar!(
-            r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(Error::doing("finding the schema"))?;
-        if !exists {
-            return Ok(Some("there is no schema yet".to_owned()));
-        }
-        // The migrator creates this table; no migration does.
-        let found: Option<i64> =
-            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-                .fetch_one(&self.pool)
-                .await
-                .map_err(Error::doing("reading the version of the schema"))?;
-        let found = found.unwrap_or_default();
-        Ok((found != wanted)
-            .then(|| format!("the schema is at version {found}; this program needs {wanted}")))
+    /// Opens a connection outside the pool.
+    async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, Error> {
+        let connecting = PgConnection::connect_with(options);
+        let connected = tokio::time::timeout(self.acquire_timeout, connecting).await;
+        connected
+            .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+            .map_err(Error::doing("connecting to the database"))
     }
 
     /// Checks that the database answers.

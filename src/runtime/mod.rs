@@ -1,11 +1,13 @@
-//! Modules that every layer may use: shutdown, backoff, metrics, logs and traces, enums with fixed
-//! texts.
+//! Modules that every layer may use: shutdown, backoff, metrics, logs and traces, TLS, enums with
+//! fixed texts.
 //!
 //! Nothing here names another module of this crate.
 
 pub mod backoff;
+pub mod check;
 pub mod metrics;
 pub mod shutdown;
 pub mod telemetry;
 pub mod text_enum;
+pub mod tls;
 pub mod trace;

@@ -116,7 +116,7 @@ async fn a_reset_connection_is_retried_and_the_event_is_tracked_once() {
 
 /// Creates a job for each signup and claims it.
 async fn claimed_jobs(world: &World, signups: &[Uuid]) -> Vec<ClaimedJob> {
-    let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
+    let ledger = Ledger::new(&world.config().database, &world.config().tls, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     let arrivals: Vec<_> =
         signups.iter().map(|signup| arrival(&submitted(*signup), false)).collect();

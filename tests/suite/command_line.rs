@@ -275,7 +275,7 @@ async fn doctor_reports_a_missing_schema_and_missing_queues() {
     assert_eq!(code, Some(1));
     for line in [
         "ok    configuration",
-        "FAIL  database: there is no schema yet; \
+        "FAIL  database: there is no schema yet; this program needs version 10; \
             fix: run `customerio-sync migrate` of this version",
         "FAIL  broker: the queue customerio-sync.retry.2s does not exist",
         "ok    Customer.io",

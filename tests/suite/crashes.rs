@@ -223,6 +223,6 @@ async fn a_service_that_starts_before_rabbitmq_waits_for_it() {
     let broken = format!("amqp://guest:guest@{}/x", free_addr());
     let world = world.with("AMQP_URL", &broken);
     let mut service = world.spawn();
-    service.wait_for_line("connecting to RabbitMQ failed, retrying").await;
+    service.wait_for_line("waiting to start: connecting to RabbitMQ").await;
     assert!(service.terminate().await.success(), "a signal ends the wait");
 }

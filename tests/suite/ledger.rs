@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 async fn migrated_ledger(world: &World) -> Ledger {
     let config = world.config();
-    let ledger = Ledger::new(&config.database, 5).expect("a URL");
+    let ledger = Ledger::new(&config.database, &config.tls, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     ledger
 }

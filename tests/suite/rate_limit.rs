@@ -141,7 +141,7 @@ async fn a_job_that_completed_while_it_waited_for_the_rate_limit_is_not_sent() {
         WHERE status = 'processing' AND claimed_at < now() - interval '1 second'";
     wait_for("both jobs to wait", || async { (world.count(sql).await == 2).then_some(()) }).await;
     // Another event of the signup restarts the job, which then completes.
-    let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
+    let ledger = Ledger::new(&world.config().database, &world.config().tls, 5).expect("a URL");
     let batch = ledger
         .claim(Uuid::new_v4(), &[arrival(&submitted(completed), false)])
         .await

@@ -99,7 +99,7 @@ async fn a_job_with_an_expired_claim_is_completed() {
 #[tokio::test]
 async fn a_resent_message_is_not_resent_again_too_soon() {
     let world = World::new().await;
-    let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
+    let ledger = Ledger::new(&world.config().database, &world.config().tls, 5).expect("a URL");
     ledger.migrate().await.expect("migrated");
     let event = submitted(Uuid::new_v4());
     let batch = ledger.claim(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("claimed");
@@ -123,7 +123,7 @@ async fn a_resent_message_is_not_resent_again_too_soon() {
 #[tokio::test]
 async fn one_replica_leads_and_another_takes_over() {
     let world = World::new().await;
-    let ledger = Ledger::new(&world.config().database, 5).expect("a URL");
+    let ledger = Ledger::new(&world.config().database, &world.config().tls, 5).expect("a URL");
     let mut first = ledger.leader_lock(LeaderTask::Recovery);
     let mut second = ledger.leader_lock(LeaderTask::Recovery);
     let mut of_another_task = ledger.leader_lock(LeaderTask::FailureQueue);

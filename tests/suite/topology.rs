@@ -104,7 +104,7 @@ async fn a_restarted_job_passes_through_all_tiers_again() {
 }
 
 #[tokio::test]
-async fn startup_fails_on_a_queue_with_different_arguments_and_names_it() {
+async fn the_service_waits_while_a_queue_differs_and_names_it() {
     let world = World::new().await.with("RETRY_DELAYS", "5s");
     world.start().await.stop().await;
     let channel = world.channel().await;
@@ -128,23 +128,24 @@ async fn startup_fails_on_a_queue_with_different_arguments_and_names_it() {
         .await
         .expect("declared");
 
-    let error = customerio_sync::app::App::start(world.config())
-        .await
-        .expect_err("the arguments differ")
-        .to_string();
-    for part in [tier, "x-message-ttl", "5000", "7000"] {
-        assert!(error.contains(part), "{error:?} should name {part}");
+    let app = world.start_waiting().await;
+    let reason = world.wait_for_reason(&app, tier).await;
+    for part in ["topology: ", "x-message-ttl", "5000", "7000"] {
+        assert!(reason.contains(part), "{reason:?} should name {part}");
     }
+    // What the reason says to do.
+    let channel = world.channel().await;
+    channel.queue_delete(tier.into(), QueueDeleteOptions::default()).await.expect("deleted");
+    app.started().await;
+    app.stop().await;
 }
 
 #[tokio::test]
-async fn startup_fails_on_a_missing_exchange_if_nothing_may_be_declared() {
+async fn the_service_waits_for_a_missing_exchange_if_nothing_may_be_declared() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "false");
-    let error = customerio_sync::app::App::start(world.config())
-        .await
-        .expect_err("the virtual host is empty")
-        .to_string();
-    assert!(error.contains("the exchange signup.events does not exist"), "{error}");
+    let app = world.start_waiting().await;
+    world.wait_for_reason(&app, "the exchange signup.events does not exist").await;
+    app.stop().await;
     let declaring = world.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "true");
     declaring.start().await.stop().await;
     let checking = declaring.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "false");

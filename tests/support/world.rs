@@ -133,9 +133,28 @@ impl World {
         Config::load(None, self.settings.clone()).expect("the test's settings are valid")
     }
 
-    /// Starts the service in this process.
+    /// Starts the service in this process, and waits until it consumes messages.
     pub(crate) async fn start(&self) -> App {
+        let app = self.start_waiting().await;
+        app.started().await;
+        app
+    }
+
+    /// Starts the service in this process. It may wait for its servers.
+    pub(crate) async fn start_waiting(&self) -> App {
         App::start(self.config()).await.expect("the service starts")
+    }
+
+    /// Waits until the service is not ready for a reason that contains `text`, and returns it.
+    pub(crate) async fn wait_for_reason(&self, app: &App, text: &str) -> String {
+        super::wait_for(&format!("a reason with {text:?}"), || async {
+            let (status, answer) = self.get(app, "/readyz").await;
+            let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+            let reasons = answer["reasons"].as_array().cloned().unwrap_or_default();
+            let mut reasons = reasons.iter().filter_map(serde_json::Value::as_str);
+            reasons.find(|reason| status == 503 && reason.contains(text)).map(str::to_owned)
+        })
+        .await
     }
 
     /// Starts the service as a process of its own.

@@ -22,7 +22,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(connection: ServiceArgs) -> Result<Self, Error> {
         // The provider is process-wide. An error means that it is already installed.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::runtime::tls::install_crypto_provider();
         let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build();
         let http =
             http.map_err(|error| Error::Other(format!("building an HTTP client: {error}")))?;

@@ -3,13 +3,12 @@
 //! `config/default.toml` lists every key with its default and is the reference. A key that it does
 //! not list is unknown, and the value of an environment variable has the type of the default.
 
+mod limits;
+mod source;
+
 use std::path::Path;
 
-use figment::{
-    Figment, Metadata, Profile, Provider,
-    providers::{Format, Toml},
-    value::{Dict, Map, Num, Value},
-};
+use figment::Figment;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 
@@ -17,39 +16,12 @@ use crate::{
     admin, broker, customerio,
     flows::{bulk_retry, integrity, mirror, recovery, sync},
     ledger, retry,
-    runtime::{shutdown, telemetry},
+    runtime::{shutdown, telemetry, tls},
 };
+pub use source::SecretFile;
+use source::{SettingsSource, check_keys, is_secret, read_environment, read_toml, rename_keys};
 
-const DEFAULTS: &str = include_str!("../config/default.toml");
-
-/// Prefix of the environment variables that name a key.
-const PREFIX: &str = "CUSTOMERIO_SYNC__";
-
-/// Conventional environment variables, and the keys that they set.
-const CONVENTIONAL: [(&str, &str); 12] = [
-    ("DATABASE_URL", "database.url"),
-    ("AMQP_URL", "broker.url"),
-    ("CUSTOMERIO_SITE_ID", "customerio.site_id"),
-    ("CUSTOMERIO_API_KEY", "customerio.api_key"),
-    ("CUSTOMERIO_REGION", "customerio.region"),
-    ("CUSTOMERIO_TRACK_URL", "customerio.track_url"),
-    ("HTTP_ADDR", "http.addr"),
-    ("ADMIN_TOKENS", "http.admin_tokens"),
-    ("RETRY_DELAYS", "retry.delays"),
-    ("RUST_LOG", "telemetry.log"),
-    ("LOG_FORMAT", "telemetry.format"),
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp_endpoint"),
-];
-
-/// Keys of earlier releases, and their present names. An old key sets the present one, so that one
-/// file works with both releases during an upgrade or a rollback. If both are set, the current one
-/// wins.
-const RENAMED: [(&str, &str); 4] = [
-    ("gate.failures_in_a_row", "breaker.failures_in_a_row"),
-    ("gate.probe_after", "breaker.probe_after"),
-    ("gate.probe_at_least_every", "breaker.probe_interval_max"),
-    ("recovery.send_again_after", "recovery.resend_after"),
-];
+const DEFAULTS: &str = include_str!("../../config/default.toml");
 
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
@@ -83,6 +55,11 @@ pub struct Config {
     pub telemetry: telemetry::Config,
     /// Shutdown.
     pub lifecycle: shutdown::Config,
+    /// Certificates that all connections use.
+    pub tls: tls::Config,
+    /// Files that contain secrets.
+    #[serde(skip)]
+    pub secret_files: Vec<SecretFile>,
     /// Old keys that were used: each with its source and its present name.
     #[serde(skip)]
     pub renamed: Vec<RenamedKey>,
@@ -138,22 +115,6 @@ pub enum Error {
     },
 }
 
-/// One source of settings, with the name that errors use.
-struct SettingsSource {
-    name: String,
-    values: Dict,
-}
-
-impl Provider for SettingsSource {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.name.clone())
-    }
-
-    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
-        Ok(Profile::Default.collect(self.values.clone()))
-    }
-}
-
 impl Config {
     /// Reads the settings: defaults, `file`, `environment`.
     pub fn load(
@@ -170,13 +131,29 @@ impl Config {
             })?;
             let mut source = read_toml(&name, &text)?;
             rename_keys(&mut source, &mut renamed);
-            check_keys(&source.values, &defaults.values, "", &name)?;
+            check_keys(&mut source.values, &defaults.values, "", &name)?;
             sources.push(source);
         }
-        sources.extend(read_environment(environment, &defaults.values, &mut renamed)?);
-        let figment = sources.into_iter().fold(Figment::from(defaults), Figment::merge);
-        let config: Self = figment.extract().map_err(bad_value)?;
-        Ok(Self { renamed, ..config })
+        let environment = read_environment(environment, &defaults.values, &mut renamed)?;
+        sources.extend(environment.sources);
+        let figment = sources.iter().fold(Figment::from(&defaults), Figment::merge);
+        let config: Self = figment.extract().map_err(|error| bad_value(&error, &sources))?;
+        let config = config.with_trimmed_secrets();
+        limits::check(&config).map_err(|(key, problem)| Error::BadValue {
+            key: key.to_owned(),
+            from: name_of_source(&sources, key),
+            problem,
+        })?;
+        Ok(Self { renamed, secret_files: environment.secret_files, ..config })
+    }
+
+    /// A secret that was pasted with a line break would be refused.
+    fn with_trimmed_secrets(mut self) -> Self {
+        for secret in [&mut self.database.url, &mut self.broker.url, &mut self.customerio.api_key] {
+            *secret = secret.expose_secret().trim().into();
+        }
+        self.customerio.site_id = self.customerio.site_id.trim().to_owned();
+        self
     }
 
     /// Logs a warning for each old key that is used.
@@ -203,132 +180,25 @@ fn require(is_set: bool, variable: &'static str, example: &'static str) -> Resul
     if is_set { Ok(()) } else { Err(Error::Missing { variable, example }) }
 }
 
-fn read_toml(name: &str, text: &str) -> Result<SettingsSource, Error> {
-    let values = Figment::from(Toml::string(text)).extract::<Dict>().map_err(|error| {
-        Error::Unreadable { from: name.to_owned(), problem: error.kind.to_string() }
-    })?;
-    Ok(SettingsSource { name: name.to_owned(), values })
+/// The source whose value for `key` applies.
+fn name_of_source(sources: &[SettingsSource], key: &str) -> String {
+    let last = sources.iter().rev().find(|source| source.sets(key));
+    last.map_or_else(|| "the defaults".to_owned(), |source| source.name.clone())
 }
 
-/// Rejects keys that the defaults do not have.
-fn check_keys(values: &Dict, known: &Dict, prefix: &str, from: &str) -> Result<(), Error> {
-    for (key, value) in values {
-        let path = format!("{prefix}{key}");
-        match (value, known.get(key)) {
-            (Value::Dict(_, values), Some(Value::Dict(_, known))) => {
-                check_keys(values, known, &format!("{path}."), from)?
-            }
-            (_, Some(_)) => {}
-            (_, None) => return Err(Error::UnknownKey { key: path, from: from.to_owned() }),
-        }
-    }
-    Ok(())
-}
-
-/// Reads the settings in the environment, the conventional variables first. An empty variable
-/// counts as absent.
-fn read_environment(
-    environment: impl IntoIterator<Item = (String, String)>,
-    defaults: &Dict,
-    renamed: &mut Vec<RenamedKey>,
-) -> Result<Vec<SettingsSource>, Error> {
-    let mut sources = Vec::new();
-    for (name, text) in environment {
-        let conventional = CONVENTIONAL.iter().find(|(variable, _)| *variable == name);
-        let key = match (conventional, name.strip_prefix(PREFIX)) {
-            _ if text.is_empty() => continue,
-            (Some((_, key)), _) => (*key).to_owned(),
-            (None, Some(rest)) => rest.to_lowercase().replace("__", "."),
-            (None, None) => continue,
-        };
-        let from = format!("the environment variable {name}");
-        let (key, is_present) = match RENAMED.iter().find(|(old, _)| *old == key) {
-            Some(&(old, present)) => {
-                renamed.push(RenamedKey { key: old, present, from: from.clone() });
-                (present.to_owned(), false)
-            }
-            None => (key, true),
-        };
-        let default = find(defaults, &key)
-            .ok_or_else(|| Error::UnknownKey { key: key.clone(), from: from.clone() })?;
-        let value = parse_as(default, &text).map_err(|problem| Error::BadValue {
-            key: key.clone(),
-            from: from.clone(),
-            problem,
-        })?;
-        let nested = figment::util::nest(&key, value);
-        sources.push((
-            (conventional.is_none(), is_present),
-            SettingsSource { name: from, values: nested.into_dict().unwrap_or_default() },
-        ));
-    }
-    // The specific variable wins over the conventional one, and the present name over an old one.
-    sources.sort_by_key(|(rank, _)| *rank);
-    Ok(sources.into_iter().map(|(_, source)| source).collect())
-}
-
-/// Moves the values of old keys to the present ones, unless those are set.
-fn rename_keys(source: &mut SettingsSource, renamed: &mut Vec<RenamedKey>) {
-    for (old, present) in RENAMED {
-        let Some(value) = take(&mut source.values, old) else { continue };
-        renamed.push(RenamedKey { key: old, present, from: source.name.clone() });
-        let (section, key) = present.split_once('.').expect("a key has a section");
-        let section = source.values.entry(section.to_owned()).or_insert_with(|| Dict::new().into());
-        if let Value::Dict(_, values) = section {
-            values.entry(key.to_owned()).or_insert(value);
-        }
-    }
-    // A file may contain an old section whose keys are all commented out.
-    for (section, _) in RENAMED.iter().filter_map(|(old, _)| old.split_once('.')) {
-        if source.values.get(section).and_then(Value::as_dict).is_some_and(Dict::is_empty) {
-            source.values.remove(section);
-        }
-    }
-}
-
-/// Removes the value of a key.
-fn take(values: &mut Dict, key: &str) -> Option<Value> {
-    let (section, key) = key.split_once('.')?;
-    let Value::Dict(_, in_section) = values.get_mut(section)? else { return None };
-    in_section.remove(key)
-}
-
-fn find<'a>(values: &'a Dict, key: &str) -> Option<&'a Value> {
-    let (section, key) = key.split_once('.')?;
-    values.get(section)?.as_dict()?.get(key)
-}
-
-/// Converts `text` to the type of the default.
-fn parse_as(default: &Value, text: &str) -> Result<Value, String> {
-    match default {
-        Value::Num(..) => {
-            let number: i64 =
-                text.parse().map_err(|_| format!("found {text:?}, expected a whole number"))?;
-            Ok(Value::from(Num::I64(number)))
-        }
-        Value::Bool(..) => match text {
-            "true" => Ok(Value::from(true)),
-            "false" => Ok(Value::from(false)),
-            _ => Err(format!("found {text:?}, expected true or false")),
-        },
-        _ => Ok(Value::from(text)),
-    }
-}
-
-fn bad_value(error: figment::Error) -> Error {
-    Error::BadValue {
-        key: error.path.join("."),
-        from: error
-            .metadata
-            .as_ref()
-            .map_or_else(|| "the settings".to_owned(), |metadata| metadata.name.to_string()),
-        problem: error.kind.to_string(),
-    }
+fn bad_value(error: &figment::Error, sources: &[SettingsSource]) -> Error {
+    let key = error.path.join(".");
+    let problem = match &error.kind {
+        // The parser quotes the value that it found.
+        figment::error::Kind::InvalidType(..) if is_secret(&key) => "expected a string".to_owned(),
+        kind => kind.to_string(),
+    };
+    Error::BadValue { from: name_of_source(sources, &key), key, problem }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{source::PREFIX, *};
     use std::{io::Write, time::Duration};
 
     fn load(file: Option<&str>, environment: &[(&str, &str)]) -> Result<Config, Error> {
@@ -412,9 +282,122 @@ mod tests {
             }
         }
         let message = problem(Some("[sync]\nbatch_size = \"x\""), &[]);
-        assert!(message.contains("sync.batch_size"), "{message}");
+        assert!(message.contains("sync.batch_size") && message.contains("in /"), "{message}");
         let message = problem(Some("[sync\n"), &[]);
         assert!(message.starts_with("reading /"), "{message}");
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_as_a_float() {
+        let file = Some("[broker]\nprefetch = 800.0\n[customerio]\nmax_operations = 2e+02");
+        let config = load(file, &[("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "7.0")]).expect("valid");
+        assert_eq!((config.broker.prefetch.get(), config.sync.batch_size.get()), (800, 7));
+        assert_eq!(config.customerio.max_operations, 200);
+        let message = problem(Some("[broker]\nprefetch = 800.5"), &[]);
+        assert!(message.starts_with("bad value for \"broker.prefetch\" in /"), "{message}");
+        assert!(message.ends_with("found 800.5, expected a whole number"), "{message}");
+    }
+
+    #[test]
+    fn a_value_that_cannot_work_is_an_error_that_names_key_and_source() {
+        for (key, value) in [
+            ("database.max_connections", "0"),
+            ("database.acquire_timeout", "0s"),
+            ("database.claim_lease", "10s"),
+            ("database.claim_lease", "999years"),
+            ("broker.heartbeat", "500ms"),
+            ("broker.connect_timeout", "0s"),
+            ("broker.prefetch", "0"),
+            ("broker.publish_channels", "3000"),
+            ("broker.client_key", "/key.pem"),
+            ("topology.delivery_limit", "1"),
+            ("retry.delays", "0s"),
+            ("customerio.timeout", "0s"),
+            ("customerio.timeout", "5m"),
+            ("customerio.connect_timeout", "0s"),
+            ("customerio.requests_per_second", "0"),
+            ("customerio.max_operations", "1"),
+            ("breaker.failures_in_a_row", "0"),
+            ("breaker.probe_after", "0s"),
+            ("breaker.probe_interval_max", "0s"),
+            ("sync.batch_size", "0"),
+            ("sync.batches_in_flight", "0"),
+            ("sync.hold", "0s"),
+            ("mirror.batch_size", "0"),
+            ("mirror.compare_interval", "0s"),
+            ("mirror.sweep_interval", "0s"),
+            ("recovery.interval", "0s"),
+            ("recovery.overdue_after", "0s"),
+            ("recovery.resend_after", "0s"),
+            ("recovery.batch_size", "0"),
+            ("integrity.interval", "0s"),
+            ("bulk_retry.jobs_per_second", "0"),
+            ("http.request_timeout", "0s"),
+            ("http.header_timeout", "0s"),
+            ("http.connections", "0"),
+            ("lifecycle.grace", "0s"),
+        ] {
+            let variable = format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"));
+            let message = problem(None, &[(&variable, value)]);
+            let is_about_key = message.contains(key)
+                || (key, message.contains("claim_lease")) == ("customerio.timeout", true)
+                || (key, message.contains("client_certificate")) == ("broker.client_key", true);
+            assert!(is_about_key, "{key}={value}: {message}");
+            assert!(message.contains("expected"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_secret_can_be_read_from_a_file() {
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        writeln!(file, "  postgres://u:hush@h/d ").expect("it can be written");
+        let path = file.path().to_str().expect("UTF-8");
+        let config = load(None, &[("DATABASE_URL_FILE", path)]).expect("valid");
+        assert_eq!(config.database.url.expose_secret(), "postgres://u:hush@h/d");
+        let [secret_file] = &config.secret_files[..] else { panic!("expected one file") };
+        assert_eq!((secret_file.key, secret_file.path.as_path()), ("database.url", file.path()));
+
+        for direct in ["DATABASE_URL", "CUSTOMERIO_SYNC__DATABASE__URL"] {
+            let both = [("DATABASE_URL_FILE", path), (direct, "postgres://u:hush@h/d")];
+            let message = problem(None, &both);
+            assert!(
+                message.contains("DATABASE_URL_FILE") && !message.contains("hush"),
+                "{message}"
+            );
+        }
+        let message = problem(None, &[("CUSTOMERIO_API_KEY_FILE", "/nonexistent/key")]);
+        for part in ["/nonexistent/key", "CUSTOMERIO_API_KEY_FILE"] {
+            assert!(message.contains(part), "{message}");
+        }
+        let empty = tempfile::NamedTempFile::new().expect("a temporary file");
+        let message =
+            problem(None, &[("CUSTOMERIO_API_KEY_FILE", empty.path().to_str().expect("UTF-8"))]);
+        assert!(message.contains("empty"), "{message}");
+    }
+
+    #[test]
+    fn an_error_in_the_settings_contains_no_secret() {
+        let files = [
+            "[database]\nurl = 123454321",
+            "[http]\nadmin_tokens = 123454321",
+            "[customerio]\napi_key = \"123454321\" x",
+            "[customerio]\nsite_id = [123454321]",
+            "[broker]\nurl = \"amqp:u:123454321@h\"",
+        ];
+        for file in files {
+            let message = problem(Some(file), &[]);
+            assert!(!message.contains("123454321"), "{message}");
+        }
+        let variables = [
+            ("DATABASE_URL", "postgres:u:123454321@h"),
+            ("AMQP_URL", "amqp://u:123454321@h/"),
+            ("ADMIN_TOKENS", "ann:owner:123454321"),
+            ("CUSTOMERIO_TRACK_URL", "https:u:123454321"),
+        ];
+        for variable in variables {
+            let message = problem(None, &[variable]);
+            assert!(!message.contains("123454321"), "{message}");
+        }
     }
 
     #[test]

@@ -1,0 +1,114 @@
+//! Builds the flows and starts them.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    admin::ConnectedServices,
+    broker::{Connection, Publisher},
+    config::Config,
+    customerio::CustomerIo,
+    flows::{
+        bulk_retry::BulkRetries,
+        feed::Feed,
+        integrity::IntegrityCheck,
+        mirror::{Mirror, Sweeper},
+        recovery::Recovery,
+        sync::Pipeline,
+    },
+    ledger::Ledger,
+    runtime::{metrics::Metrics, shutdown::Shutdown},
+};
+
+/// The parts that the flows are built from.
+pub(super) struct FlowContext {
+    pub(super) ledger: Ledger,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) shutdown: Shutdown,
+    pub(super) consuming: Arc<Connection>,
+    pub(super) publishing: Arc<Connection>,
+    pub(super) publisher: Publisher,
+    pub(super) customerio: Arc<CustomerIo>,
+}
+
+impl FlowContext {
+    /// Starts every flow, and makes the services that need RabbitMQ available to the endpoints.
+    pub(super) fn start(
+        self,
+        config: Config,
+        connected: &OnceLock<ConnectedServices>,
+    ) -> JoinSet<()> {
+        let mut flows = JoinSet::new();
+        self.start_background(&config, &mut flows);
+        let Self { ledger, metrics, shutdown, consuming, publishing, publisher, customerio } = self;
+        let feed = Feed::default();
+        let breaker = customerio.watch_breaker();
+        flows.spawn(feed.clone().run(consuming.clone(), ledger.clone(), breaker, shutdown.clone()));
+        let mirror = Mirror {
+            config: config.mirror,
+            connection: consuming.clone(),
+            ledger: ledger.clone(),
+            metrics: metrics.clone(),
+        };
+        flows.spawn(mirror.run(shutdown.clone()));
+        let pipeline = Arc::new(Pipeline {
+            config: config.sync,
+            prefetch: config.broker.prefetch.get(),
+            ladder: config.retry.delays,
+            ledger,
+            publisher: publisher.clone(),
+            customerio,
+            metrics,
+            shutdown,
+            processing: TaskTracker::new(),
+        });
+        flows.spawn(pipeline.clone().run(consuming.clone()));
+        let connections = vec![consuming, publishing];
+        connected.get_or_init(|| ConnectedServices { connections, publisher, pipeline, feed });
+        flows
+    }
+
+    /// Starts the flows that act at intervals, on one replica at a time.
+    fn start_background(&self, config: &Config, flows: &mut JoinSet<()>) {
+        let calls_are_paused = {
+            let customerio = self.customerio.clone();
+            move || !customerio.breaker().is_closed()
+        };
+        let calls_are_scarce = {
+            let (rate_limiter, calls_are_paused) =
+                (self.customerio.rate_limiter().clone(), calls_are_paused.clone());
+            move || rate_limiter.is_saturated() || calls_are_paused()
+        };
+        let bulk_retries = BulkRetries {
+            config: config.bulk_retry.clone(),
+            connection: self.publishing.clone(),
+            ledger: self.ledger.clone(),
+            publisher: self.publisher.clone(),
+        };
+        flows.spawn(bulk_retries.run(calls_are_scarce, self.shutdown.clone()));
+        let sweeper = Sweeper {
+            config: config.mirror.clone(),
+            connection: self.consuming.clone(),
+            publisher: self.publisher.clone(),
+            ledger: self.ledger.clone(),
+        };
+        flows.spawn(sweeper.run(self.shutdown.clone()));
+        let integrity = IntegrityCheck {
+            config: config.integrity.clone(),
+            connection: self.consuming.clone(),
+            ledger: self.ledger.clone(),
+            metrics: self.metrics.clone(),
+        };
+        flows.spawn(integrity.run(calls_are_paused.clone(), self.shutdown.clone()));
+        let recovery = Recovery {
+            config: config.recovery.clone(),
+            connection: self.publishing.clone(),
+            publisher: self.publisher.clone(),
+            ledger: self.ledger.clone(),
+            metrics: self.metrics.clone(),
+        };
+        flows.spawn(recovery.run(calls_are_paused, self.shutdown.clone()));
+    }
+}

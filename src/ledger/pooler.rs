@@ -1,0 +1,40 @@
+//! Detection of a connection pooler that assigns a server connection per transaction.
+//!
+//! Prepared statements and advisory locks belong to a session, so they do not work through such a
+//! pooler (<https://www.pgbouncer.org/features.html>).
+
+use sqlx::{Connection, PgConnection, Row};
+
+use super::{Error, Ledger};
+
+/// Number of comparisons. One suffices unless other clients use the same pooler meanwhile.
+const ROUNDS: usize = 5;
+
+impl Ledger {
+    /// Whether the connections go through a pooler that assigns server connections per transaction
+    /// or per statement.
+    ///
+    /// Two connections are open at the same time. If they report the same server process, or one of
+    /// them reports different ones, they have no session of their own.
+    pub async fn has_transaction_pooler(&self) -> Result<bool, Error> {
+        let options = self.pool.connect_options();
+        let mut first = self.connect(&options).await?;
+        let mut second = self.connect(&options).await?;
+        let expected = (process(&mut first).await?, process(&mut second).await?);
+        let mut is_pooled = expected.0 == expected.1;
+        for _ in 0..ROUNDS {
+            let found = (process(&mut first).await?, process(&mut second).await?);
+            is_pooled |= found != expected;
+        }
+        for connection in [first, second] {
+            connection.close().await.map_err(Error::doing("closing a connection"))?;
+        }
+        Ok(is_pooled)
+    }
+}
+
+async fn process(connection: &mut PgConnection) -> Result<i32, Error> {
+    // Unprepared: a prepared statement may fail through such a pooler.
+    let row = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection).await;
+    row.and_then(|row| row.try_get(0)).map_err(Error::doing("detecting a connection pooler"))
+}

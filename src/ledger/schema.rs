@@ -1,0 +1,84 @@
+//! The schema: applying the migrations, and checking its version.
+//!
+//! Each migration works with the release before it. So a program runs on a newer schema, after
+//! another release has been rolled back, and not on an older one.
+
+use super::{Error, Ledger};
+
+/// The schema in the database, compared with the one that this version needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schema {
+    /// There is none.
+    Absent {
+        /// The version that is needed.
+        needed: i64,
+    },
+    /// It is older than needed.
+    Older {
+        /// The version that was found.
+        found: i64,
+        /// The version that is needed.
+        needed: i64,
+    },
+    /// It is the one that this version needs, or newer.
+    Sufficient {
+        /// The version that was found.
+        found: i64,
+        /// The version that is needed.
+        needed: i64,
+    },
+}
+
+impl Schema {
+    /// Makes a schema sufficient.
+    pub const FIX: &str = "run `customerio-sync migrate` of this version";
+
+    /// What is missing. `None` if the schema is sufficient.
+    pub fn problem(self) -> Option<String> {
+        match self {
+            Self::Absent { needed } => {
+                Some(format!("there is no schema yet; this program needs version {needed}"))
+            }
+            Self::Older { found, needed } => Some(format!(
+                "the schema is at version {found}; this program needs version {needed}"
+            )),
+            Self::Sufficient { .. } => None,
+        }
+    }
+}
+
+impl Ledger {
+    /// Applies the missing migrations. Replicas that start together take turns. Migrations of a
+    /// newer release are accepted.
+    pub async fn migrate(&self) -> Result<(), Error> {
+        let mut migrator = sqlx::migrate!();
+        migrator.set_ignore_missing(true);
+        Ok(migrator.run(&self.pool).await?)
+    }
+
+    /// Compares the schema with the one that this version needs.
+    pub async fn schema(&self) -> Result<Schema, Error> {
+        let migrator = sqlx::migrate!();
+        let needed = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
+        let exists = sqlx::query_scalar!(
+            r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(Error::doing("finding the schema"))?;
+        if !exists {
+            return Ok(Schema::Absent { needed });
+        }
+        // The migrator creates this table; no migration does.
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+                .fetch_one(&self.pool)
+                .await
+                .map_err(Error::doing("reading the version of the schema"))?;
+        Ok(match found {
+            None => Schema::Absent { needed },
+            Some(found) if found < needed => Schema::Older { found, needed },
+            Some(found) => Schema::Sufficient { found, needed },
+        })
+    }
+}
