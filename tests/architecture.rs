@@ -40,7 +40,8 @@ const ROWS: [&[&str]; 13] = [
 const HOMES: [(&str, &[&str]); 7] = [
     ("sqlx", &["ledger"]),
     ("lapin", &["broker"]),
-    ("reqwest", &["customerio", "cli"]),
+    // The broker uses it for RabbitMQ's management API, which has no AMQP requests.
+    ("reqwest", &["customerio", "cli", "broker"]),
     ("axum", &["admin", "simulator"]),
     ("backoff", &["runtime"]),
     ("prometheus", &["runtime", "broker"]),

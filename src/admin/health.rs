@@ -95,14 +95,16 @@ async fn check(state: &AppState) -> ReadinessProblems {
                 problems.add(Check::Schema, format!("{problem}; {}", Schema::FIX));
             }
         }
-        Ok(Err(error)) => problems.add(Check::Database, error),
+        Ok(Err(error)) => {
+            problems.add(Check::Database, format!("{error}; {}", state.ledger.fix(&error)))
+        }
         Err(_) => {
             problems.add(Check::Database, format!("no answer within {DATABASE_TIMEOUT:?}"));
         }
     }
-    if let Some((check, reason)) = state.startup.obstacle()
-        && problems.of(check).is_none()
-    {
+    if let Some((check, reason)) = state.startup.obstacle() {
+        // It has the cause of a refused connection, which the pool does not report.
+        problems.0.retain(|(one, _)| *one != check);
         problems.add(check, reason);
     }
     check_broker(state, &mut problems);

@@ -97,7 +97,9 @@ impl Start {
 
     /// Applies the migrations, or checks that somebody has.
     async fn prepare_database(&self) -> Result<(), Obstacle> {
-        let unusable = |error: ledger::Error| obstacle(Check::Database, error);
+        let unusable = |error: ledger::Error| {
+            obstacle(Check::Database, format!("{error}; {}", self.ledger.fix(&error)))
+        };
         if self.ledger.has_transaction_pooler().await.map_err(unusable)? {
             let reason = "the connections go through a pooler in transaction mode, where prepared \
                 statements and advisory locks do not work; use its session mode, or PostgreSQL's \
@@ -118,21 +120,14 @@ impl Start {
             Connection::open(name, self.address.clone(), self.topology.clone(), &self.metrics);
         opened.await.map_err(|error| {
             let check = if is_about_topology(&error) { Check::Topology } else { Check::Broker };
-            obstacle(check, describe(&error))
+            let fix = broker::fix(&self.address, self.config.topology.declare, &error);
+            obstacle(check, format!("{error}; {fix}"))
         })
     }
 }
 
 fn obstacle(check: Check, reason: impl Display) -> Obstacle {
     Obstacle { check, reason: reason.to_string() }
-}
-
-/// The error with its fix, if the text of the error does not imply it.
-fn describe(error: &broker::Error) -> String {
-    match error.fix() {
-        Some(fix) => format!("{error}; {fix}"),
-        None => error.to_string(),
-    }
 }
 
 fn is_about_topology(error: &broker::Error) -> bool {

@@ -7,10 +7,12 @@
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
+use futures_util::{AsyncRead, AsyncWrite};
 use lapin::{
     ConnectionProperties,
     runtime::default_runtime,
@@ -36,8 +38,8 @@ pub struct Address {
     heartbeat: u16,
     connect_timeout: Duration,
     tls: tls::Config,
-    client_certificate: String,
-    client_key: String,
+    client_certificate: PathBuf,
+    client_key: PathBuf,
 }
 
 impl Address {
@@ -69,8 +71,33 @@ impl Address {
 
     /// Opens a connection, called `name` in the management UI.
     pub(super) async fn connect(&self, name: &str) -> Result<lapin::Connection, Error> {
-        let uri = self.uri.read().unwrap_or_else(PoisonError::into_inner).clone();
-        self.connect_to(&uri, name).await
+        self.connect_to(&self.uri(), name).await
+    }
+
+    /// Opens a stream to the server without logging in.
+    pub(super) async fn stream(&self) -> Result<impl AsyncRead + AsyncWrite + Unpin, Error> {
+        let uri = self.uri();
+        let tls = self.tls_config(&uri)?;
+        let runtime = default_runtime().map_err(Error::Connect)?;
+        let dialing = async {
+            let stream = first_reachable(&uri.authority, async |address| {
+                AsyncTcpStream::connect(&runtime, address).await
+            })
+            .await?;
+            match uri.scheme {
+                AMQPScheme::AMQP => Ok(stream),
+                AMQPScheme::AMQPS => stream.into_tls(&uri.authority.host, tls.as_ref()).await,
+            }
+        };
+        timeout(self.connect_timeout, dialing)
+            .await
+            .map_err(|_| Error::ConnectTimeout(self.connect_timeout))?
+            .map_err(|error| Error::Connect(error.into()))
+    }
+
+    /// The URL in use.
+    pub(super) fn uri(&self) -> Arc<AMQPUri> {
+        self.uri.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn connect_timeout(&self) -> Duration {

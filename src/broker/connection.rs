@@ -162,14 +162,3 @@ impl Connection {
         timeout(limit, work).await.unwrap_or(Err(Error::ConnectTimeout(limit)))
     }
 }
-
-/// Returns how the exchanges and queues in RabbitMQ differ from `topology`, without changing
-/// anything.
-pub async fn differences(address: &Address, topology: &Topology) -> Result<Vec<Error>, Error> {
-    let connection = address.connect("check").await?;
-    let limit = address.connect_timeout();
-    let differences = timeout(limit, topology.differences(&connection)).await;
-    // Channels that found a difference may still be closing; the connection closes in any case.
-    let _ = timeout(limit, connection.close(200, "done".into())).await;
-    differences.unwrap_or(Err(Error::ConnectTimeout(limit)))
-}

@@ -8,16 +8,20 @@
 mod address;
 mod connection;
 mod consumer;
+mod diagnose;
 mod header_map;
+mod management;
 mod message;
 mod names;
 mod publisher;
 mod subscription;
 mod topology;
+mod version;
 mod while_connected;
 
 use std::{
     num::{NonZeroU16, NonZeroUsize},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -27,9 +31,11 @@ use serde::Deserialize;
 use crate::runtime::tls;
 
 pub use address::{Address, check_url, vhost};
-pub use connection::{Backlog, Connection, differences};
+pub use connection::{Backlog, Connection};
 pub use consumer::{AckResult, Acker, ConsumerStates, Delivery, consume};
+pub use diagnose::{check, fix};
 pub use header_map::{HeaderMap, capped};
+pub use management::check as check_management;
 pub use message::{
     Destination, JobBody, Message, Origin, OriginalMessage, OutcomeBody, OutcomeType,
     ReparkedMessage,
@@ -55,13 +61,15 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
     /// PEM file with the client's certificate chain, for `amqps://`. Empty for none.
-    pub client_certificate: String,
+    pub client_certificate: PathBuf,
     /// PEM file with the client's private key.
-    pub client_key: String,
+    pub client_key: PathBuf,
     /// Maximum unacknowledged deliveries per queue.
     pub prefetch: NonZeroU16,
     /// Number of channels for mandatory publishes. Each has at most one unconfirmed publish.
     pub publish_channels: NonZeroUsize,
+    /// URL of the management API with user and password, for `doctor`. Empty: it is not asked.
+    pub management_api: SecretString,
 }
 
 /// Settings of the topology.
@@ -112,8 +120,13 @@ pub enum Error {
         text: String,
     },
     /// An exchange or a queue exists, and the user may not compare its arguments.
-    #[error("the arguments of {0} can't be compared without the permission to configure it")]
-    Incomparable(String),
+    #[error("the arguments of {name} can't be compared: {text}")]
+    Incomparable {
+        /// The exchange or the queue.
+        name: String,
+        /// RabbitMQ's text, which names the user.
+        text: String,
+    },
     /// An exchange or a queue is missing, and nothing may be declared.
     #[error("{0} does not exist")]
     Missing(String),
@@ -122,26 +135,5 @@ pub enum Error {
 impl Error {
     fn doing(doing: &'static str) -> impl FnOnce(lapin::Error) -> Self {
         move |source| Self::Request { doing, source }
-    }
-
-    /// How to fix a difference of the topology. `None` for other errors.
-    pub fn fix(&self) -> Option<&'static str> {
-        match self {
-            Self::Inequivalent(_) => Some(
-                "delete it when it is empty, or change the setting that this argument comes from",
-            ),
-            Self::Missing(_) => Some(
-                "declare it as `customerio-sync topology --print` defines it, or run \
-                    `customerio-sync topology` with topology.declare = true",
-            ),
-            Self::NotPermitted { .. } => Some(
-                "grant the permissions that docs/operations.md lists for this setting of \
-                    topology.declare",
-            ),
-            Self::Incomparable(_) => {
-                Some("compare them with the output of `customerio-sync topology --print`")
-            }
-            _ => None,
-        }
     }
 }

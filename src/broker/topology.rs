@@ -25,7 +25,7 @@ use crate::retry::{Ladder, Tier};
 /// A delivery limit that is never reached. In RabbitMQ 4, reading a message in the management UI
 /// counts as a delivery, and the default limit of 20 would drop it. In 3.10, a limit of -1 drops a
 /// message at its first requeue.
-const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
+pub(super) const UNLIMITED_DELIVERIES: i64 = 1_000_000_000;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Argument {
@@ -121,6 +121,11 @@ impl Topology {
         channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
     }
 
+    /// Whether exchanges and queues are declared, or only checked.
+    pub fn declares(&self) -> bool {
+        self.declare
+    }
+
     /// The queues of the delay tiers.
     pub(super) fn tier_queues(&self) -> impl Iterator<Item = &str> {
         self.queues
@@ -129,8 +134,8 @@ impl Topology {
             .filter(|name| name.starts_with(TIER_PREFIX))
     }
 
-    /// Returns what is missing or was declared with other arguments. Bindings are not checked,
-    /// because AMQP has no request that lists them.
+    /// Returns what is missing, was declared with other arguments, or may not be compared by this
+    /// user. Bindings are not checked, because AMQP has no request that lists them.
     pub(super) async fn differences(&self, connection: &Connection) -> Result<Vec<Error>, Error> {
         let mut differences = Vec::new();
         // RabbitMQ closes the channel at the first difference, so each check has its own.
@@ -216,7 +221,7 @@ impl ExchangeSpec {
     /// Fails if it is missing or was declared with other arguments. Never creates it.
     async fn check(&self, channel: &Channel) -> Result<(), Error> {
         self.check_exists(channel).await?;
-        comparison(self.declare(channel).await, &self.name)
+        comparison(self.declare(channel).await)
     }
 
     async fn check_exists(&self, channel: &Channel) -> Result<(), Error> {
@@ -285,7 +290,7 @@ impl QueueSpec {
     /// Fails if it is missing or was declared with other arguments. Never creates it.
     async fn check(&self, channel: &Channel) -> Result<(), Error> {
         self.check_exists(channel).await?;
-        comparison(self.declare(channel).await, &self.name)
+        comparison(self.declare(channel).await)
     }
 
     async fn check_exists(&self, channel: &Channel) -> Result<(), Error> {
@@ -320,15 +325,15 @@ async fn open_channel(connection: &Connection) -> Result<Channel, Error> {
 /// one. That is accepted: its arguments are the business of the team that declared it.
 fn accept_incomparable(checked: Result<(), Error>) -> Result<(), Error> {
     match checked {
-        Err(Error::Incomparable(_)) => Ok(()),
+        Err(Error::Incomparable { .. }) => Ok(()),
         other => other,
     }
 }
 
 /// The result of comparing an object that exists.
-fn comparison(declared: Result<(), Error>, name: &str) -> Result<(), Error> {
+fn comparison(declared: Result<(), Error>) -> Result<(), Error> {
     match declared {
-        Err(Error::NotPermitted { .. }) => Err(Error::Incomparable(name.to_owned())),
+        Err(Error::NotPermitted { name, text, .. }) => Err(Error::Incomparable { name, text }),
         other => other,
     }
 }
@@ -345,7 +350,7 @@ fn is_about_arguments(text: &str) -> bool {
 /// Collects a difference, and returns any other error.
 fn note(differences: &mut Vec<Error>, checked: Result<(), Error>) -> Result<(), Error> {
     match checked {
-        Err(error @ (Error::Missing(_) | Error::Inequivalent(_) | Error::Incomparable(_))) => {
+        Err(error @ (Error::Missing(_) | Error::Inequivalent(_) | Error::Incomparable { .. })) => {
             differences.push(error)
         }
         other => other?,
@@ -369,7 +374,8 @@ fn refused(error: lapin::Error, doing: &'static str, name: &str) -> Error {
     }
 }
 
-fn amqp_code(error: &lapin::Error) -> Option<(u16, String)> {
+/// RabbitMQ's code and text of an error (<https://www.rabbitmq.com/amqp-0-9-1-reference>).
+pub(super) fn amqp_code(error: &lapin::Error) -> Option<(u16, String)> {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(error) => {
             Some((error.get_id(), error.get_message().to_string()))

@@ -1,132 +1,141 @@
-//! `customerio-sync doctor`: one line per check, with the fix if it fails.
+//! `customerio-sync doctor`: one line per check, with the fix if it fails. It changes nothing.
 
-use std::time::Duration;
+use secrecy::ExposeSecret;
+use serde_json::json;
 
 use super::Error;
 use crate::{
-    broker,
-    config::Config,
-    customerio::{self, Account, CustomerIo},
-    ledger::{Ledger, Schema},
-    runtime::metrics::Metrics,
+    broker::{self, Address, Topology},
+    config::{self, Config},
+    customerio,
+    ledger::Ledger,
+    runtime::{
+        certificate,
+        check::{CheckResult, CheckStatus},
+        telemetry,
+    },
 };
 
-/// Maximum time to wait for an answer of the database.
-const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A problem that a check found, and its fix.
-struct FailedCheck {
-    problem: String,
-    fix: String,
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    json: bool,
+    /// Accept mock mode with a warning.
+    #[arg(long)]
+    allow_mock: bool,
 }
 
-fn failed(problem: impl Into<String>, fix: impl Into<String>) -> FailedCheck {
-    FailedCheck { problem: problem.into(), fix: fix.into() }
+/// Keeps log lines out of the report, unless `RUST_LOG` asks for them.
+pub(super) fn quiet(telemetry: &mut telemetry::Config) {
+    if std::env::var_os("RUST_LOG").is_none_or(|filter| filter.is_empty()) {
+        telemetry.log = "off".to_owned();
+    }
 }
 
-/// Checks everything that the service needs. Fails if any check found a problem.
-pub(super) async fn run(config: &Config) -> Result<(), Error> {
-    // An invalid configuration is reported before this point.
-    let mut problems = print_check("configuration", Vec::new());
-    let (database, broker, customerio) =
-        tokio::join!(database(config), broker(config), customerio(config));
-    problems += print_check("database", database);
-    problems += print_check("broker", broker);
-    problems += print_check("Customer.io", customerio);
-    match problems {
+/// Reports an invalid configuration, which no other check can be made with.
+pub(super) fn report_configuration(args: &Args, error: &config::Error) {
+    let fix = "correct it; config/default.toml describes every key";
+    print(args, &[CheckResult::failed("configuration", error.to_string(), fix)]);
+}
+
+/// Prints the results, and returns the number of failed checks.
+fn print(args: &Args, results: &[CheckResult]) -> usize {
+    let failed = results.iter().filter(|result| result.status == CheckStatus::Failed).count();
+    if args.json {
+        println!("{}", json!({ "checks": results, "ok": failed == 0 }));
+    } else {
+        results.iter().for_each(|result| println!("{result}"));
+    }
+    failed
+}
+
+/// Checks everything that the service needs. Fails if any check failed; a warning does not count.
+pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
+    let mut results = configuration(config);
+    results.extend(certificates(config));
+    results.push(customerio::check_mode(&config.customerio, args.allow_mock));
+    let (database, broker, credentials) = tokio::join!(
+        database(config),
+        broker(config),
+        customerio::check(&config.customerio, config.breaker.clone())
+    );
+    results.extend(database.into_iter().chain(broker).chain(credentials));
+    match print(&args, &results) {
         0 => Ok(()),
         1 => Err(Error::Other("1 problem found".to_owned())),
-        _ => Err(Error::Other(format!("{problems} problems found"))),
+        failed => Err(Error::Other(format!("{failed} problems found"))),
     }
 }
 
-/// Prints one line per problem, or one line that says that the check passed. Returns the number of
-/// problems.
-fn print_check(name: &str, failures: Vec<FailedCheck>) -> usize {
-    if failures.is_empty() {
-        println!("ok    {name}");
+/// Old names of keys; an invalid configuration is reported by [`report_configuration`].
+fn configuration(config: &Config) -> Vec<CheckResult> {
+    const NAME: &str = "configuration";
+    if config.renamed.is_empty() {
+        return vec![CheckResult::passed(NAME, "")];
     }
-    for FailedCheck { problem, fix } in &failures {
-        println!("FAIL  {name}: {problem}; fix: {fix}");
-    }
-    failures.len()
+    let warn = |renamed: &config::RenamedKey| {
+        let (key, present, from) = (renamed.key, renamed.present, &renamed.from);
+        let detail = format!("the key {key:?} in {from} has another name now");
+        CheckResult::warning(NAME, detail, format!("rename it to {present:?}"))
+    };
+    config.renamed.iter().map(warn).collect()
 }
 
-async fn database(config: &Config) -> Vec<FailedCheck> {
+/// Checks the files that settings name.
+fn certificates(config: &Config) -> Vec<CheckResult> {
+    let Config { tls, database, broker, .. } = config;
+    certificate::check(
+        &[
+            ("tls.ca_file", tls.ca_file.as_path()),
+            ("database.client_certificate", database.client_certificate.as_path()),
+            ("broker.client_certificate", broker.client_certificate.as_path()),
+        ],
+        &[
+            ("database.client_key", database.client_key.as_path()),
+            ("broker.client_key", broker.client_key.as_path()),
+        ],
+    )
+}
+
+async fn database(config: &Config) -> Vec<CheckResult> {
+    const NAME: &str = "database";
     if let Err(error) = config.require_database() {
-        return vec![failed("DATABASE_URL is not set", error.to_string())];
+        return vec![CheckResult::failed(NAME, "DATABASE_URL is not set", error.to_string())];
     }
-    let make_reachable = "start PostgreSQL, or set DATABASE_URL to its address";
-    let ledger =
-        match Ledger::new(&config.database, &config.tls, config.retry.delays.max_attempts()) {
-            Ok(ledger) => ledger,
-            Err(error) => return vec![failed(error.to_string(), make_reachable)],
-        };
-    let checked = tokio::time::timeout(DATABASE_TIMEOUT, ledger.schema()).await;
-    match checked {
-        Err(_) => vec![failed(format!("no answer within {DATABASE_TIMEOUT:?}"), make_reachable)],
-        Ok(Err(error)) => vec![failed(error.to_string(), make_reachable)],
-        Ok(Ok(schema)) => {
-            schema.problem().map(|problem| failed(problem, Schema::FIX)).into_iter().collect()
+    match Ledger::new(&config.database, &config.tls, config.retry.delays.max_attempts()) {
+        Ok(ledger) => {
+            let results = ledger.check(config.database.migrate).await;
+            ledger.close().await;
+            results
         }
+        Err(error) => vec![CheckResult::failed(
+            NAME,
+            error.to_string(),
+            "set DATABASE_URL to an URL such as postgres://user:password@host:5432/name, with \
+                special characters percent-encoded",
+        )],
     }
 }
 
-async fn broker(config: &Config) -> Vec<FailedCheck> {
+async fn broker(config: &Config) -> Vec<CheckResult> {
     if let Err(error) = config.require_broker() {
-        return vec![failed("AMQP_URL is not set", error.to_string())];
+        return vec![CheckResult::failed("broker", "AMQP_URL is not set", error.to_string())];
     }
-    let topology = broker::Topology::new(&config.retry.delays, &config.topology);
-    let address = match broker::Address::new(&config.broker, &config.tls) {
+    let address = match Address::new(&config.broker, &config.tls) {
         Ok(address) => address,
-        Err(error) => return vec![failed(error.to_string(), "correct AMQP_URL")],
-    };
-    match broker::differences(&address, &topology).await {
         Err(error) => {
-            vec![failed(error.to_string(), "start RabbitMQ, or set AMQP_URL to its address")]
-        }
-        Ok(differences) => {
-            let fix = |error: &broker::Error| match error {
-                broker::Error::Missing(_) => "run `customerio-sync topology`",
-                _ => {
-                    "delete it when it is empty and run `customerio-sync topology`, or change the \
-                     setting that this value comes from"
-                }
-            };
-            differences.iter().map(|error| failed(error.to_string(), fix(error))).collect()
-        }
-    }
-}
-
-async fn customerio(config: &Config) -> Vec<FailedCheck> {
-    let set_credentials = "set CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY to the Track API \
-        credentials of the workspace";
-    let metrics = Metrics::default().into();
-    let client = match CustomerIo::new(&config.customerio, config.breaker.clone(), metrics) {
-        Ok(client) => client,
-        Err(customerio::Error::Credentials) => {
-            return vec![failed(customerio::Error::Credentials.to_string(), set_credentials)];
-        }
-        Err(error) => {
-            return vec![failed(error.to_string(), "correct CUSTOMERIO_TRACK_URL, or unset it")];
+            let fix = "set AMQP_URL to an URL such as amqp://user:password@host:5672/vhost, with \
+                special characters percent-encoded";
+            return vec![CheckResult::failed("broker", error.to_string(), fix)];
         }
     };
-    match client.account().await {
-        Account::Mock => {
-            vec![failed("mock mode: no credentials are set, so no calls are made", set_credentials)]
-        }
-        Account::Refused => vec![failed("the credentials are refused", set_credentials)],
-        Account::NoAnswer(reason) => {
-            let fix = "allow connections from this machine to Customer.io, or set \
-                       CUSTOMERIO_TRACK_URL";
-            vec![failed(reason, fix)]
-        }
-        Account::Accepted { region } if !config.customerio.region.is(&region) => {
-            vec![failed(
-                format!("the workspace is in the region {region:?}"),
-                format!("set CUSTOMERIO_REGION={region}"),
-            )]
-        }
-        Account::Accepted { .. } => Vec::new(),
-    }
+    let topology = Topology::new(&config.retry.delays, &config.topology);
+    let has_management_api = !config.broker.management_api.expose_secret().is_empty();
+    let (mut results, managed) = tokio::join!(
+        broker::check(&address, &topology, has_management_api),
+        broker::check_management(&config.broker, &config.tls, &topology, config.sync.hold)
+    );
+    results.extend(managed);
+    results
 }

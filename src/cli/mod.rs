@@ -39,7 +39,7 @@ enum Command {
     /// Declare the exchanges, queues and bindings and exit.
     Topology(topology::Args),
     /// Check configuration, database, broker and Customer.io, and print a fix for each problem.
-    Doctor,
+    Doctor(doctor::Args),
     /// Run a simulator of Customer.io's Track API.
     Simulate(simulate::Args),
     /// Publish events from a JSON Lines file, standard input or a generator.
@@ -94,7 +94,18 @@ pub fn run() -> ExitCode {
 fn execute(cli: Cli) -> Result<(), Error> {
     // Before anything builds a TLS client: the exporter of traces is one.
     tls::install_crypto_provider();
-    let config = Config::load(cli.config.as_deref(), std::env::vars_os().filter_map(into_utf8))?;
+    let loaded = Config::load(cli.config.as_deref(), std::env::vars_os().filter_map(into_utf8));
+    let config = match (loaded, &cli.command) {
+        (Ok(mut config), Command::Doctor(_)) => {
+            doctor::quiet(&mut config.telemetry);
+            config
+        }
+        (Err(error), Command::Doctor(args)) => {
+            doctor::report_configuration(args, &error);
+            return Err(error.into());
+        }
+        (loaded, _) => loaded?,
+    };
     let _guard = telemetry::init(&config.telemetry)?;
     config.warn_of_renamed_keys();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -105,7 +116,7 @@ fn execute(cli: Cli) -> Result<(), Error> {
             Command::Serve => serve::run(config).await,
             Command::Migrate => migrate::run(&config).await,
             Command::Topology(args) => topology::run(&config, args).await,
-            Command::Doctor => doctor::run(&config).await,
+            Command::Doctor(args) => doctor::run(&config, args).await,
             Command::Simulate(args) => simulate::run(args).await,
             Command::Publish(args) => publish::run(&config, args).await,
             Command::Failures(args) => operate::failures(args).await,

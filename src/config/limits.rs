@@ -1,7 +1,7 @@
 //! Values that have the right type and cannot work: a zero interval would be a busy loop, a zero
 //! time limit would fail every call. They are rejected at startup.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use super::Config;
 
@@ -85,7 +85,7 @@ fn relations(config: &Config) -> Result<(), (&'static str, String)> {
         );
         return Err(("database.claim_lease", problem));
     }
-    let is_set = |path: &str| !path.is_empty();
+    let is_set = |path: &Path| !path.as_os_str().is_empty();
     for (key, certificate, private_key) in [
         ("broker.client_certificate", &config.broker.client_certificate, &config.broker.client_key),
         (

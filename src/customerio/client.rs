@@ -94,8 +94,13 @@ pub enum Account {
         /// Where the account's data is kept, `us` or `eu`.
         region: String,
     },
-    /// There was no usable answer, for this reason.
+    /// There was no answer, for this reason.
     NoAnswer(String),
+    /// The answer names no region, so it is not one of the Track API.
+    Other {
+        /// HTTP status.
+        status: u16,
+    },
 }
 
 /// A client of the Track API.
@@ -217,9 +222,7 @@ impl CustomerIo {
             Ok(HttpResponse { status: 401 | 403, .. }) => Account::Refused,
             Ok(response) => match serde_json::from_slice::<RegionResponse>(&response.body) {
                 Ok(RegionResponse { region }) => Account::Accepted { region },
-                Err(_) => {
-                    Account::NoAnswer(format!("the response {} can't be parsed", response.status))
-                }
+                Err(_) => Account::Other { status: response.status },
             },
         }
     }

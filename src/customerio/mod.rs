@@ -6,6 +6,7 @@
 
 mod breaker;
 mod client;
+mod diagnose;
 mod operation;
 #[cfg(any(test, fuzzing))]
 pub mod property;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 pub use breaker::{BreakerReason, BreakerState, BreakerStatus, Config as BreakerConfig, Permit};
 pub use client::{Account, CustomerIo, Error, PushResult, RetainClaimed, check_url};
+pub use diagnose::{check, check_mode};
 pub use rate_limiter::RateLimiter;
 
 /// Where the account's data is kept.
@@ -65,6 +67,8 @@ pub struct Config {
     pub site_id: String,
     /// Track API key. Empty for mock mode.
     pub api_key: SecretString,
+    /// Whether the service runs in mock mode if exactly one of the two is set.
+    pub allow_mock: bool,
     /// Where the account's data is kept.
     pub region: Region,
     /// Base URL that replaces the region's, if it is not empty.

@@ -1,6 +1,9 @@
 //! Where PostgreSQL is and how to log in.
 
-use std::str::FromStr;
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
@@ -15,9 +18,9 @@ const EXPECTED: &str = "expected postgres://user:password@host:5432/database";
 /// ones apply.
 #[derive(Debug, Clone)]
 pub(super) struct DatabaseAddress {
-    ca_file: String,
-    client_certificate: String,
-    client_key: String,
+    ca_file: PathBuf,
+    client_certificate: PathBuf,
+    client_key: PathBuf,
 }
 
 impl DatabaseAddress {
@@ -39,10 +42,11 @@ impl DatabaseAddress {
             .map_err(|_| Error::Url(format!("a parameter is not valid; {EXPECTED}")))?;
         // Numbers travel in binary, so the setting has no effect, and PgBouncer refuses it.
         let mut options = options.extra_float_digits(None);
-        if !self.ca_file.is_empty() && !sets("sslrootcert") {
+        let is_set = |path: &Path| !path.as_os_str().is_empty();
+        if is_set(&self.ca_file) && !sets("sslrootcert") {
             options = options.ssl_root_cert(&self.ca_file);
         }
-        if !self.client_certificate.is_empty() && !sets("sslcert") {
+        if is_set(&self.client_certificate) && !sets("sslcert") {
             options =
                 options.ssl_client_cert(&self.client_certificate).ssl_client_key(&self.client_key);
         }
@@ -93,8 +97,8 @@ mod tests {
         ] {
             let config = Config {
                 url: url.into(),
-                client_certificate: String::new(),
-                client_key: String::new(),
+                client_certificate: PathBuf::new(),
+                client_key: PathBuf::new(),
                 max_connections: 1,
                 acquire_timeout: std::time::Duration::from_secs(1),
                 migrate: true,

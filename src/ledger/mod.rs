@@ -19,6 +19,7 @@ mod call_rate;
 mod claim;
 mod decode;
 mod detail;
+mod diagnose;
 mod dismiss;
 mod failures;
 mod flags;
@@ -37,7 +38,7 @@ mod settle;
 mod stats;
 mod unprocessable;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -49,6 +50,7 @@ use sqlx::{
 use crate::runtime::tls;
 use address::DatabaseAddress;
 pub use address::check_url;
+use diagnose::CONNECTING;
 
 pub use arrival::{Arrival, Source};
 pub use audit::{AuditAction, SERVICE};
@@ -75,9 +77,9 @@ pub struct Config {
     /// `postgres://…`; PostgreSQL 14 or newer.
     pub url: SecretString,
     /// PEM file with the client's certificate chain. Empty for none.
-    pub client_certificate: String,
+    pub client_certificate: PathBuf,
     /// PEM file with the client's private key.
-    pub client_key: String,
+    pub client_key: PathBuf,
     /// Maximum connections.
     pub max_connections: u32,
     /// Maximum time to wait for a connection of the pool.
@@ -174,9 +176,7 @@ impl Ledger {
     async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, Error> {
         let connecting = PgConnection::connect_with(options);
         let connected = tokio::time::timeout(self.acquire_timeout, connecting).await;
-        connected
-            .unwrap_or(Err(sqlx::Error::PoolTimedOut))
-            .map_err(Error::doing("connecting to the database"))
+        connected.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(Error::doing(CONNECTING))
     }
 
     /// Checks that the database answers.

@@ -1,9 +1,10 @@
-//! Modules that every layer may use: shutdown, backoff, metrics, logs and traces, TLS, enums with
-//! fixed texts.
+//! Modules that every layer may use: shutdown, backoff, metrics, logs and traces, TLS and
+//! certificates, results of checks, enums with fixed texts.
 //!
 //! Nothing here names another module of this crate.
 
 pub mod backoff;
+pub mod certificate;
 pub mod check;
 pub mod metrics;
 pub mod shutdown;

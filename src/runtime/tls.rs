@@ -2,7 +2,7 @@
 //!
 //! Files are read each time a connection is made, so a renewed certificate needs no restart.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -12,7 +12,7 @@ use serde::Deserialize;
 pub struct Config {
     /// PEM file with certification authorities that are trusted in addition to the system's. Empty
     /// for none.
-    pub ca_file: String,
+    pub ca_file: PathBuf,
 }
 
 /// A file with certificates or a key that can't be read.
@@ -31,12 +31,12 @@ impl Config {
 }
 
 /// Reads a PEM file. `None` if the path is empty.
-pub fn read_optional(path: &str) -> Result<Option<Vec<u8>>, UnreadableFile> {
-    if path.is_empty() {
+pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, UnreadableFile> {
+    if path.as_os_str().is_empty() {
         return Ok(None);
     }
     let read = std::fs::read(path);
-    read.map(Some).map_err(|source| UnreadableFile { path: path.into(), source })
+    read.map(Some).map_err(|source| UnreadableFile { path: path.to_owned(), source })
 }
 
 /// Selects the cryptography library for all TLS clients of the process. Call it before the first

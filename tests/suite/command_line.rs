@@ -1,6 +1,6 @@
 //! The command line: usage, exit codes, and what each subcommand prints.
 
-use crate::support::{World, confirmed, free_addr, program, submitted, wait_for};
+use crate::support::{World, confirmed, program, submitted, wait_for};
 use customerio_sync::app::App;
 use serde_json::{Value, json};
 use std::{
@@ -235,84 +235,4 @@ async fn an_operator_retries_and_dismisses_failures_from_a_terminal() {
     let dismissal = ["failures", "dismiss", "--all", "--reason", "a test account"];
     assert_eq!(terminal.run(&dismissal).trim(), "1 dismissed");
     app.stop().await;
-}
-
-/// Runs `doctor` with the settings of `world`, some of them replaced. Returns the exit code and
-/// the output.
-fn doctor(world: &World, replacements: &[(&str, &str)]) -> (Option<i32>, String) {
-    let url = format!("http://{}", world.simulator.addr());
-    let mut settings = vec![
-        ("DATABASE_URL", world.database_url.as_str()),
-        ("AMQP_URL", world.amqp_url.as_str()),
-        ("CUSTOMERIO_SITE_ID", "site"),
-        ("CUSTOMERIO_API_KEY", "key"),
-        ("CUSTOMERIO_TRACK_URL", url.as_str()),
-        ("RETRY_DELAYS", "1s,2s"),
-    ];
-    settings.retain(|(name, _)| replacements.iter().all(|(other, _)| other != name));
-    settings.extend(replacements);
-    let output = run(&settings, &["doctor"]);
-    (output.status.code(), stdout(&output))
-}
-
-/// Creates the schema and the queues that [`doctor`] expects.
-fn set_up(world: &World) {
-    let settings = [
-        ("DATABASE_URL", world.database_url.as_str()),
-        ("AMQP_URL", world.amqp_url.as_str()),
-        ("RETRY_DELAYS", "1s,2s"),
-    ];
-    for subcommand in ["migrate", "topology"] {
-        let output = run(&settings, &[subcommand]);
-        assert!(output.status.success(), "{subcommand}: {}", stderr(&output));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn doctor_reports_a_missing_schema_and_missing_queues() {
-    let world = World::new().await;
-    let (code, report) = doctor(&world, &[]);
-    assert_eq!(code, Some(1));
-    for line in [
-        "ok    configuration",
-        "FAIL  database: there is no schema yet; this program needs version 10; \
-            fix: run `customerio-sync migrate` of this version",
-        "FAIL  broker: the queue customerio-sync.retry.2s does not exist",
-        "ok    Customer.io",
-    ] {
-        assert!(report.lines().any(|other| other.starts_with(line)), "{line} in {report}");
-    }
-    assert_eq!(world.management("queues").await, json!([]), "doctor changes nothing");
-
-    set_up(&world);
-    let all_ok = "ok    configuration\nok    database\nok    broker\nok    Customer.io\n";
-    assert_eq!(doctor(&world, &[]), (Some(0), all_ok.to_owned()));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn doctor_reports_differences_and_unreachable_servers_with_fixes() {
-    let world = World::new().await;
-    set_up(&world);
-    let (_, report) = doctor(&world, &[("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "7")]);
-    let differences = report
-        .lines()
-        .filter(|line| line.contains("x-delivery-limit") && line.contains("received '7'"));
-    assert_eq!(differences.count(), 3, "one line per work queue: {report}");
-
-    let unused = free_addr();
-    let database_url = format!("postgres://x@{unused}/x");
-    let amqp_url = format!("amqp://x@{unused}/x");
-    let (code, report) = doctor(
-        &world,
-        &[("DATABASE_URL", &database_url), ("AMQP_URL", &amqp_url), ("CUSTOMERIO_REGION", "eu")],
-    );
-    assert_eq!(code, Some(1));
-    for part in ["fix: start PostgreSQL", "fix: start RabbitMQ", "fix: set CUSTOMERIO_REGION=us"] {
-        assert!(report.contains(part), "{part} in {report}");
-    }
-    let (_, report) = doctor(&world, &[("CUSTOMERIO_API_KEY", "")]);
-    assert!(report.contains("FAIL  Customer.io: mock mode"), "{report}");
-    world.fault(json!({ "kind": "status", "status": 401 })).await;
-    let (_, report) = doctor(&world, &[]);
-    assert!(report.contains("FAIL  Customer.io: the credentials are refused"), "{report}");
 }

@@ -14,6 +14,7 @@ mod clients;
 mod command_line;
 mod contracts;
 mod crashes;
+mod doctor;
 mod failures;
 mod feed;
 mod integrity;
