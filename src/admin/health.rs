@@ -76,7 +76,10 @@ pub(crate) async fn ready(
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let problems = check(&state).await;
     let is_ready = problems.0.is_empty();
-    let mut answer = json!({ "status": if is_ready { "ready" } else { "not ready" } });
+    let mut answer = json!({
+        "status": if is_ready { "ready" } else { "not ready" },
+        "mode": state.customerio.mode(),
+    });
     if !is_ready {
         answer["reasons"] = json!(problems.reasons());
     }
@@ -115,10 +118,23 @@ async fn check(state: &AppState) -> ReadinessProblems {
                 CUSTOMERIO_REGION",
         );
     }
+    if let Some(variable) = state.customerio.missing_credential()
+        && problems.of(Check::Credentials).is_none()
+    {
+        problems.add(Check::Credentials, missing_credential(variable));
+    }
     if state.shutdown.is_draining() {
         problems.add(Check::Shutdown, "stopping");
     }
     problems
+}
+
+/// The problem that exactly one credential is set.
+pub fn missing_credential(variable: &str) -> String {
+    format!(
+        "Customer.io: {variable} is not set, so nothing is consumed; set it, or set \
+            customerio.allow_mock = true for mock mode"
+    )
 }
 
 fn check_broker(state: &AppState, problems: &mut ReadinessProblems) {

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 
 pub use api::PREFIX as API_PREFIX;
 use api::{asyncapi, openapi};
+pub use health::missing_credential;
 pub use http::{
     auth::{AccessTokens, AccessTokensError, Role},
     login_throttle::LoginThrottle,

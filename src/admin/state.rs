@@ -156,4 +156,15 @@ impl AppState {
             )
         })
     }
+
+    /// Fails with a 503 if one of the two Customer.io credentials is missing.
+    pub(crate) fn require_credentials(&self) -> Result<(), Problem> {
+        match self.customerio.missing_credential() {
+            None => Ok(()),
+            Some(variable) => Err(Problem::unavailable(format!(
+                "{variable} is not set, so no job is sent; set it, and retry when /readyz returns \
+                    200"
+            ))),
+        }
+    }
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{Running, flows::FlowContext};
 use crate::{
-    admin::{Check, ConnectedServices, StartupStatus},
+    admin::{self, Check, ConnectedServices, StartupStatus},
     broker::{self, Address, Connection, Publisher, Topology},
     config::Config,
     customerio::CustomerIo,
@@ -50,6 +50,7 @@ impl Start {
         self.wait_for(|| self.prepare_database()).await?;
         let consuming = self.wait_for(|| self.open("consume")).await?;
         let publishing = self.wait_for(|| self.open("publish")).await?;
+        self.wait_for(async || self.require_credentials()).await?;
         let context = FlowContext {
             publisher: Publisher::new(
                 publishing.clone(),
@@ -111,6 +112,16 @@ impl Start {
         }
         match self.ledger.schema().await.map_err(unusable)?.problem() {
             Some(problem) => Err(obstacle(Check::Schema, format!("{problem}; {}", Schema::FIX))),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails if one of the two credentials is missing: messages would wait unacknowledged.
+    fn require_credentials(&self) -> Result<(), Obstacle> {
+        match self.customerio.missing_credential() {
+            Some(variable) => {
+                Err(obstacle(Check::Credentials, admin::missing_credential(variable)))
+            }
             None => Ok(()),
         }
     }

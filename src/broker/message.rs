@@ -238,7 +238,7 @@ impl Message {
     /// The message that publishes the outcome of a job. `None` if the job has not ended.
     pub fn outcome(report: &JobReport) -> Option<Self> {
         let (outcome, suffix, at) = match &report.ending {
-            Ending::Completed { at } => (OutcomeType::Synced, "synced", at),
+            Ending::Completed { at, .. } => (OutcomeType::Synced, "synced", at),
             Ending::Failed { at, .. } => (OutcomeType::SyncFailed, "sync_failed", at),
             Ending::Retrying { .. } => return None,
         };
@@ -290,6 +290,8 @@ pub struct OutcomeBody {
     attempt_count: i32,
     /// Whether an operator started this run.
     manual_retry: bool,
+    /// Whether the job was completed in mock mode, so that Customer.io does not have the data.
+    mock: bool,
     /// The kind of error of a failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     error_type: Option<ErrorType>,
@@ -304,7 +306,7 @@ pub struct OutcomeBody {
 text_enum! {
     /// The two outcomes. Their texts are also their routing keys.
     OutcomeType {
-        /// Customer.io accepted the job.
+        /// Customer.io accepted the job, or it was completed in mock mode.
         Synced = "sign_up.customerio_synced",
         /// The job failed.
         SyncFailed = "sign_up.customerio_sync_failed",
@@ -367,6 +369,7 @@ fn outcome_body(
         contact_id: report.contact_id.clone(),
         attempt_count: job.attempt,
         manual_retry: job.manual_retry,
+        mock: matches!(report.ending, Ending::Completed { mock: true, .. }),
         error_type: failure.map(|(failure, _)| failure.error_type),
         error_message: failure.map(|(failure, _)| failure.message.clone()),
         exhausted_retries: failure.map(|(_, is_exhausted)| is_exhausted),

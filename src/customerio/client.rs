@@ -15,7 +15,7 @@ use reqwest::{
     Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER},
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     job::{Attempt, ClaimedJob, Failure, FailureCause, Outcome},
-    runtime::{metrics::Metrics, tls},
+    runtime::{metrics::Metrics, text_enum::text_enum, tls},
 };
 
 /// Maximum bytes per call. The documentation says 500 kB without saying whether a kB is 1000 or
@@ -53,6 +53,16 @@ pub enum Error {
     Http(#[from] reqwest::Error),
 }
 
+text_enum! {
+    /// Whether jobs are sent to Customer.io.
+    Mode {
+        /// Jobs are sent.
+        Live = "live",
+        /// No job is sent; every job counts as accepted, and is marked.
+        Mock = "mock",
+    }
+}
+
 /// The result of pushing one job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PushResult {
@@ -65,7 +75,8 @@ pub enum PushResult {
     },
     /// Another message owned the job when its call was due. The job was not sent.
     ClaimLost,
-    /// The breaker had opened when the call was due. The job was not sent.
+    /// The breaker had opened when the call was due, or a credential is missing. The job was not
+    /// sent.
     NotSent,
 }
 
@@ -85,7 +96,7 @@ struct PreparedJob {
 /// Customer.io's answer about the credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Account {
-    /// There are no credentials, so no request was made.
+    /// Both credentials or one of them are missing, so no request was made.
     Mock,
     /// The credentials are refused.
     Refused,
@@ -118,6 +129,11 @@ pub struct CustomerIo {
 enum Transport {
     /// Sends nothing; every job counts as accepted.
     Mock,
+    /// Sends nothing, and no job counts as accepted: one of the two credentials is missing.
+    HalfConfigured {
+        /// The environment variable of the missing one.
+        missing: &'static str,
+    },
     Http(Box<Http>),
 }
 
@@ -143,27 +159,42 @@ impl CustomerIo {
         breaker: BreakerConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
-        let transport = if config.site_id.is_empty() || config.api_key.expose_secret().is_empty() {
-            tracing::warn!(
-                "mock mode: CUSTOMERIO_SITE_ID or CUSTOMERIO_API_KEY is missing, so no calls are \
-                    made and every job counts as accepted"
-            );
-            Transport::Mock
-        } else {
-            Transport::http(config)?
-        };
-        Ok(Self {
-            transport,
+        let client = Self {
+            transport: Transport::new(config)?,
             identifier: config.identifier,
             max_jobs: (config.max_operations / 2).max(1),
             rate_limiter: RateLimiter::new(),
             breaker: CircuitBreaker::new(breaker),
             metrics,
-        })
+        };
+        client.metrics.mock_mode.set((client.mode() == Mode::Mock).into());
+        Ok(client)
+    }
+
+    /// Whether jobs are sent. A client with one of the two credentials is live, and sends nothing
+    /// until it has the other ([`Self::missing_credential`]).
+    pub fn mode(&self) -> Mode {
+        match self.transport {
+            Transport::Mock => Mode::Mock,
+            Transport::HalfConfigured { .. } | Transport::Http(_) => Mode::Live,
+        }
+    }
+
+    /// The environment variable of the missing credential, if exactly one of the two is set and
+    /// `customerio.allow_mock` is false. Then no job is sent, and none counts as accepted.
+    pub fn missing_credential(&self) -> Option<&'static str> {
+        match self.transport {
+            Transport::HalfConfigured { missing } => Some(missing),
+            Transport::Mock | Transport::Http(_) => None,
+        }
     }
 
     /// Waits for a permit to call: until the breaker is closed, or until the next probe is due.
+    /// While a credential is missing, it waits forever; the caller limits the wait.
     pub async fn permit(&self) -> Permit<'_> {
+        if self.missing_credential().is_some() {
+            std::future::pending::<()>().await;
+        }
         loop {
             let (permit, region_request_first) = self.breaker.permit().await;
             // No job is risked to learn that nothing has changed: that would spend a retry, or fail
@@ -174,8 +205,11 @@ impl CustomerIo {
         }
     }
 
-    /// Returns a permit if the breaker is closed.
+    /// Returns a permit if the breaker is closed and no credential is missing.
     pub fn try_permit(&self) -> Option<Permit<'_>> {
+        if self.missing_credential().is_some() {
+            return None;
+        }
         self.breaker.try_permit()
     }
 
@@ -299,7 +333,8 @@ impl CustomerIo {
 
     /// Makes one call, when the rate limiter allows it, for those of the jobs that are still
     /// claimed, unless the breaker has opened meanwhile. A call that is refused as a whole is
-    /// halved until the offending job is alone. Returns the result of each job with its index.
+    /// halved until the offending job is alone. In mock mode, it makes no call. Returns the result
+    /// of each job with its index.
     fn send<'a>(
         &'a self,
         jobs: Vec<&'a PreparedJob>,
@@ -313,12 +348,20 @@ impl CustomerIo {
                 jobs.into_iter().partition(|job| claimed.contains(&job.job));
             let mut results: Vec<_> =
                 lost.into_iter().map(|job| (job.index, PushResult::ClaimLost)).collect();
-            if jobs.is_empty() || !permit.is_valid() {
-                results.extend(jobs.into_iter().map(|job| (job.index, PushResult::NotSent)));
-                return results;
-            }
+            let http = match &self.transport {
+                Transport::Http(http) if permit.is_valid() && !jobs.is_empty() => http,
+                Transport::Mock if permit.is_valid() && !jobs.is_empty() => {
+                    permit.record(CallResult::Answered);
+                    results.extend(jobs.into_iter().map(accepted_in_mock_mode));
+                    return results;
+                }
+                _ => {
+                    results.extend(jobs.into_iter().map(|job| (job.index, PushResult::NotSent)));
+                    return results;
+                }
+            };
             let (started_at, started) = (Utc::now(), Instant::now());
-            let call = self.call(&jobs).await;
+            let call = self.call(http, &jobs).await;
             let duration = started.elapsed();
             permit.record(call_result(call.http_status, &call.response));
             self.metrics.call_duration.observe(duration.as_secs_f64());
@@ -335,9 +378,9 @@ impl CustomerIo {
                     return results;
                 }
             };
+            let http_status = call.http_status;
             let attempted = |(job, outcome): (&PreparedJob, _)| {
-                let attempt =
-                    Attempt { started_at, duration, http_status: call.http_status, outcome };
+                let attempt = Attempt { started_at, duration, http_status, outcome, mock: false };
                 let contact_id = Some(job.prepared.contact_id.clone());
                 (job.index, PushResult::Attempted { contact_id, attempt })
             };
@@ -346,11 +389,7 @@ impl CustomerIo {
         })
     }
 
-    async fn call(&self, jobs: &[&PreparedJob]) -> BatchCall {
-        let all = |outcome| BatchResponse::PerJob(vec![outcome; jobs.len()]);
-        let Transport::Http(http) = &self.transport else {
-            return BatchCall { response: all(Outcome::Accepted), http_status: None };
-        };
+    async fn call(&self, http: &Http, jobs: &[&PreparedJob]) -> BatchCall {
         let request = http
             .client
             .post(http.batch_url.clone())
@@ -365,7 +404,8 @@ impl CustomerIo {
             Err(error) => {
                 let failure = Failure::new(FailureCause::NoResponse, describe(&error));
                 let outcome = Outcome::Retryable { failure, retry_after: None };
-                BatchCall { response: all(outcome), http_status: None }
+                let response = BatchResponse::PerJob(vec![outcome; jobs.len()]);
+                BatchCall { response, http_status: None }
             }
         }
     }
@@ -378,7 +418,29 @@ impl Http {
 }
 
 impl Transport {
-    fn http(config: &Config) -> Result<Self, Error> {
+    fn new(config: &Config) -> Result<Self, Error> {
+        let (site_id, api_key) = (config.site_id.trim(), config.api_key.expose_secret().trim());
+        let missing = match (site_id.is_empty(), api_key.is_empty()) {
+            (false, false) => return Self::http(config, basic_auth(site_id, api_key)?),
+            (true, false) if !config.allow_mock => "CUSTOMERIO_SITE_ID",
+            (false, true) if !config.allow_mock => "CUSTOMERIO_API_KEY",
+            _ => {
+                tracing::warn!(
+                    "mock mode: CUSTOMERIO_SITE_ID or CUSTOMERIO_API_KEY is missing, so no calls \
+                        are made, and every job counts as accepted and is marked"
+                );
+                return Ok(Self::Mock);
+            }
+        };
+        tracing::warn!(
+            missing,
+            "{missing} is not set, so no job is sent and nothing is consumed; set it, or set \
+                customerio.allow_mock = true to mark all jobs as accepted without a call"
+        );
+        Ok(Self::HalfConfigured { missing })
+    }
+
+    fn http(config: &Config, authorization: HeaderValue) -> Result<Self, Error> {
         // Tests build the client without the command line.
         tls::install_crypto_provider();
         let client = reqwest::Client::builder()
@@ -402,7 +464,7 @@ impl Transport {
             client,
             batch_url: url("/api/v2/batch")?,
             region_url: url("/api/v1/accounts/region")?,
-            authorization: basic_auth(&config.site_id, &config.api_key)?,
+            authorization,
         })))
     }
 }
@@ -423,8 +485,8 @@ fn parse_url(url: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-fn basic_auth(site_id: &str, api_key: &SecretString) -> Result<HeaderValue, Error> {
-    let credentials = format!("{site_id}:{}", api_key.expose_secret());
+fn basic_auth(site_id: &str, api_key: &str) -> Result<HeaderValue, Error> {
+    let credentials = format!("{site_id}:{api_key}");
     let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
     let mut header =
         HeaderValue::try_from(format!("Basic {encoded}")).map_err(|_| Error::Credentials)?;
@@ -440,12 +502,30 @@ fn batch_body(jobs: &[&PreparedJob]) -> String {
 /// An attempt that ended before a call could be made.
 fn attempt_without_call(claimed: &ClaimedJob, outcome: Outcome) -> PushResult {
     let customer = &claimed.signup.customer;
-    let attempt =
-        Attempt { started_at: Utc::now(), duration: Duration::ZERO, http_status: None, outcome };
+    let attempt = Attempt {
+        started_at: Utc::now(),
+        duration: Duration::ZERO,
+        http_status: None,
+        outcome,
+        mock: false,
+    };
     PushResult::Attempted {
         contact_id: customer.id.clone().or_else(|| customer.email.clone()),
         attempt,
     }
+}
+
+/// The result of a job in mock mode, with its index.
+fn accepted_in_mock_mode(job: &PreparedJob) -> (usize, PushResult) {
+    let attempt = Attempt {
+        started_at: Utc::now(),
+        duration: Duration::ZERO,
+        http_status: None,
+        outcome: Outcome::Accepted,
+        mock: true,
+    };
+    let contact_id = Some(job.prepared.contact_id.clone());
+    (job.index, PushResult::Attempted { contact_id, attempt })
 }
 
 /// A response, read to its end.

@@ -19,7 +19,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use breaker::{BreakerReason, BreakerState, BreakerStatus, Config as BreakerConfig, Permit};
-pub use client::{Account, CustomerIo, Error, PushResult, RetainClaimed, check_url};
+pub use client::{Account, CustomerIo, Error, Mode, PushResult, RetainClaimed, check_url};
 pub use diagnose::{check, check_mode};
 pub use rate_limiter::RateLimiter;
 
@@ -63,11 +63,12 @@ pub enum Identifier {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Track API site id. Empty for mock mode.
+    /// Track API site id. White space around it is ignored. Empty, like the key, for mock mode.
     pub site_id: String,
-    /// Track API key. Empty for mock mode.
+    /// Track API key. White space around it is ignored. Empty, like the site id, for mock mode.
     pub api_key: SecretString,
-    /// Whether the service runs in mock mode if exactly one of the two is set.
+    /// Whether the service runs in mock mode if exactly one of site id and key is set. Otherwise it
+    /// consumes nothing until both are.
     pub allow_mock: bool,
     /// Where the account's data is kept.
     pub region: Region,

@@ -33,7 +33,8 @@ text_enum! {
         Pending = "pending",
         /// Claimed by one message; a call may be in flight.
         Processing = "processing",
-        /// Accepted by Customer.io. It never runs again.
+        /// Accepted by Customer.io; it never runs again. Or marked as completed in mock mode; then
+        /// an operator may restart it.
         Completed = "completed",
         /// Refused or exhausted; waits for an operator or a new event.
         Failed = "failed",
@@ -251,6 +252,8 @@ pub struct Attempt {
     pub http_status: Option<u16>,
     /// Its outcome.
     pub outcome: Outcome,
+    /// Whether it was accepted in mock mode, so that no call was made.
+    pub mock: bool,
 }
 
 #[cfg(test)]

@@ -84,10 +84,12 @@ pub struct JobReport {
 /// The recorded consequence of an attempt: an end state of the job, or a scheduled retry.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ending {
-    /// Accepted by Customer.io.
+    /// Accepted by Customer.io, or in mock mode.
     Completed {
         /// When that was recorded.
         at: DateTime<Utc>,
+        /// Whether it was in mock mode, so that Customer.io does not have the data.
+        mock: bool,
     },
     /// Waiting for its next attempt.
     Retrying {

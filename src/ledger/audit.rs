@@ -19,7 +19,7 @@ text_enum! {
         SyncFailed = "customerio_sync_failed",
         /// A new event restarted a job.
         SyncRestarted = "customerio_sync_restarted",
-        /// An operator restarted a failed job.
+        /// An operator restarted a failed job, or one that was completed in mock mode.
         ManualRetry = "customerio_manual_retry",
         /// An operator created a bulk retry.
         BulkRetry = "customerio_bulk_retry",

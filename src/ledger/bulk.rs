@@ -2,7 +2,14 @@
 //!
 //! A step restarts some jobs and counts them, in one transaction. A restarted job is no longer an
 //! open failure, and a job that fails again fails after the bulk retry was created. So no list of
-//! jobs is stored, and two bulk retries of the same failures restart each job once.
+//! jobs is stored, and two bulk retries of the same failures restart each job once. The same is
+//! true of jobs that were completed in mock mode.
+//!
+//! The previous release runs beside this one and must not work off a bulk retry of such jobs: it
+//! would restart failures instead, or complete it without a restart. So `next_step_at`, the only
+//! due time that it reads, is never reached, and `mock_step_at` is the due time. The column
+//! `selection`, in which it refuses unknown keys, is without the key `mock`; `full_selection` has
+//! it. It lists such a bulk retry as running, and can cancel it.
 
 use std::time::Duration;
 
@@ -16,6 +23,7 @@ use uuid::Uuid;
 use super::{
     Error, Ledger,
     audit::{self, AuditAction, AuditEntry},
+    mock,
     restart::{DismissedFailures, restart},
     selection::{Selection, open_failures},
 };
@@ -26,7 +34,7 @@ text_enum! {
     BulkStatus {
         /// It restarts jobs.
         Running = "running",
-        /// No matching failure is left.
+        /// No matching job is left.
         Completed = "completed",
         /// An operator cancelled it.
         Cancelled = "cancelled",
@@ -41,11 +49,11 @@ pub struct BulkRetry {
     pub id: Uuid,
     /// The actor that created it.
     pub actor: String,
-    /// The failures that it retries.
+    /// The jobs that it retries.
     pub selection: Selection,
     /// Its state.
     pub status: BulkStatus,
-    /// Failures that matched when it was created.
+    /// Jobs that matched when it was created.
     pub eligible: i64,
     /// Jobs that it has restarted.
     pub retried: i64,
@@ -80,8 +88,8 @@ pub enum Cancellation {
 }
 
 impl Ledger {
-    /// Creates a bulk retry of the failures that are open now. The next step of any replica starts
-    /// it.
+    /// Creates a bulk retry of the failures that are open now, or of the jobs that were completed
+    /// in mock mode until now. The next step of any replica starts it.
     pub async fn create_bulk_retry(
         &self,
         selection: &Selection,
@@ -93,15 +101,21 @@ impl Ledger {
         let bulk = sqlx::query_as!(
             BulkRetry,
             r#"
-            INSERT INTO bulk_retries (id, actor, selection, status, eligible)
-            VALUES ($1, $2, $3, 'running', $4)
-            RETURNING id, actor, selection AS "selection: _", status AS "status: _", eligible,
+            INSERT INTO bulk_retries (
+                id, actor, selection, status, eligible, mock, next_step_at, mock_step_at
+            )
+            VALUES (
+                $1, $2, $3::jsonb - 'mock'::text, 'running', $4, $5,
+                CASE WHEN $5 THEN 'infinity' ELSE now() END, CASE WHEN $5 THEN now() END
+            )
+            RETURNING id, actor, full_selection AS "selection!: _", status AS "status: _", eligible,
                 retried, created_at, updated_at, finished_at, cancelled_by
             "#,
             Uuid::now_v7(),
             actor,
             Json(selection) as _,
             eligible,
+            selection.mock,
         )
         .fetch_one(&mut *transaction)
         .await
@@ -120,15 +134,16 @@ impl Ledger {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning a step of a bulk retry"))?;
         let Some(bulk) = lock_oldest(&mut transaction).await? else { return Ok(BulkStep::Idle) };
-        let jobs =
-            open_failures(&mut transaction, &bulk.selection, Some(bulk.created_at), Some(limit))
-                .await?;
-        let restarted =
-            restart(&mut transaction, &jobs, DismissedFailures::Exclude, &bulk.actor).await?;
+        let (found, restarted) = restart_some(&mut transaction, &bulk, limit).await?;
         sqlx::query!(
             r#"
             UPDATE bulk_retries
-            SET retried = retried + $2, next_step_at = now() + make_interval(secs => $3),
+            SET retried = retried + $2,
+                next_step_at = CASE
+                    WHEN mock THEN next_step_at
+                    ELSE now() + make_interval(secs => $3)
+                END,
+                mock_step_at = CASE WHEN mock THEN now() + make_interval(secs => $3) END,
                 updated_at = now(),
                 status = CASE WHEN $4 THEN 'completed' ELSE status END,
                 finished_at = CASE WHEN $4 THEN now() END
@@ -137,7 +152,7 @@ impl Ledger {
             bulk.id,
             i64::try_from(restarted.len()).unwrap_or(i64::MAX),
             pace.as_secs_f64(),
-            jobs.is_empty(),
+            found == 0,
         )
         .execute(&mut *transaction)
         .await
@@ -182,7 +197,7 @@ impl Ledger {
         sqlx::query_as!(
             BulkRetry,
             r#"
-            SELECT id, actor, selection AS "selection: _", status AS "status: _", eligible,
+            SELECT id, actor, full_selection AS "selection!: _", status AS "status: _", eligible,
                 retried, created_at, updated_at, finished_at, cancelled_by
             FROM bulk_retries
             WHERE id = $1
@@ -203,7 +218,7 @@ impl Ledger {
         sqlx::query_as!(
             BulkRetry,
             r#"
-            SELECT id, actor, selection AS "selection: _", status AS "status: _", eligible,
+            SELECT id, actor, full_selection AS "selection!: _", status AS "status: _", eligible,
                 retried, created_at, updated_at, finished_at, cancelled_by
             FROM bulk_retries
             WHERE updated_at > $1
@@ -219,13 +234,32 @@ impl Ledger {
     }
 }
 
+/// Restarts at most `limit` of the jobs of a bulk retry. Returns the number of jobs that it found,
+/// and those of them that it restarted: another transaction may have been faster.
+async fn restart_some(
+    connection: &mut PgConnection,
+    bulk: &BulkRetry,
+    limit: i64,
+) -> Result<(usize, Vec<Job>), Error> {
+    if bulk.selection.mock {
+        let jobs =
+            mock::completed_jobs(connection, &bulk.selection, bulk.created_at, limit).await?;
+        let restarted = mock::restart(connection, &jobs, &bulk.actor).await?;
+        return Ok((jobs.len(), restarted));
+    }
+    let jobs =
+        open_failures(connection, &bulk.selection, Some(bulk.created_at), Some(limit)).await?;
+    let restarted = restart(connection, &jobs, DismissedFailures::Exclude, &bulk.actor).await?;
+    Ok((jobs.len(), restarted))
+}
+
 /// Locks the oldest running bulk retry for one step. `None` if there is none, another replica takes
 /// its step, or its next step is not due.
 async fn lock_oldest(connection: &mut PgConnection) -> Result<Option<BulkRetry>, Error> {
     sqlx::query_as!(
         BulkRetry,
         r#"
-        SELECT id, actor, selection AS "selection: _", status AS "status: _", eligible,
+        SELECT id, actor, full_selection AS "selection!: _", status AS "status: _", eligible,
             retried, created_at, updated_at, finished_at, cancelled_by
         FROM bulk_retries
         WHERE id = (
@@ -235,7 +269,7 @@ async fn lock_oldest(connection: &mut PgConnection) -> Result<Option<BulkRetry>,
                 ORDER BY created_at, id
                 LIMIT 1
             )
-            AND status = 'running' AND next_step_at <= now()
+            AND status = 'running' AND COALESCE(mock_step_at, next_step_at) <= now()
         FOR UPDATE SKIP LOCKED
         "#
     )

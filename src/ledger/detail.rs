@@ -59,6 +59,8 @@ pub struct StoredJob {
     pub reason: Option<String>,
     /// Whether an operator started this run.
     pub manual_retry: bool,
+    /// Whether it was completed in mock mode and not sent since.
+    pub mock: bool,
     /// The person identifier of the last attempt.
     pub contact_id: Option<String>,
     /// The event that created or last restarted it.
@@ -154,7 +156,7 @@ impl Ledger {
             SELECT id, signup_id, sync_phase AS "phase: _", status AS "status: _", run,
                 attempt_count, max_attempts, next_retry_at, last_attempt_at,
                 error_type AS "error_type: _", error_message, error_signature,
-                failed_reason AS reason, manual_retry, contact_id, event_id, occurred_at,
+                failed_reason AS reason, manual_retry, mock, contact_id, event_id, occurred_at,
                 created_at, updated_at, first_failed_at, failed_at, completed_at, dismissed_at,
                 dismissed_reason
             FROM signup_customerio_sync_jobs

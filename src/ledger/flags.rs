@@ -61,3 +61,33 @@ pub(super) async fn update(
     .map_err(Error::doing("updating the flags of signups"))?;
     Ok(())
 }
+
+/// Clears the flags that say that Customer.io has the person, for those of the signups that have no
+/// completed job. The caller owns the locks on the signups, and has restarted jobs of theirs that
+/// were completed in mock mode.
+pub(super) async fn clear_synced(
+    connection: &mut PgConnection,
+    signups: &[Uuid],
+) -> Result<(), Error> {
+    if signups.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        UPDATE signups s
+        SET customerio_synced = false, customerio_synced_at = NULL, customerio_contact_id = NULL,
+            updated_at = now()
+        WHERE s.id = ANY($1) AND s.customerio_synced
+            AND NOT EXISTS (
+                SELECT
+                FROM signup_customerio_sync_jobs j
+                WHERE j.signup_id = s.id AND j.status = 'completed'
+            )
+        "#,
+        signups
+    )
+    .execute(connection)
+    .await
+    .map_err(Error::doing("clearing the flags of signups"))?;
+    Ok(())
+}

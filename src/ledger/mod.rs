@@ -26,6 +26,7 @@ mod flags;
 mod integrity;
 mod leader;
 mod locks;
+mod mock;
 mod parked;
 mod pooler;
 mod recover;

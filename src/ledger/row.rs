@@ -37,6 +37,7 @@ pub(super) struct JobRow {
     /// A text, since a newer release may have written it.
     pub(super) failed_reason: Option<String>,
     pub(super) completed_at: Option<DateTime<Utc>>,
+    pub(super) mock: bool,
     pub(super) error_type: Option<ErrorType>,
     pub(super) error_message: Option<String>,
     pub(super) traceparent: Option<String>,
@@ -133,9 +134,10 @@ impl JobRow {
             message: self.error_message.clone().unwrap_or_default(),
         };
         let ending = match self.status {
-            Status::Completed => {
-                Ending::Completed { at: self.completed_at.unwrap_or(self.updated_at) }
-            }
+            Status::Completed => Ending::Completed {
+                at: self.completed_at.unwrap_or(self.updated_at),
+                mock: self.mock,
+            },
             Status::Failed => Ending::Failed {
                 reason: known(self.failed_reason.as_deref()).unwrap_or(Reason::Exhausted),
                 failure: failure(),

@@ -11,7 +11,8 @@ use crate::{
     job::{ErrorType, Status, SyncPhase},
 };
 
-/// Filters, all of which must match. Without a filter, every open failure is selected.
+/// Filters, all of which must match. Without a filter, every open failure is selected; with `mock`,
+/// the jobs that were completed in mock mode instead.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selection {
@@ -32,6 +33,9 @@ pub struct Selection {
     /// Only these jobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_ids: Option<Vec<Uuid>>,
+    /// Instead of open failures, the jobs that were completed in mock mode and not sent since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mock: bool,
 }
 
 /// Deserializes a search text: at most 200 characters, none of them U+0000, which PostgreSQL can't
@@ -69,6 +73,8 @@ pub(super) enum SelectionBase {
     OpenFailures,
     /// Not completed, with an error.
     WithError,
+    /// Completed in mock mode, and not sent since.
+    MockCompleted,
 }
 
 /// The searched text: the expression of the index `failed_signups_by_text`.
@@ -87,6 +93,7 @@ impl Selection {
         query.push(match base {
             SelectionBase::OpenFailures => "j.status = 'failed' AND j.dismissed_at IS NULL",
             SelectionBase::WithError => "j.status <> 'completed' AND j.error_type IS NOT NULL",
+            SelectionBase::MockCompleted => "j.status = 'completed' AND j.mock",
         });
         if let Some(phase) = self.sync_phase {
             query.push(" AND j.sync_phase = ").push_bind(phase.as_str());
@@ -119,9 +126,9 @@ fn containing(text: &str) -> String {
 /// The number of jobs that a selection matches, by what a retry would do with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preview {
-    /// Open failures.
+    /// Open failures, or jobs that were completed in mock mode: those that would be retried.
     pub eligible: i64,
-    /// Open failures whose event is older than 72 hours.
+    /// Those of them whose event is older than 72 hours.
     pub late: i64,
     /// Dismissed failures.
     pub dismissed: i64,
@@ -135,11 +142,13 @@ impl Ledger {
     /// Counts the jobs that `selection` matches, by what a retry would do with them.
     pub async fn preview(&self, selection: &Selection) -> Result<Preview, Error> {
         self.add_missing_signatures().await?;
+        let base =
+            if selection.mock { SelectionBase::MockCompleted } else { SelectionBase::WithError };
         let mut query = QueryBuilder::new(
             "SELECT j.status, j.dismissed_at IS NOT NULL, count(*),
                 count(*) FILTER (WHERE j.occurred_at < now() - interval '72 hours')",
         );
-        selection.push(&mut query, SelectionBase::WithError);
+        selection.push(&mut query, base);
         query.push(" GROUP BY 1, 2");
         let rows: Vec<(Status, bool, i64, i64)> = query
             .build_query_as()
@@ -150,10 +159,12 @@ impl Ledger {
         let mut preview = Preview::default();
         for (status, is_dismissed, count, late) in rows {
             match (status, is_dismissed) {
-                (Status::Failed, false) => (preview.eligible, preview.late) = (count, late),
+                (Status::Failed, false) | (Status::Completed, _) => {
+                    (preview.eligible, preview.late) = (count, late);
+                }
                 (Status::Failed, true) => preview.dismissed = count,
                 (Status::Processing, _) => preview.in_flight = count,
-                (Status::Pending | Status::Completed, _) => preview.waiting = count,
+                (Status::Pending, _) => preview.waiting = count,
             }
         }
         Ok(preview)

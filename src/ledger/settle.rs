@@ -77,10 +77,16 @@ impl Settlement {
         }
     }
 
+    /// Whether the job is completed in mock mode.
+    fn is_mock(&self) -> bool {
+        self.attempt.mock && self.verdict == Verdict::Complete
+    }
+
     fn report(self, first_failed_at: Option<DateTime<Utc>>, at: DateTime<Utc>) -> JobReport {
+        let mock = self.is_mock();
         let job = Job { attempt: self.attempt_count(), first_failed_at, ..self.job };
         let ending = match self.verdict {
-            Verdict::Complete => Ending::Completed { at },
+            Verdict::Complete => Ending::Completed { at, mock },
             Verdict::Retry { tier, failure } => Ending::Retrying { failure, wait: tier.delay },
             Verdict::Fail { reason, failure } => Ending::Failed { reason, failure, at },
         };
@@ -100,6 +106,7 @@ impl Settlement {
             "contactId": self.contact_id,
             "attemptCount": self.job.attempt,
             "manualRetry": self.job.manual_retry,
+            "mock": self.is_mock(),
         });
         if let Verdict::Fail { reason, failure } = &self.verdict {
             details["reason"] = reason.as_str().into();
@@ -241,14 +248,14 @@ async fn settle_jobs(
             END,
             failed_at = CASE WHEN o.status = 'failed' THEN now() END,
             failed_reason = o.failed_reason,
-            completed_at = CASE WHEN o.status = 'completed' THEN now() END,
+            completed_at = CASE WHEN o.status = 'completed' THEN now() END, mock = o.mock,
             claim = NULL, claimed_at = NULL, settled_by = $1, updated_at = now()
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::timestamptz[], $6::float8[], $7::text[],
-            $8::text[], $9::text[], $10::text[], $11::text[]
+            $8::text[], $9::text[], $10::text[], $11::text[], $12::bool[]
         ) AS o (
             id, status, attempt_count, started_at, delay_seconds, error_type, error_message,
-            contact_id, failed_reason, error_signature
+            contact_id, failed_reason, error_signature, mock
         )
         WHERE j.id = o.id AND j.claim = $1 -- the fence
         RETURNING j.id, j.first_failed_at, j.updated_at
@@ -264,6 +271,7 @@ async fn settle_jobs(
         &column!(settlements, one => one.contact_id.as_deref()) as _,
         &column!(settlements, one => one.failed_reason()) as _,
         &column!(settlements, one => one.failure().map(|failure| signature(&failure.message))) as _,
+        &column!(settlements, one => one.is_mock()) as _,
     )
     .fetch_all(connection)
     .await

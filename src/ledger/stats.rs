@@ -14,6 +14,8 @@ pub struct Stats {
     pub open_failures: i64,
     /// Open unprocessable messages.
     pub unprocessable: i64,
+    /// Jobs that were completed in mock mode and not sent since.
+    pub mock_completed: i64,
     /// Age of the oldest pending job in seconds; 0 if no job is pending.
     pub oldest_pending_seconds: i64,
     /// Signups of today (UTC) that are not in Customer.io.
@@ -82,6 +84,8 @@ impl Ledger {
                     FROM sync_failures
                     WHERE job_id IS NULL AND resolved_at IS NULL
                 ) AS "unprocessable!",
+                -- The index mock_jobs contains only these.
+                (SELECT count(*) FROM signup_customerio_sync_jobs WHERE mock) AS "mock_completed!",
                 (
                     SELECT COALESCE(EXTRACT(EPOCH FROM now() - min(created_at))::int8, 0)
                     FROM signup_customerio_sync_jobs
@@ -105,6 +109,7 @@ impl Ledger {
             jobs: jobs.collect(),
             open_failures: rest.open_failures,
             unprocessable: rest.unprocessable,
+            mock_completed: rest.mock_completed,
             oldest_pending_seconds: rest.oldest_pending,
             unsynced_today: rest.unsynced_today,
             oldest_unsynced_today: rest.oldest_unsynced_today,

@@ -37,6 +37,8 @@ pub struct Metrics {
     pub oldest_pending: IntGauge,
     /// 1 if the circuit breaker is open or half-open, otherwise 0.
     pub breaker_open: IntGauge,
+    /// 1 in mock mode, otherwise 0.
+    pub mock_mode: IntGauge,
     /// Unix time at which the circuit breaker opened, by `reason`; 0 for reasons that do not apply.
     pub breaker_open_since: IntGaugeVec,
     /// Discrepancies that the integrity check found, by `kind`. Only the leader has it.
@@ -135,6 +137,8 @@ impl Default for Metrics {
                 "Age of the oldest pending job."),
             breaker_open: r.gauge("breaker_open",
                 "Whether the circuit breaker for Customer.io is open or half-open."),
+            mock_mode: r.gauge("mock_mode",
+                "Whether the service is in mock mode, in which no call to Customer.io is made."),
             breaker_open_since: r.gauges("breaker_open_since_timestamp_seconds", "reason",
                 "Unix time at which the circuit breaker opened; 0 for reasons that do not apply."),
             drift: r.gauges("integrity_drift", "kind",

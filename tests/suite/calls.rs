@@ -229,7 +229,7 @@ async fn large_jobs_are_split_into_calls_of_the_allowed_size() {
 
 #[tokio::test]
 async fn without_credentials_jobs_complete_without_a_call() {
-    let world = World::new().await.with("CUSTOMERIO_API_KEY", "");
+    let world = World::new().await.with("CUSTOMERIO_SITE_ID", "").with("CUSTOMERIO_API_KEY", "");
     let mut service = world.spawn();
     service.wait_for_line("the service is running").await;
     let signup = Uuid::new_v4();

@@ -21,6 +21,7 @@ mod integrity;
 mod ladder;
 mod ledger;
 mod migrations;
+mod mock_mode;
 mod outage;
 mod page;
 mod probes;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// Contradictory updates of a job, without `UPDATE signup_customerio_sync_jobs SET`, and a part of
 /// the error that each causes.
-const REJECTED_JOB_UPDATES: [(&str, &str); 7] = [
+const REJECTED_JOB_UPDATES: [(&str, &str); 8] = [
     ("error_type = NULL, error_message = NULL WHERE status = 'failed'", "jobs_failed_has_error"),
     ("next_retry_at = now() WHERE status = 'completed'", "jobs_only_pending_waits"),
     ("attempt_count = 6", "jobs_attempts_in_range"),
@@ -20,11 +20,12 @@ const REJECTED_JOB_UPDATES: [(&str, &str); 7] = [
         "jobs_claim_means_processing",
     ),
     ("failed_at = now() WHERE status = 'completed'", "jobs_only_failed_has_failed"),
+    ("mock = true WHERE status = 'failed'", "jobs_only_completed_is_mock"),
 ];
 
 /// Contradictory statements about other tables and about two jobs of a phase, and a part of the
 /// error that each causes.
-const REJECTED_STATEMENTS: [(&str, &str); 8] = [
+const REJECTED_STATEMENTS: [(&str, &str); 9] = [
     ("UPDATE signups SET customerio_synced = NOT customerio_synced", "signups_synced_has_time"),
     (
         "UPDATE signups SET customerio_sync_failed = NOT customerio_sync_failed",
@@ -32,6 +33,7 @@ const REJECTED_STATEMENTS: [(&str, &str); 8] = [
     ),
     ("UPDATE signups SET bet_amount = -1", "bet_amount_check"),
     ("UPDATE sync_failures SET resolved_at = now()", "failures_resolved_is_told"),
+    ("UPDATE bulk_retries SET mock = true", "bulk_retries_mock_has_its_own_due_time"),
     ("UPDATE audit_logs SET actor = 'eve'", "append-only"),
     ("DELETE FROM audit_logs", "append-only"),
     ("TRUNCATE audit_logs", "append-only"),

@@ -10,7 +10,10 @@ async fn a_working_service_is_live_and_ready() {
     let world = World::new().await;
     let app = world.start().await;
     assert_eq!(world.get(&app, "/healthz").await.0, 200);
-    assert_eq!(world.get(&app, "/readyz").await, (200, r#"{"status":"ready"}"#.to_owned()));
+    assert_eq!(
+        world.get(&app, "/readyz").await,
+        (200, r#"{"mode":"live","status":"ready"}"#.to_owned())
+    );
     assert_eq!(world.get(&app, "/nothing").await.0, 404);
     app.stop().await;
 }

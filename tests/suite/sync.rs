@@ -208,6 +208,7 @@ async fn outcomes_are_published_with_all_their_fields() {
         "contactId": contact(signup),
         "attemptCount": 0,
         "manualRetry": false,
+        "mock": false,
     });
     assert_eq!(body, expected);
 

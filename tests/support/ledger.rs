@@ -34,6 +34,7 @@ pub(crate) fn completion(outcome: &ClaimOutcome) -> Settlement {
         duration: Duration::from_millis(1),
         http_status: Some(200),
         outcome: Outcome::Accepted,
+        mock: false,
     };
     Settlement {
         job: claimed.job.clone(),

@@ -1,5 +1,7 @@
 //! The world of one test.
 
+use std::time::Duration;
+
 use customerio_sync::{app::App, config::Config, simulator::Simulator};
 use lapin::Connection;
 use serde_json::json;
@@ -136,7 +138,8 @@ impl World {
     /// Starts the service in this process, and waits until it consumes messages.
     pub(crate) async fn start(&self) -> App {
         let app = self.start_waiting().await;
-        app.started().await;
+        let started = tokio::time::timeout(Duration::from_secs(60), app.started()).await;
+        started.expect("the service starts within a minute");
         app
     }
 

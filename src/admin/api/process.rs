@@ -44,6 +44,7 @@ pub(crate) async fn process(
     Query(parameters): Query<ProcessParameters>,
 ) -> Result<Json<ProcessSummary>, Problem> {
     let limit = parameters.limit.map_or(10, |limit| limit.0);
+    state.require_credentials()?;
     let processed =
         state.connected()?.pipeline.process(limit).await.map_err(|error| match error {
             ProcessError::Ledger(error) => error.into(),

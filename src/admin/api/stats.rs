@@ -19,7 +19,7 @@ use crate::{
         state::AppState,
     },
     broker::FAILED_QUEUE,
-    customerio::{BreakerReason, BreakerState},
+    customerio::{BreakerReason, BreakerState, Mode},
     job::{Status, SyncPhase},
     ledger::{self, Stats},
 };
@@ -28,8 +28,12 @@ use crate::{
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct StatsView {
+    /// The mode of the replica that answers.
+    mode: Mode,
     by_status: ByStatus,
     by_phase: EndedByPhase,
+    /// Completed jobs that were completed in mock mode and not sent since.
+    mock_completed: i64,
     /// Open unprocessable messages.
     unprocessable: i64,
     /// Failed jobs that are not dismissed.
@@ -108,7 +112,8 @@ pub(crate) async fn show(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<StatsView>, Problem> {
     let (stats, minutes) = tokio::try_join!(state.ledger.stats(), state.ledger.activity())?;
-    Ok(Json(view(&stats, minutes, breaker(&state), state.config.queue_url(FAILED_QUEUE))))
+    let (mode, breaker) = (state.customerio.mode(), breaker(&state));
+    Ok(Json(view(&stats, minutes, mode, breaker, state.config.queue_url(FAILED_QUEUE))))
 }
 
 fn breaker(state: &AppState) -> BreakerView {
@@ -139,6 +144,7 @@ fn breaker(state: &AppState) -> BreakerView {
 fn view(
     stats: &Stats,
     minutes: Vec<ledger::ActivityMinute>,
+    mode: Mode,
     breaker: BreakerView,
     failure_queue_url: Option<String>,
 ) -> StatsView {
@@ -147,6 +153,7 @@ fn view(
         enriched: stats.of(status, SyncPhase::Enriched),
     };
     StatsView {
+        mode,
         by_status: ByStatus {
             pending: stats.of_status(Status::Pending),
             processing: stats.of_status(Status::Processing),
@@ -157,6 +164,7 @@ fn view(
             completed: by_phase(Status::Completed),
             failed: by_phase(Status::Failed),
         },
+        mock_completed: stats.mock_completed,
         unprocessable: stats.unprocessable,
         open_failures: stats.open_failures,
         oldest_pending_seconds: stats.oldest_pending_seconds,

@@ -21,10 +21,14 @@ pub(in crate::cli) enum Failures {
     },
     /// Show the open failures grouped by error signature.
     Groups,
-    /// Retry the failed jobs of a signup, or all selected failures at a limited rate.
+    /// Retry the failed jobs of a signup, or all selected failures at a limited rate; or send the
+    /// jobs that were completed in mock mode.
     Retry {
         #[command(flatten)]
         selection: SelectionArgs,
+        /// Instead of failures, send the jobs that were completed in mock mode.
+        #[arg(long, conflicts_with_all = ["signup", "all", "error_type", "signature"])]
+        mock: bool,
         /// Retry the failed jobs of this signup immediately.
         #[arg(
             long,
@@ -90,13 +94,17 @@ impl FilterArgs {
 
 impl SelectionArgs {
     /// Returns the body of a request. An empty selection is an error, because the API would select
-    /// every open failure; `--all` asks for that explicitly.
-    fn body(&self) -> Result<Map<String, Value>, Error> {
+    /// every open failure; `--all` asks for that explicitly. With `mock`, the jobs that were
+    /// completed in mock mode are selected instead.
+    fn body(&self, mock: bool) -> Result<Map<String, Value>, Error> {
         let filters = self.filters.query().into_iter();
         let mut body: Map<_, _> =
             filters.filter_map(|(key, value)| Some((key.to_owned(), value?.into()))).collect();
         if !self.job.is_empty() {
             body.insert("jobIds".to_owned(), json!(self.job));
+        }
+        if mock {
+            body.insert("mock".to_owned(), true.into());
         }
         if body.is_empty() != self.all {
             let usage = "specify filters or jobs, or --all for every open failure";
@@ -132,8 +140,8 @@ pub(super) async fn run(client: &Client, command: Failures) -> Result<(), Error>
         Failures::Retry { selection, signup: Some(signup), .. } => {
             retry_signup(client, signup, selection.filters.phase).await
         }
-        Failures::Retry { selection, signup: None, dry_run } => {
-            retry(client, &selection, dry_run).await
+        Failures::Retry { selection, mock, signup: None, dry_run } => {
+            retry(client, &selection, mock, dry_run).await
         }
         Failures::Dismiss { selection, reason, dry_run } => {
             dismiss(client, &selection, reason, dry_run).await
@@ -179,8 +187,13 @@ async fn retry_signup(
     Ok(())
 }
 
-async fn retry(client: &Client, selection: &SelectionArgs, dry_run: bool) -> Result<(), Error> {
-    let body = selection.body()?.into();
+async fn retry(
+    client: &Client,
+    selection: &SelectionArgs,
+    mock: bool,
+    dry_run: bool,
+) -> Result<(), Error> {
+    let body = selection.body(mock)?.into();
     let path = "/sync-failures/retry";
     let response = client.post(path, &dry_run_query(dry_run), Some(&body)).await?;
     client.show(&response, if dry_run { dry_run_table } else { bulk_retry_table });
@@ -193,7 +206,7 @@ async fn dismiss(
     reason: String,
     dry_run: bool,
 ) -> Result<(), Error> {
-    let mut body = selection.body()?;
+    let mut body = selection.body(false)?;
     body.insert("reason".to_owned(), reason.into());
     let path = "/sync-failures/dismiss";
     let response = client.post(path, &dry_run_query(dry_run), Some(&body.into())).await?;

@@ -28,6 +28,7 @@ fn page(detail: &Value) -> String {
         ("signup", fact("/job/signupId")),
         ("phase", fact("/job/syncPhase")),
         ("status", fact("/job/status")),
+        ("completed in mock mode", fact("/job/mock")),
         ("retries", format!("{} of {}", fact("/job/attemptCount"), fact("/job/maxAttempts"))),
         ("next retry at", fact("/job/nextRetryAt")),
         ("restarts", fact("/job/run")),

@@ -371,7 +371,7 @@ impl Pipeline {
         };
         let phase = settlement.job.phase.as_str();
         self.metrics.jobs.with_label_values(&[phase, outcome]).inc();
-        if settlement.verdict == Verdict::Complete {
+        if settlement.verdict == Verdict::Complete && !settlement.attempt.mock {
             let since = chrono::Utc::now() - settlement.job.created_at;
             let seconds = since.to_std().unwrap_or_default().as_secs_f64();
             self.metrics.event_to_accepted.with_label_values(&[phase]).observe(seconds);
@@ -454,6 +454,7 @@ fn log_attempt(settlement: &Settlement, ending: Option<&Ending>) {
         attempt = job.attempt,
         outcome,
         status = attempt.http_status,
+        mock = attempt.mock.then_some(true),
         error_type = failure.map(|failure| failure.error_type.as_str()),
         retry_in_seconds = wait.map(|wait| wait.as_secs_f64()),
         duration_ms = attempt.duration.as_secs_f64() * 1000.0,

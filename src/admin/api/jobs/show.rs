@@ -74,6 +74,8 @@ struct JobView {
     signature: Option<String>,
     reason: Option<Reason>,
     manual_retry: bool,
+    /// Whether it was completed in mock mode, so that Customer.io does not have the data.
+    mock: bool,
     contact_id: Option<String>,
     /// The id of the tracked event in Customer.io, the same for every attempt.
     tracked_event_id: String,
@@ -231,6 +233,7 @@ fn job_view(job: StoredJob, masked: bool) -> JobView {
         signature: job.error_signature,
         reason: known(job.reason.as_deref()),
         manual_retry: job.manual_retry,
+        mock: job.mock,
         contact_id: contact(job.contact_id, masked),
         event_id: job.event_id,
         occurred_at: job.occurred_at,

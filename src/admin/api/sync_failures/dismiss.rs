@@ -76,7 +76,7 @@ pub(crate) async fn dismiss(
     Json(dismissal): Json<Dismissal>,
 ) -> Result<Response, Problem> {
     let Dismissal { reason, sync_phase, error_type, search, signature, job_ids } = dismissal;
-    let selection = Selection { sync_phase, error_type, search, signature, job_ids };
+    let selection = Selection { sync_phase, error_type, search, signature, job_ids, mock: false };
     if parameters.dry_run {
         let preview = state.ledger.preview(&selection).await?;
         return Ok(axum::Json(DryRun::new(&preview)).into_response());

@@ -131,6 +131,7 @@ pub(crate) async fn list(
         search: parameters.search,
         signature: parameters.signature,
         job_ids: None,
+        mock: false,
     };
     let limit = parameters.limit.map_or(50, |limit| limit.0);
     let offset = parameters.offset.map_or(0, |offset| offset.0);

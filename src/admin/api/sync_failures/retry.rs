@@ -19,6 +19,7 @@ use crate::{
         },
         state::AppState,
     },
+    customerio::Mode,
     ledger::{BulkRetry, Preview, Selection},
 };
 
@@ -38,9 +39,9 @@ pub(crate) struct DryRunParameters {
 pub(crate) struct DryRun {
     /// Always true.
     dry_run: bool,
-    /// Failures that would be retried or dismissed.
+    /// Jobs that would be retried or dismissed.
     eligible: i64,
-    /// Of these, the failures whose event is older than 72 hours: Customer.io starts no campaign
+    /// Of these, the jobs whose event is older than 72 hours: Customer.io starts no campaign
     /// for them.
     older_than72_hours: i64,
     /// Matching jobs that would not change.
@@ -94,7 +95,8 @@ impl DryRun {
 /// Retry all failures of a selection.
 ///
 /// Returns at once. The bulk retry proceeds at a limited rate, survives restarts of the service,
-/// and can be shown and cancelled. Without a filter, every open failure is selected.
+/// and can be shown and cancelled. Without a filter, every open failure is selected. With `mock`,
+/// the jobs that were completed in mock mode are selected instead, and sent for real.
 #[utoipa::path(
     post, path = "/sync-failures/retry", operation_id = "retryFailures",
     tag = "bulk", params(DryRunParameters),
@@ -102,6 +104,10 @@ impl DryRun {
     responses(
         (status = 200, description = "With dryRun, the preview.", body = DryRun),
         (status = 202, description = "The bulk retry was created.", body = BulkRetry),
+        (
+            status = 409, description = "With `mock`, while the service is in mock mode.",
+            body = Problem, content_type = "application/problem+json",
+        ),
         Problems,
     )
 )]
@@ -115,6 +121,22 @@ pub(crate) async fn create(
         let preview = state.ledger.preview(&selection).await?;
         return Ok(axum::Json(DryRun::new(&preview)).into_response());
     }
+    if selection.mock {
+        require_live(&state)?;
+    }
     let bulk = state.ledger.create_bulk_retry(&selection, &identity.name).await?;
     Ok((StatusCode::ACCEPTED, axum::Json(bulk)).into_response())
+}
+
+/// Fails if the service would not send the jobs to Customer.io.
+fn require_live(state: &AppState) -> Result<(), Problem> {
+    state.require_credentials()?;
+    match state.customerio.mode() {
+        Mode::Live => Ok(()),
+        Mode::Mock => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "the service is in mock mode, so the jobs would only be marked again; set \
+                CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY, restart the service, and retry",
+        )),
+    }
 }
