@@ -11,6 +11,7 @@ await inBrowser({}, async (page) => {
     .locator("#headline", { hasText: "6 of today's signups are not in Customer.io yet" })
     .waitFor();
   assert.equal(await page.textContent("#tiles div:first-child dd"), "6");
+  assert.ok(await page.locator("#mock-banner").isHidden(), "a service with credentials is live");
   const breaker = page.locator("#tiles div", { hasText: "Circuit breaker" });
   assert.equal(await breaker.locator("dd").textContent(), "closed, calls go through");
   await page.waitForFunction(() => document.querySelectorAll("#groups > li").length === 2);

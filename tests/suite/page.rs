@@ -107,3 +107,12 @@ async fn the_page_renders_in_every_theme_and_width_and_for_a_viewer() {
     assert!(world.audit("customerio_manual_retry").await.is_empty(), "a viewer's keys do nothing");
     app.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_shows_mock_mode_and_marks_its_jobs() {
+    let world = World::new().await.with("CUSTOMERIO_SITE_ID", "").with("CUSTOMERIO_API_KEY", "");
+    let (world, app) = start_seeded(world).await;
+    run(&app, "mock.mjs").await;
+    assert_eq!(world.calls().await.len(), 0);
+    app.stop().await;
+}

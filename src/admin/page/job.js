@@ -22,7 +22,7 @@ export async function openJob(id, { onRetry, onDismiss }) {
   const { job, attempts, audit } = detail;
   const dialog = $("job");
   dialog.replaceChildren(
-    h("h2", { id: "job-title" }, `${job.syncPhase} job, ${job.status}`),
+    h("h2", { id: "job-title" }, `${job.syncPhase} job, ${job.status}`, job.mock && mockMark()),
     diagnosis(detail.verdict, job.errorMessage) ?? "",
     h("h3", {}, "Ladder"),
     ladder(detail),
@@ -38,6 +38,12 @@ export async function openJob(id, { onRetry, onDismiss }) {
   dialog.onclose = () => clearInterval(countdownTimer);
   updateCountdowns(dialog);
   if (!dialog.open) dialog.showModal();
+}
+
+/** Mark of a job that was completed in mock mode, after its title. */
+function mockMark() {
+  const title = "Completed in mock mode: Customer.io does not have the data.";
+  return [" ", h("span", { class: "tag", title }, "mock")];
 }
 
 /** Meaning of a failure and the next step, after its error message if one is given. */

@@ -1,6 +1,15 @@
 // The overview: headline, tiles, and the chart of attempts.
 
-import { $, attemptChart, duration, h, number, secondsSince, secondsUntil } from "./view.js";
+import {
+  $,
+  attemptChart,
+  duration,
+  h,
+  number,
+  plural,
+  secondsSince,
+  secondsUntil,
+} from "./view.js";
 
 const BREAKER_STATES = { closed: "closed", open: "open", half_open: "half-open" };
 const BREAKER_REASONS = {
@@ -11,28 +20,38 @@ const BREAKER_REASONS = {
 
 /** Draws the overview from the stats of the API. */
 export function drawOverview(stats) {
+  $("mock-banner").hidden = stats.mode !== "mock";
   drawHeadline(stats);
   drawTiles(stats);
   $("chart").replaceChildren(...attemptChart(stats.lastHour));
 }
 
-function drawHeadline({ today, breaker }) {
+function drawHeadline({ today, breaker, mode, mockCompleted }) {
   const { notSynced, oldestAt } = today;
+  const isMock = mode === "mock" || mockCompleted > 0;
   const headline = $("headline");
-  headline.className = notSynced || breaker.state !== "closed" ? "warning" : "good";
+  headline.className = notSynced || isMock || breaker.state !== "closed" ? "warning" : "good";
+  const allSynced = mockCompleted
+    ? `${plural(mockCompleted, "job")} completed in mock mode, not in Customer.io.`
+    : "All of today's signups are in Customer.io.";
   headline.textContent = notSynced
     ? `${number(notSynced)} of today's signups ${notSynced === 1 ? "is" : "are"} ` +
       `not in Customer.io yet; the oldest has waited ${duration(secondsSince(oldestAt))}.`
-    : "All of today's signups are in Customer.io.";
+    : allSynced;
 }
 
 function drawTiles(stats) {
-  const { byStatus, breaker, openFailures, unprocessable } = stats;
+  const { byStatus, breaker, mockCompleted, openFailures, unprocessable } = stats;
   const tiles = [
     tile("Open failures", openFailuresValue(stats), { kind: openFailures ? "bad" : "good" }),
     tile("Pending", number(byStatus.pending)),
     tile("Processing", number(byStatus.processing)),
     tile("Completed", number(byStatus.completed)),
+    mockCompleted > 0 &&
+      tile("Completed in mock mode", number(mockCompleted), {
+        kind: "warning",
+        title: "Send them with customerio-sync failures retry --mock.",
+      }),
     tile("Failed jobs", number(byStatus.failed)),
     tile("Unprocessable", number(unprocessable), { kind: unprocessable ? "bad" : "" }),
     tile("Circuit breaker", breakerText(breaker), {
@@ -40,7 +59,7 @@ function drawTiles(stats) {
       title: breaker.meaning,
     }),
   ];
-  $("tiles").replaceChildren(...tiles);
+  $("tiles").replaceChildren(...tiles.filter(Boolean));
 }
 
 function tile(name, value, { kind = "", title } = {}) {
