@@ -11,12 +11,15 @@ use tokio::sync::Semaphore;
 
 use super::http::{auth::AccessTokens, login_throttle::LoginThrottle, problem::Problem};
 use crate::{
-    broker::{Connection, Publisher},
+    broker::{Connection, Publisher, QueueMonitor},
     customerio::CustomerIo,
-    flows::{feed::Feed, sync::Pipeline},
+    flows::{
+        feed::{LiveFeed, OutcomeFeed},
+        sync::Pipeline,
+    },
     ledger::Ledger,
     retry::Ladder,
-    runtime::{metrics::Metrics, shutdown::Shutdown, text_enum::text_enum},
+    runtime::{metrics::Metrics, replica::Replica, shutdown::Shutdown, text_enum::text_enum},
 };
 
 text_enum! {
@@ -113,6 +116,8 @@ impl Config {
 pub struct AppState {
     /// Settings.
     pub config: Arc<Config>,
+    /// The replica that answers.
+    pub replica: Replica,
     /// The record of signups and jobs.
     pub ledger: Ledger,
     /// The metrics of the process.
@@ -127,6 +132,8 @@ pub struct AppState {
     pub startup: StartupStatus,
     /// The services that need RabbitMQ, once it is connected.
     pub connected: Arc<OnceLock<ConnectedServices>>,
+    /// Progress, breaker changes and counts, for WebSocket clients.
+    pub live: LiveFeed,
     /// One permit per WebSocket client.
     pub websockets: Arc<Semaphore>,
     /// Counts wrong tokens per address.
@@ -142,8 +149,10 @@ pub struct ConnectedServices {
     pub publisher: Publisher,
     /// Runs jobs on request.
     pub pipeline: Arc<Pipeline>,
-    /// The live feed.
-    pub feed: Feed,
+    /// The outcomes of all replicas, for WebSocket clients.
+    pub outcomes: OutcomeFeed,
+    /// The state of the queues.
+    pub queues: QueueMonitor,
 }
 
 impl AppState {

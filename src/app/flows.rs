@@ -7,12 +7,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     admin::ConnectedServices,
-    broker::{Connection, Publisher},
+    broker::{Connection, Publisher, QueueMonitor},
     config::Config,
     customerio::CustomerIo,
     flows::{
         bulk_retry::BulkRetries,
-        feed::Feed,
+        feed::OutcomeFeed,
         integrity::IntegrityCheck,
         mirror::{Mirror, Sweeper},
         recovery::Recovery,
@@ -43,9 +43,8 @@ impl FlowContext {
         let mut flows = JoinSet::new();
         self.start_background(&config, &mut flows);
         let Self { ledger, metrics, shutdown, consuming, publishing, publisher, customerio } = self;
-        let feed = Feed::default();
-        let breaker = customerio.watch_breaker();
-        flows.spawn(feed.clone().run(consuming.clone(), ledger.clone(), breaker, shutdown.clone()));
+        let outcomes = OutcomeFeed::default();
+        flows.spawn(outcomes.clone().run(consuming.clone(), shutdown.clone()));
         let mirror = Mirror {
             config: config.mirror,
             connection: consuming.clone(),
@@ -65,8 +64,15 @@ impl FlowContext {
             processing: TaskTracker::new(),
         });
         flows.spawn(pipeline.clone().run(consuming.clone()));
+        let queues = QueueMonitor::new(consuming.clone());
         let connections = vec![consuming, publishing];
-        connected.get_or_init(|| ConnectedServices { connections, publisher, pipeline, feed });
+        connected.get_or_init(|| ConnectedServices {
+            connections,
+            publisher,
+            pipeline,
+            outcomes,
+            queues,
+        });
         flows
     }
 

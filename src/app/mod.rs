@@ -23,9 +23,9 @@ use crate::{
     broker::{self, Connection, Topology},
     config::Config,
     customerio::{self, CustomerIo},
-    flows::rate_limit,
+    flows::{feed::LiveFeed, rate_limit},
     ledger::{self, Ledger},
-    runtime::{metrics::Metrics, shutdown::Shutdown},
+    runtime::{metrics::Metrics, replica::Replica, shutdown::Shutdown},
 };
 use start::Start;
 
@@ -67,7 +67,8 @@ pub struct App {
     /// Waits for the servers, and returns the parts that need them. `None` at shutdown.
     starting: JoinHandle<Option<Running>>,
     has_started: watch::Receiver<bool>,
-    /// The HTTP server and the lease on the call rate. The flows need them until they end.
+    /// The HTTP server, the live feed, and the lease on the call rate, which the flows need until
+    /// they end.
     services: JoinSet<()>,
     grace: Duration,
 }
@@ -95,8 +96,10 @@ impl App {
         let address = broker::Address::new(&config.broker, &config.tls)?;
         let connected = Arc::new(OnceLock::new());
         let startup = admin::StartupStatus::default();
+        let (replica, live) = (Replica::start(), LiveFeed::default());
         let state = admin::AppState {
             config: Arc::new(config.http.clone()),
+            replica: replica.clone(),
             ledger: ledger.clone(),
             metrics: metrics.clone(),
             customerio: customerio.clone(),
@@ -104,11 +107,14 @@ impl App {
             shutdown: shutdown.clone(),
             startup: startup.clone(),
             connected: connected.clone(),
+            live: live.clone(),
             websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
             login_throttle: Arc::default(),
         };
         let (mut services, http_addr) = listen(config.http.addr, state).await?;
+        services.spawn(live.run(ledger.clone(), customerio.watch_breaker(), shutdown.clone()));
         services.spawn(rate_limit::run(
+            replica,
             config.customerio.requests_per_second,
             customerio.clone(),
             ledger.clone(),

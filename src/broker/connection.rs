@@ -28,6 +28,15 @@ impl Backlog {
     }
 }
 
+/// The state of a queue at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueState {
+    /// Messages that are ready; without those that are delivered and unacknowledged.
+    pub ready: u32,
+    /// Consumers, of all replicas.
+    pub consumers: u32,
+}
+
 /// A connection to RabbitMQ. If it is lost, the next use reopens it.
 #[derive(Debug)]
 pub struct Connection {
@@ -108,11 +117,17 @@ impl Connection {
 
     /// Counts the messages that are ready in `queue`.
     pub async fn depth(&self, queue: &str) -> Result<u32, Error> {
+        Ok(self.queue_state(queue).await?.ready)
+    }
+
+    /// Counts the ready messages and the consumers of `queue`.
+    pub(super) async fn queue_state(&self, queue: &str) -> Result<QueueState, Error> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
         let declared =
             channel.queue_declare(queue.to_owned().into(), options, FieldTable::default());
-        Ok(request(&channel, "counting the messages of a queue", declared).await?.message_count())
+        let queue = request(&channel, "counting the messages of a queue", declared).await?;
+        Ok(QueueState { ready: queue.message_count(), consumers: queue.consumer_count() })
     }
 
     /// Applies the topology again, because a part of it was found missing.

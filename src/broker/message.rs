@@ -303,6 +303,34 @@ pub struct OutcomeBody {
     exhausted_retries: Option<bool>,
 }
 
+/// The fields that every outcome has, whichever release published it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(dead_code, reason = "that they can be parsed is all that matters")]
+struct OutcomeFields {
+    r#type: OutcomeType,
+    id: String,
+    time: DateTime<Utc>,
+    signup_id: Uuid,
+    job_id: Uuid,
+    sync_phase: SyncPhase,
+    attempt_count: i32,
+    manual_retry: bool,
+}
+
+/// Maximum size of an outcome that is passed on. The error message, its longest field, is at most
+/// 2 KiB.
+const OUTCOME_BYTES_MAX: usize = 64 * 1024;
+
+/// Whether a message of the exchange of the outcomes is one: others may publish there as well.
+pub(super) fn is_outcome(routing_key: &str, body: &[u8]) -> bool {
+    // A derived `Deserialize` also accepts an array, with the fields in their order.
+    body.len() <= OUTCOME_BYTES_MAX
+        && body.trim_ascii_start().first() == Some(&b'{')
+        && serde_json::from_slice::<OutcomeFields>(body)
+            .is_ok_and(|outcome| outcome.r#type.as_str() == routing_key)
+}
+
 text_enum! {
     /// The two outcomes. Their texts are also their routing keys.
     OutcomeType {
@@ -373,5 +401,39 @@ fn outcome_body(
         error_type: failure.map(|(failure, _)| failure.error_type),
         error_message: failure.map(|(failure, _)| failure.message.clone()),
         exhausted_retries: failure.map(|(_, is_exhausted)| is_exhausted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn only_a_whole_outcome_with_its_own_routing_key_is_passed_on() {
+        let outcome = json!({
+            "type": "sign_up.customerio_synced",
+            "id": "7:0:0:synced",
+            "time": "2025-02-18T12:00:00.000Z",
+            "signupId": Uuid::nil(),
+            "jobId": Uuid::nil(),
+            "syncPhase": "initial",
+            "contactId": null,
+            "attemptCount": 0,
+            "manualRetry": false,
+            "aFieldOfALaterRelease": 1,
+        });
+        let is_outcome = |key, body: &Value| is_outcome(key, body.to_string().as_bytes());
+        assert!(is_outcome("sign_up.customerio_synced", &outcome));
+        assert!(!is_outcome("sign_up.customerio_sync_failed", &outcome));
+        for field in ["type", "id", "time", "signupId", "jobId", "syncPhase"] {
+            let mut without = outcome.clone();
+            without.as_object_mut().expect("an object").remove(field);
+            assert!(!is_outcome("sign_up.customerio_synced", &without), "without {field}");
+        }
+        for other in [json!({ "type": "x" }), json!([]), json!("x".repeat(70_000))] {
+            assert!(!is_outcome("sign_up.customerio_synced", &other), "{other}");
+        }
     }
 }

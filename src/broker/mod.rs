@@ -14,6 +14,7 @@ mod management;
 mod message;
 mod names;
 mod publisher;
+mod queue_monitor;
 mod subscription;
 mod topology;
 mod version;
@@ -31,7 +32,7 @@ use serde::Deserialize;
 use crate::runtime::tls;
 
 pub use address::{Address, check_url, vhost};
-pub use connection::{Backlog, Connection};
+pub use connection::{Backlog, Connection, QueueState};
 pub use consumer::{AckResult, Acker, ConsumerStates, Delivery, consume};
 pub use diagnose::{check, fix};
 pub use header_map::{HeaderMap, capped};
@@ -45,7 +46,8 @@ pub use names::{
     WorkQueue, headers, tier_queue, tier_queue_of,
 };
 pub use publisher::Publisher;
-pub use subscription::{OutcomeEvent, subscribe_outcomes};
+pub use queue_monitor::{QueueMonitor, QueueReading};
+pub use subscription::{OutcomeEvent, OutcomeSubscription};
 pub use topology::Topology;
 
 /// Settings of the connections.
@@ -135,5 +137,14 @@ pub enum Error {
 impl Error {
     fn doing(doing: &'static str) -> impl FnOnce(lapin::Error) -> Self {
         move |source| Self::Request { doing, source }
+    }
+
+    /// Whether RabbitMQ refused a request because of the user's permissions (reply code 403).
+    fn is_access_refused(&self) -> bool {
+        matches!(
+            self,
+            Self::Request { source, .. }
+                if topology::amqp_code(source).is_some_and(|(code, _)| code == 403)
+        )
     }
 }

@@ -60,6 +60,15 @@ impl WorkQueue {
     }
 }
 
+/// The queues whose state operators see: all work queues, the mirror's queue, the failure queue.
+pub(super) const REPORTED_QUEUES: [&str; 5] = [
+    WorkQueue::ALL[0].name(),
+    WorkQueue::ALL[1].name(),
+    WorkQueue::ALL[2].name(),
+    MIRROR_QUEUE,
+    FAILED_QUEUE,
+];
+
 /// Names of message headers.
 pub mod headers {
     /// Id of the job.

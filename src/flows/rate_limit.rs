@@ -1,18 +1,20 @@
 //! Keeps the calls of all replicas together within the rate limit. Each replica leases its part of
 //! the rate in the database, uses no more, and makes no call without a lease. A `Retry-After` that
-//! one replica received reaches the others the same way.
+//! one replica received reaches the others the same way, and so does the state of its circuit
+//! breaker, for operators.
 
 #![expect(clippy::disallowed_methods, reason = "an edge: a lease starts before its request")]
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
+use chrono::{SubsecRound, Utc};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
 use crate::{
     customerio::CustomerIo,
-    ledger::{CallRateLease, CallRateRequest, Error, Ledger},
-    runtime::shutdown::Shutdown,
+    ledger::{CallRateLease, CallRateRequest, Error, Ledger, ReplicaBreaker},
+    runtime::{replica::Replica, shutdown::Shutdown},
 };
 
 /// Time between renewals. When a replica starts or stops, the leases adapt within three of these
@@ -34,13 +36,14 @@ struct CurrentLease {
 
 /// Renews this replica's lease until the second stage of the shutdown: calls in flight need it.
 pub async fn run(
+    replica: Replica,
     total: NonZeroU32,
     customerio: Arc<CustomerIo>,
     ledger: Ledger,
     shutdown: Shutdown,
 ) {
     let mut lease = CurrentLease {
-        replica: Uuid::now_v7(),
+        replica: replica.id,
         total: total.get().into(),
         calls_per_second: 0.0,
         ends: Instant::now(),
@@ -64,6 +67,7 @@ pub async fn run(
                 }
                 (lease.calls_per_second, lease.ends) = (calls_per_second, now + LEASE_DURATION);
                 customerio.rate_limiter().grant(calls_per_second, lease.ends);
+                report_breaker(&replica, &customerio, &ledger).await;
             }
             Ok(Err(error)) => {
                 tracing::warn!(
@@ -80,6 +84,27 @@ pub async fn run(
     }
     if let Err(error) = ledger.release_call_lease(lease.replica).await {
         tracing::debug!(%error, "the lease on the call rate was not released and will expire");
+    }
+}
+
+/// Reports this replica's circuit breaker to the others. If that fails, they show an earlier state
+/// until the next renewal.
+async fn report_breaker(replica: &Replica, customerio: &CustomerIo, ledger: &Ledger) {
+    let status = customerio.breaker();
+    // A time that differs by a fraction of a second at each renewal would be written each time.
+    let next_probe_at = customerio.probe_in().map(|wait| (Utc::now() + wait).round_subsecs(0));
+    let breaker = ReplicaBreaker {
+        replica: replica.id,
+        name: replica.name.to_string(),
+        state: status.state.to_string(),
+        reason: status.reason.map(|reason| reason.to_string()),
+        since: status.since,
+        next_probe_at,
+    };
+    match tokio::time::timeout(RENEWAL_INTERVAL, ledger.report_breaker(&breaker)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "reporting the circuit breaker failed"),
+        Err(_) => tracing::debug!("reporting the circuit breaker took too long"),
     }
 }
 

@@ -1,7 +1,10 @@
-//! The leases that replicas have on the call rate, and the pause of calls that all of them share.
+//! The leases that replicas have on the call rate, the state of their circuit breakers, and the
+//! pause of calls that all of them share.
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Error, Ledger};
@@ -26,6 +29,24 @@ pub struct CallRateRequest {
     pub current: f64,
     /// Duration of the lease.
     pub lease: Duration,
+}
+
+/// The circuit breaker of a replica, as the replica reported it with its last renewal. Texts, since
+/// a newer release may have written them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaBreaker {
+    /// The replica.
+    pub replica: Uuid,
+    /// Its name, for people.
+    pub name: String,
+    /// Whether calls go through.
+    pub state: String,
+    /// Why it is not closed.
+    pub reason: Option<String>,
+    /// When it opened.
+    pub since: Option<DateTime<Utc>>,
+    /// When the next probe is due.
+    pub next_probe_at: Option<DateTime<Utc>>,
 }
 
 impl Ledger {
@@ -80,4 +101,53 @@ impl Ledger {
             .map_err(Error::doing("releasing the lease on the call rate"))?;
         Ok(())
     }
+
+    /// Reports the circuit breaker of a replica to the others, beside its lease. Nothing is written
+    /// if it has not changed, or if the replica has no lease.
+    pub async fn report_breaker(&self, breaker: &ReplicaBreaker) -> Result<(), Error> {
+        sqlx::query!(
+            r#"
+            UPDATE call_shares
+            SET replica_name = $2, breaker_state = $3, breaker_reason = $4, breaker_since = $5,
+                breaker_next_probe_at = $6
+            WHERE replica = $1
+                AND (
+                    replica_name, breaker_state, breaker_reason, breaker_since,
+                    breaker_next_probe_at
+                ) IS DISTINCT FROM (
+                    $2::text, $3::text, $4::text, $5::timestamptz, $6::timestamptz
+                )
+            "#,
+            breaker.replica,
+            breaker.name,
+            breaker.state,
+            breaker.reason.as_deref(),
+            breaker.since,
+            breaker.next_probe_at,
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(Error::doing("reporting the circuit breaker"))?;
+        Ok(())
+    }
+}
+
+/// The circuit breakers of the replicas that have a lease and have reported theirs.
+pub(super) async fn live_breakers(
+    connection: &mut PgConnection,
+) -> Result<Vec<ReplicaBreaker>, Error> {
+    sqlx::query_as!(
+        ReplicaBreaker,
+        r#"
+        SELECT replica, replica_name AS "name!", breaker_state AS "state!",
+            breaker_reason AS reason, breaker_since AS since,
+            breaker_next_probe_at AS next_probe_at
+        FROM call_shares
+        WHERE expires_at > now() AND replica_name IS NOT NULL AND breaker_state IS NOT NULL
+        ORDER BY replica
+        "#
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::doing("reading the circuit breakers of the replicas"))
 }

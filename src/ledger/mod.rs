@@ -56,7 +56,7 @@ use diagnose::CONNECTING;
 pub use arrival::{Arrival, Source};
 pub use audit::{AuditAction, SERVICE};
 pub use bulk::{BulkRetry, BulkStatus, BulkStep, Cancellation};
-pub use call_rate::{CallRateLease, CallRateRequest};
+pub use call_rate::{CallRateLease, CallRateRequest, ReplicaBreaker};
 pub use claim::{ClaimOutcome, ClaimedBatch};
 pub use detail::{JobDetail, SignupFlags, StoredAttempt, StoredAudit, StoredJob};
 pub use failures::{FailedMessage, FailureResolution};
@@ -65,10 +65,10 @@ pub use leader::{LeaderLock, LeaderTask};
 pub use parked::ParkedFailure;
 pub use recover::{LostMessageScope, RecoveryLimits, Unmirrored, WaitingMessages};
 pub use schema::Schema;
-pub use search::{FailedJob, FailureGroup};
+pub use search::{FailedJob, FailureGroup, FailurePage};
 pub use selection::{Preview, Selection, search_text, signature_text};
 pub use settle::{Settled, Settlement};
-pub use stats::{ActivityMinute, Stats};
+pub use stats::{ActivityMinute, LiveCounts, Overview, RecentSignups, Stats};
 pub use unprocessable::{MessageResolution, Resolved, UnprocessableMessage};
 
 /// Settings of the database.

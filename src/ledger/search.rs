@@ -72,6 +72,17 @@ impl FailedJob {
     }
 }
 
+/// A page of open failures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FailurePage {
+    /// The failures on the page.
+    pub items: Vec<FailedJob>,
+    /// Number of failures on all pages; at most 10,000.
+    pub total: i64,
+    /// Whether there are no more than `total`.
+    pub total_is_exact: bool,
+}
+
 /// Open failures with the same signature and kind of error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FailureGroup {
@@ -109,6 +120,8 @@ const COLUMNS: &str = "
 /// The order of the list, which is that of the indexes `failures_in_order…`.
 const ORDER: &str = " ORDER BY j.attempt_count DESC, j.last_attempt_at DESC NULLS LAST, j.id";
 
+/// Maximum number of failures that is counted exactly.
+const EXACT_TOTAL_MAX: i64 = 10_000;
 /// Maximum groups in one response.
 const GROUPS_MAX: i64 = 200;
 
@@ -120,12 +133,18 @@ impl Ledger {
         selection: &Selection,
         limit: i64,
         offset: i64,
-    ) -> Result<(Vec<FailedJob>, i64), Error> {
-        let mut count = QueryBuilder::new("SELECT count(*)");
+    ) -> Result<FailurePage, Error> {
+        // Counting stops after one failure more than the maximum: a page costs the same however
+        // many failures are open.
+        let mut count = QueryBuilder::new("SELECT count(*) FROM (SELECT 1");
         selection.push(&mut count, SelectionBase::OpenFailures);
-        let total = count.build_query_scalar().persistent(false).fetch_one(&self.pool);
-        let total = async { total.await.map_err(Error::doing("counting failures")) };
-        tokio::try_join!(self.page(selection, limit, offset), total)
+        count.push(" LIMIT ").push_bind(EXACT_TOTAL_MAX + 1).push(") AS counted");
+        let counted = count.build_query_scalar().persistent(false).fetch_one(&self.pool);
+        let counted = async { counted.await.map_err(Error::doing("counting failures")) };
+        let (items, counted): (_, i64) =
+            tokio::try_join!(self.page(selection, limit, offset), counted)?;
+        let total_is_exact = counted <= EXACT_TOTAL_MAX;
+        Ok(FailurePage { items, total: counted.min(EXACT_TOTAL_MAX), total_is_exact })
     }
 
     async fn page(

@@ -1,8 +1,16 @@
 //! Counts for gauges and summaries.
 
-use chrono::{DateTime, Utc};
+use std::time::Duration;
 
-use super::{Error, Ledger};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+
+use super::{
+    Error, Ledger,
+    call_rate::{ReplicaBreaker, live_breakers},
+};
 use crate::job::{Status, SyncPhase};
 
 /// The counts of the ledger at one moment.
@@ -18,10 +26,51 @@ pub struct Stats {
     pub mock_completed: i64,
     /// Age of the oldest pending job in seconds; 0 if no job is pending.
     pub oldest_pending_seconds: i64,
-    /// Signups of today (UTC) that are not in Customer.io.
-    pub unsynced_today: i64,
-    /// When the oldest of them was received.
-    pub oldest_unsynced_today: Option<DateTime<Utc>>,
+}
+
+/// The signups and the unprocessable messages of the last 24 hours, as the API returns them and the
+/// WebSocket sends them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecentSignups {
+    /// Signups whose first event was received in the last 24 hours.
+    pub signups: i64,
+    /// Those of them that Customer.io has not accepted.
+    pub not_synced: i64,
+    /// When the oldest of those was received.
+    pub oldest_not_synced_at: Option<DateTime<Utc>>,
+    /// Unprocessable messages that were parked in the last 24 hours and are open.
+    pub unprocessable: i64,
+}
+
+/// Counts of open work and of the last 24 hours, as the WebSocket sends them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveCounts {
+    /// Pending jobs.
+    pub pending: i64,
+    /// Jobs with an attempt in flight.
+    pub processing: i64,
+    /// Failed jobs that are not dismissed.
+    pub open_failures: i64,
+    /// Open unprocessable messages.
+    pub unprocessable: i64,
+    /// The last 24 hours.
+    #[serde(rename = "last24Hours")]
+    pub last_24_hours: RecentSignups,
+}
+
+/// Everything that the overview shows of the ledger, read at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Overview {
+    /// Counts of jobs and failures.
+    pub stats: Stats,
+    /// The last 24 hours.
+    pub last_24_hours: RecentSignups,
+    /// The attempts of the last hour, one row per minute that had any, oldest first.
+    pub last_hour: Vec<ActivityMinute>,
+    /// The circuit breakers of the replicas that run.
+    pub breakers: Vec<ReplicaBreaker>,
 }
 
 /// Attempts that started in one minute.
@@ -55,25 +104,53 @@ impl Stats {
 impl Ledger {
     /// Counts jobs and failures.
     pub async fn stats(&self) -> Result<Stats, Error> {
-        // Two indexes cover the counts: one the completed jobs, the other all others.
-        let counted = sqlx::query!(
-            r#"
-            SELECT 'completed' AS "status!: Status", sync_phase AS "sync_phase!: SyncPhase",
-                count(*) AS "count!"
-            FROM signup_customerio_sync_jobs
-            WHERE status = 'completed'
-            GROUP BY sync_phase
-            UNION ALL
-            SELECT status, sync_phase, count(*)
-            FROM signup_customerio_sync_jobs
-            WHERE status <> 'completed'
-            GROUP BY status, sync_phase
-            "#
-        )
-        .fetch_all(&self.pool);
-        let rest = sqlx::query!(
+        let mut connection = self.pool.acquire().await.map_err(Error::doing("counting jobs"))?;
+        count_jobs(&mut connection).await
+    }
+
+    /// Reads the overview. PostgreSQL ends a statement that takes longer than `statement_limit`.
+    pub async fn overview(&self, statement_limit: Duration) -> Result<Overview, Error> {
+        // One transaction, so that its counts are of one moment, and so that an overview uses one
+        // connection.
+        let mut transaction = self
+            .pool
+            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await
+            .map_err(Error::doing("beginning to read the overview"))?;
+        limit_statements(&mut transaction, statement_limit).await?;
+        let overview = Overview {
+            stats: count_jobs(&mut transaction).await?,
+            last_24_hours: recent_signups(&mut transaction).await?,
+            last_hour: activity(&mut transaction).await?,
+            breakers: live_breakers(&mut transaction).await?,
+        };
+        transaction.commit().await.map_err(Error::doing("ending to read the overview"))?;
+        Ok(overview)
+    }
+
+    /// Counts open work and the last 24 hours. PostgreSQL ends a statement that takes longer than
+    /// `statement_limit`.
+    pub async fn live_counts(&self, statement_limit: Duration) -> Result<LiveCounts, Error> {
+        let mut transaction = self
+            .pool
+            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await
+            .map_err(Error::doing("beginning to count open work"))?;
+        limit_statements(&mut transaction, statement_limit).await?;
+        // Each count is that of an index that completed jobs and resolved failures never enter.
+        let open = sqlx::query!(
             r#"
             SELECT
+                (
+                    SELECT count(*)
+                    FROM signup_customerio_sync_jobs
+                    WHERE status = 'pending'
+                ) AS "pending!",
+                (
+                    SELECT count(*)
+                    FROM signup_customerio_sync_jobs
+                    WHERE status = 'processing'
+                ) AS "processing!",
                 (
                     SELECT count(*)
                     FROM signup_customerio_sync_jobs
@@ -83,56 +160,129 @@ impl Ledger {
                     SELECT count(*)
                     FROM sync_failures
                     WHERE job_id IS NULL AND resolved_at IS NULL
-                ) AS "unprocessable!",
-                -- The index mock_jobs contains only these.
-                (SELECT count(*) FROM signup_customerio_sync_jobs WHERE mock) AS "mock_completed!",
-                (
-                    SELECT COALESCE(EXTRACT(EPOCH FROM now() - min(created_at))::int8, 0)
-                    FROM signup_customerio_sync_jobs
-                    WHERE status = 'pending'
-                ) AS "oldest_pending!",
-                today.unsynced AS "unsynced_today!", today.oldest AS oldest_unsynced_today
-            FROM (
-                SELECT count(DISTINCT s.id) AS unsynced, min(s.created_at) AS oldest
-                FROM signup_customerio_sync_jobs j
-                JOIN signups s ON s.id = j.signup_id
-                WHERE j.status IN ('pending', 'processing', 'failed')
-                    AND j.created_at >= date_trunc('day', now(), 'UTC') AND NOT s.customerio_synced
-            ) AS today
+                ) AS "unprocessable!"
             "#
         )
-        .fetch_one(&self.pool);
-        let (counted, rest) =
-            tokio::try_join!(counted, rest).map_err(Error::doing("counting jobs"))?;
-        let jobs = counted.into_iter().map(|row| (row.status, row.sync_phase, row.count));
-        Ok(Stats {
-            jobs: jobs.collect(),
-            open_failures: rest.open_failures,
-            unprocessable: rest.unprocessable,
-            mock_completed: rest.mock_completed,
-            oldest_pending_seconds: rest.oldest_pending,
-            unsynced_today: rest.unsynced_today,
-            oldest_unsynced_today: rest.oldest_unsynced_today,
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(Error::doing("counting open work"))?;
+        let last_24_hours = recent_signups(&mut transaction).await?;
+        transaction.commit().await.map_err(Error::doing("ending to count open work"))?;
+        Ok(LiveCounts {
+            pending: open.pending,
+            processing: open.processing,
+            open_failures: open.open_failures,
+            unprocessable: open.unprocessable,
+            last_24_hours,
         })
     }
+}
 
-    /// The attempts of the last hour, one row per minute that had any, oldest first.
-    pub async fn activity(&self) -> Result<Vec<ActivityMinute>, Error> {
-        sqlx::query_as!(
-            ActivityMinute,
-            r#"
-            SELECT date_trunc('minute', started_at) AS "at!",
-                count(*) FILTER (WHERE error_type IS NULL) AS "completed!",
-                count(*) FILTER (WHERE tier IS NOT NULL) AS "retried!",
-                count(*) FILTER (WHERE error_type IS NOT NULL AND tier IS NULL) AS "failed!"
-            FROM sync_attempts
-            WHERE started_at >= date_trunc('minute', now()) - interval '59 minutes'
-            GROUP BY 1
-            ORDER BY 1
-            "#
-        )
-        .fetch_all(&self.pool)
-        .await
-        .map_err(Error::doing("counting the attempts of the last hour"))
-    }
+/// Sets the maximum duration of the further statements of a transaction.
+async fn limit_statements(connection: &mut PgConnection, limit: Duration) -> Result<(), Error> {
+    sqlx::query_scalar!(
+        r#"SELECT set_config('statement_timeout', $1, true)"#,
+        format!("{}ms", limit.as_millis())
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(Error::doing("setting the time limit of statements"))?;
+    Ok(())
+}
+
+async fn count_jobs(connection: &mut PgConnection) -> Result<Stats, Error> {
+    // Two indexes cover the counts: one the completed jobs, the other all others.
+    let counted = sqlx::query!(
+        r#"
+        SELECT 'completed' AS "status!: Status", sync_phase AS "sync_phase!: SyncPhase",
+            count(*) AS "count!"
+        FROM signup_customerio_sync_jobs
+        WHERE status = 'completed'
+        GROUP BY sync_phase
+        UNION ALL
+        SELECT status, sync_phase, count(*)
+        FROM signup_customerio_sync_jobs
+        WHERE status <> 'completed'
+        GROUP BY status, sync_phase
+        "#
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(Error::doing("counting jobs"))?;
+    let rest = sqlx::query!(
+        r#"
+        SELECT
+            (
+                SELECT count(*)
+                FROM signup_customerio_sync_jobs
+                WHERE status = 'failed' AND dismissed_at IS NULL
+            ) AS "open_failures!",
+            (
+                SELECT count(*)
+                FROM sync_failures
+                WHERE job_id IS NULL AND resolved_at IS NULL
+            ) AS "unprocessable!",
+            -- The index mock_jobs contains only these.
+            (SELECT count(*) FROM signup_customerio_sync_jobs WHERE mock) AS "mock_completed!",
+            (
+                SELECT COALESCE(EXTRACT(EPOCH FROM now() - min(created_at))::int8, 0)
+                FROM signup_customerio_sync_jobs
+                WHERE status = 'pending'
+            ) AS "oldest_pending!"
+        "#
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(Error::doing("counting open failures"))?;
+    let jobs = counted.into_iter().map(|row| (row.status, row.sync_phase, row.count));
+    Ok(Stats {
+        jobs: jobs.collect(),
+        open_failures: rest.open_failures,
+        unprocessable: rest.unprocessable,
+        mock_completed: rest.mock_completed,
+        oldest_pending_seconds: rest.oldest_pending,
+    })
+}
+
+async fn recent_signups(connection: &mut PgConnection) -> Result<RecentSignups, Error> {
+    // The index `signups_by_time` leaves out all older signups. The flag is not in an index: each
+    // completed job would have to change it there.
+    sqlx::query_as!(
+        RecentSignups,
+        r#"
+        SELECT count(*) AS "signups!",
+            count(*) FILTER (WHERE NOT customerio_synced) AS "not_synced!",
+            min(created_at) FILTER (WHERE NOT customerio_synced) AS oldest_not_synced_at,
+            (
+                SELECT count(*)
+                FROM sync_failures
+                WHERE job_id IS NULL AND resolved_at IS NULL
+                    AND failed_at >= now() - interval '24 hours'
+            ) AS "unprocessable!"
+        FROM signups
+        WHERE created_at >= now() - interval '24 hours'
+        "#
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(Error::doing("counting the signups of the last 24 hours"))
+}
+
+async fn activity(connection: &mut PgConnection) -> Result<Vec<ActivityMinute>, Error> {
+    sqlx::query_as!(
+        ActivityMinute,
+        r#"
+        SELECT date_trunc('minute', started_at) AS "at!",
+            count(*) FILTER (WHERE error_type IS NULL) AS "completed!",
+            count(*) FILTER (WHERE tier IS NOT NULL) AS "retried!",
+            count(*) FILTER (WHERE error_type IS NOT NULL AND tier IS NULL) AS "failed!"
+        FROM sync_attempts
+        WHERE started_at >= date_trunc('minute', now()) - interval '59 minutes'
+        GROUP BY 1
+        ORDER BY 1
+        "#
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::doing("counting the attempts of the last hour"))
 }

@@ -1,5 +1,5 @@
 //! Modules that every layer may use: shutdown, backoff, metrics, logs and traces, TLS and
-//! certificates, results of checks, enums with fixed texts.
+//! certificates, results of checks, enums with fixed texts, the identity of the replica.
 //!
 //! Nothing here names another module of this crate.
 
@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod certificate;
 pub mod check;
 pub mod metrics;
+pub mod replica;
 pub mod shutdown;
 pub mod telemetry;
 pub mod text_enum;

@@ -55,7 +55,7 @@ await inBrowser({}, async (page) => {
 
 // Without a WebSocket, the page polls.
 await inBrowser({}, async (page) => {
-  await page.routeWebSocket(/\/ws$/, (socket) => socket.close());
+  await page.routeWebSocket(/\/live$/, (socket) => socket.close());
   await page.goto(service);
   await page.locator("#live", { hasText: "not live" }).waitFor();
   await waitForRows(page, 1);

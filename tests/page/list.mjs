@@ -8,7 +8,7 @@ await inBrowser({}, async (page) => {
   await page.goto(service);
   await waitForRows(page, 6);
   await page
-    .locator("#headline", { hasText: "6 of today's signups are not in Customer.io yet" })
+    .locator("#headline", { hasText: "6 of 6 signups of the last 24 hours are not in Customer.io" })
     .waitFor();
   assert.equal(await page.textContent("#tiles div:first-child dd"), "6");
   assert.ok(await page.locator("#mock-banner").isHidden(), "a service with credentials is live");

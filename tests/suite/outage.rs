@@ -108,7 +108,7 @@ async fn an_outage_longer_than_the_ladder_fails_none_of_a_few_jobs() {
 async fn refused_credentials_fail_the_jobs_of_one_call_and_the_rest_wait() {
     let world = World::new().await;
     let app = world.start().await;
-    let url = format!("ws://{}/api/v1/signups/customerio/ws", app.http_addr());
+    let url = format!("ws://{}/api/v1/signups/customerio/live", app.http_addr());
     let (mut frames, _) = tokio_tungstenite::connect_async(url).await.expect("a WebSocket");
     world.fault(json!({ "kind": "status", "status": 401 })).await;
     let first = Uuid::new_v4();
@@ -203,5 +203,38 @@ async fn jobs_are_deferred_to_a_tier_in_a_long_pause_and_spend_no_retry() {
     wait_for_completed(&world, 50).await;
     assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 51, "one attempt per job");
     assert_eq!(world.events().await.len(), 50);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn stats_show_the_worst_circuit_breaker_of_all_replicas() {
+    let world = World::new().await;
+    // Calls of this replica fail, and it alone has work.
+    world.fault(json!({ "kind": "status", "status": 401 })).await;
+    let mut failing = world.spawn();
+    failing.wait_for_line("the service is running").await;
+    world.submit(&submitted(Uuid::new_v4())).await;
+    failing.wait_for_line("the circuit breaker for Customer.io is open").await;
+    // This one makes no call.
+    let app = world.start().await;
+    let stats = wait_for("the breaker of the other replica", || async {
+        Some(world.read(&app, "/stats").await).filter(|stats| stats["breaker"]["state"] != "closed")
+    })
+    .await;
+    let breaker = &stats["breaker"];
+    assert_eq!(breaker["reason"], "credentials");
+    assert!(breaker["since"].is_string() && breaker["meaning"].is_string(), "{breaker}");
+    let replica = breaker["replica"].as_str().expect("a name");
+    assert!(replica.ends_with(&format!(":{}", failing.id())), "{replica}");
+    let (_, metrics) = world.get(&app, "/metrics").await;
+    let own = metrics.lines().any(|line| line == "customerio_sync_breaker_open 0");
+    assert!(own, "the own breaker is closed: {metrics}");
+
+    // A replica that is gone counts until its lease ends.
+    failing.kill();
+    wait_for("the own breaker", || async {
+        (world.read(&app, "/stats").await["breaker"]["state"] == "closed").then_some(())
+    })
+    .await;
     app.stop().await;
 }

@@ -116,3 +116,17 @@ async fn the_page_shows_mock_mode_and_marks_its_jobs() {
     assert_eq!(world.calls().await.len(), 0);
     app.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_headline_claims_no_more_than_is_known() {
+    let world = World::new().await;
+    let app = world.start().await;
+    for _ in 0..3 {
+        let signup = Uuid::new_v4();
+        world.submit(&submitted(signup)).await;
+        world.wait_for_job(signup, "initial", "completed").await;
+    }
+    world.wait_until_all_queues_are_empty().await;
+    run(&app, "headline.mjs").await;
+    app.stop().await;
+}

@@ -28,6 +28,11 @@ impl Process {
         Self { child, log, _folder: folder }
     }
 
+    /// The process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).expect("the log can be read")
     }

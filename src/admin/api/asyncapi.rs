@@ -1,4 +1,4 @@
-//! `GET /asyncapi.json`: describes the messages and the frames of the WebSocket, from the types
+//! `GET /asyncapi.json`: describes the messages and the frames of the WebSockets, from the types
 //! that are parsed and written (AsyncAPI 3.0,
 //! <https://www.asyncapi.com/docs/reference/specification/v3.0.0>).
 
@@ -16,7 +16,7 @@ use crate::{
         WorkQueue, headers,
     },
     event::{self, CLOUDEVENTS_CONTENT_TYPE, EventType},
-    flows::feed::Notice,
+    flows::feed::{MissedFrames, Notice},
     job::{ErrorType, Reason, SyncPhase},
 };
 
@@ -59,13 +59,14 @@ pub(crate) async fn show() -> Json<Value> {
     schemas.add::<JobBody>("Job");
     schemas.add::<OutcomeBody>("Outcome");
     schemas.add::<Notice>("Notice");
+    schemas.add::<MissedFrames>("MissedFrames");
     Json(json!({
         "asyncapi": "3.0.0",
         "info": {
             "title": "customerio-sync",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "The messages that customerio-sync consumes from and publishes to \
-                RabbitMQ, and the frames of its WebSocket. /openapi.json describes the HTTP API.",
+                RabbitMQ, and the frames of its WebSockets. /openapi.json describes the HTTP API.",
         },
         "defaultContentType": JSON,
         "channels": channels(),
@@ -141,7 +142,14 @@ fn channels() -> Value {
         },
         "webSocket": {
             "address": format!("{PREFIX}/ws"),
-            "messages": { "outcome": message("outcome"), "notice": message("notice") },
+            "description": "The outcomes of all replicas.",
+            "messages": { "outcome": message("outcome"), "missed": message("missed") },
+            "bindings": { "ws": { "method": "GET" } },
+        },
+        "live": {
+            "address": format!("{PREFIX}/live"),
+            "description": "Progress of bulk retries, breaker changes, and counts.",
+            "messages": { "notice": message("notice"), "missed": message("missed") },
             "bindings": { "ws": { "method": "GET" } },
         },
     })
@@ -158,6 +166,7 @@ fn operations() -> Value {
         "sendOutcome": operation("send", "outcomes"),
         "sendFailure": operation("send", "failures"),
         "sendFrame": operation("send", "webSocket"),
+        "sendNotice": operation("send", "live"),
     })
 }
 
@@ -198,6 +207,7 @@ fn messages() -> Value {
             },
         },
         "notice": { "contentType": JSON, "payload": payload("Notice") },
+        "missed": { "contentType": JSON, "payload": payload("MissedFrames") },
     })
 }
 

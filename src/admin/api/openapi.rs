@@ -32,7 +32,7 @@ use crate::admin::state::AppState;
     security(("token" = [])),
     modifiers(&BearerScheme),
     tags(
-        (name = "overview", description = "Counts and the integrity check."),
+        (name = "overview", description = "Counts, live frames and the integrity check."),
         (name = "failures", description = "Failed jobs."),
         (name = "bulk", description = "Retries of many failures."),
         (name = "jobs", description = "Single jobs, and jobs that are ready or abandoned."),
@@ -75,7 +75,8 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(unprocessable::list::show))
         .routes(routes!(unprocessable::replay::replay))
         .routes(routes!(unprocessable::dismiss::dismiss))
-        .routes(routes!(ws::watch));
+        .routes(routes!(ws::outcomes))
+        .routes(routes!(ws::live));
     OpenApiRouter::with_openapi(Description::openapi()).nest(PREFIX, routes)
 }
 

@@ -1,9 +1,11 @@
-//! `GET /stats`: counts jobs, failures and signups, and shows the circuit breaker.
+//! `GET /stats`: counts jobs, failures and signups, and shows the queues and the circuit breaker.
 
 #![expect(
     clippy::disallowed_methods,
     reason = "an edge: the response carries the time of the next probe"
 )]
+
+use std::time::Duration;
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
@@ -18,11 +20,17 @@ use crate::{
         },
         state::AppState,
     },
-    broker::FAILED_QUEUE,
+    broker::{FAILED_QUEUE, QueueReading},
     customerio::{BreakerReason, BreakerState, Mode},
     job::{Status, SyncPhase},
-    ledger::{self, Stats},
+    ledger::{ActivityMinute, Overview, RecentSignups, ReplicaBreaker},
+    runtime::text_enum::known,
 };
+
+/// Maximum time for reading the ledger.
+const LEDGER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum duration of one statement. PostgreSQL ends it before the response is given up.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(4);
 
 /// Counts of jobs, failures and signups.
 #[derive(Debug, Serialize, ToSchema)]
@@ -40,8 +48,14 @@ pub(crate) struct StatsView {
     open_failures: i64,
     /// Age of the oldest pending job in seconds; 0 if no job is pending.
     oldest_pending_seconds: i64,
-    today: TodayStats,
+    #[serde(rename = "last24Hours")]
+    last_24_hours: RecentSignups,
     breaker: BreakerView,
+    /// The work queues, the mirror's queue and the failure queue.
+    queues: Vec<QueueView>,
+    /// Messages that are ready in the work queues and in the mirror's queue: what they contain is
+    /// in no other count. Null if it is unknown.
+    messages_waiting: Option<u64>,
     /// The attempts of the last hour, one row per minute that had any, oldest first.
     last_hour: Vec<MinuteView>,
     /// URL of the failure queue in RabbitMQ's management UI, if `http.management_url` is set.
@@ -69,17 +83,18 @@ struct ByPhase {
     enriched: i64,
 }
 
-/// Signups of today (UTC) that are not in Customer.io.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct TodayStats {
-    not_synced: i64,
-    /// When the oldest of them was received.
-    oldest_at: Option<DateTime<Utc>>,
+/// The state of a queue.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct QueueView {
+    name: &'static str,
+    /// Messages that are ready. Null if RabbitMQ did not answer within a second.
+    ready: Option<u32>,
+    /// Consumers, of all replicas. Null if RabbitMQ did not answer within a second.
+    consumers: Option<u32>,
 }
 
-/// The circuit breaker of the replica that answers.
-#[derive(Debug, Serialize, ToSchema)]
+/// The circuit breaker that is worst of those of all replicas.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct BreakerView {
     state: BreakerState,
@@ -88,6 +103,9 @@ struct BreakerView {
     since: Option<DateTime<Utc>>,
     /// When the next probe is due. Null while it is closed or half-open.
     next_probe_at: Option<DateTime<Utc>>,
+    /// The replica whose breaker this is, as `HOST:PID`: the one that answers, unless that of
+    /// another replica is worse.
+    replica: String,
     /// The meaning of its state, in words.
     meaning: &'static str,
 }
@@ -102,7 +120,7 @@ struct MinuteView {
     failed: i64,
 }
 
-/// Show counts and the circuit breaker.
+/// Show counts, the queues and the circuit breaker.
 #[utoipa::path(
     get, path = "/stats", operation_id = "showStats", tag = "overview",
     responses((status = 200, body = StatsView), Problems)
@@ -111,14 +129,64 @@ pub(crate) async fn show(
     State(state): State<AppState>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<StatsView>, Problem> {
-    let (stats, minutes) = tokio::try_join!(state.ledger.stats(), state.ledger.activity())?;
-    let (mode, breaker) = (state.customerio.mode(), breaker(&state));
-    Ok(Json(view(&stats, minutes, mode, breaker, state.config.queue_url(FAILED_QUEUE))))
+    // The queues first: a message that leaves its queue after that is in the ledger's counts.
+    let queues = match state.connected.get() {
+        Some(connected) => connected.queues.read().await,
+        None => QueueReading::unknown(),
+    };
+    let overview =
+        tokio::time::timeout(LEDGER_TIMEOUT, state.ledger.overview(STATEMENT_LIMIT)).await;
+    let overview = overview.map_err(|_| {
+        Problem::unavailable(format!(
+            "the database did not answer within {LEDGER_TIMEOUT:?}; retry when /readyz returns 200"
+        ))
+    })??;
+    let others = overview.breakers.iter().filter(|breaker| breaker.replica != state.replica.id);
+    let breaker = worst(own_breaker(&state), others.filter_map(breaker_of));
+    let mode = state.customerio.mode();
+    Ok(Json(view(overview, mode, breaker, &queues, state.config.queue_url(FAILED_QUEUE))))
 }
 
-fn breaker(state: &AppState) -> BreakerView {
+fn own_breaker(state: &AppState) -> BreakerView {
     let breaker = state.customerio.breaker();
-    let meaning = match breaker.reason {
+    BreakerView {
+        state: breaker.state,
+        reason: breaker.reason,
+        since: breaker.since,
+        next_probe_at: state.customerio.probe_in().map(|wait| Utc::now() + wait),
+        replica: state.replica.name.to_string(),
+        meaning: meaning(breaker.reason),
+    }
+}
+
+/// The breaker of another replica. `None` if only a newer release knows its state.
+fn breaker_of(reported: &ReplicaBreaker) -> Option<BreakerView> {
+    let reason = known(reported.reason.as_deref());
+    Some(BreakerView {
+        state: known(Some(reported.state.as_str()))?,
+        reason,
+        since: reported.since,
+        next_probe_at: reported.next_probe_at,
+        replica: reported.name.clone(),
+        meaning: meaning(reason),
+    })
+}
+
+/// The worst of the breakers: one that is not closed, and of those the one that needs a person most
+/// urgently. Of equal ones, the first.
+fn worst(own: BreakerView, others: impl Iterator<Item = BreakerView>) -> BreakerView {
+    let severity = |breaker: &BreakerView| match (breaker.state, breaker.reason) {
+        (BreakerState::Closed, _) => 0,
+        (_, None) => 1,
+        (_, Some(BreakerReason::RetryAfter)) => 2,
+        (_, Some(BreakerReason::Outage)) => 3,
+        (_, Some(BreakerReason::Credentials)) => 4,
+    };
+    others.fold(own, |worst, other| if severity(&other) > severity(&worst) { other } else { worst })
+}
+
+fn meaning(reason: Option<BreakerReason>) -> &'static str {
+    match reason {
         None => "calls go through",
         Some(BreakerReason::Outage) => {
             "Customer.io does not answer; one job at a time probes, the others wait and spend no \
@@ -131,23 +199,31 @@ fn breaker(state: &AppState) -> BreakerView {
         Some(BreakerReason::RetryAfter) => {
             "Customer.io asked for a pause; no calls are made until it ends, and the jobs wait"
         }
-    };
-    BreakerView {
-        state: breaker.state,
-        reason: breaker.reason,
-        since: breaker.since,
-        next_probe_at: state.customerio.probe_in().map(|wait| Utc::now() + wait),
-        meaning,
     }
 }
 
+fn queue_view(reading: &QueueReading) -> QueueView {
+    QueueView {
+        name: reading.name,
+        ready: reading.state.map(|state| state.ready),
+        consumers: reading.state.map(|state| state.consumers),
+    }
+}
+
+/// The messages of all queues but the failure queue, which contains what is counted already.
+fn messages_waiting(queues: &[QueueReading]) -> Option<u64> {
+    let waiting = queues.iter().filter(|queue| queue.name != FAILED_QUEUE);
+    waiting.map(|queue| queue.state.map(|state| u64::from(state.ready))).sum()
+}
+
 fn view(
-    stats: &Stats,
-    minutes: Vec<ledger::ActivityMinute>,
+    overview: Overview,
     mode: Mode,
     breaker: BreakerView,
+    queues: &[QueueReading],
     failure_queue_url: Option<String>,
 ) -> StatsView {
+    let stats = overview.stats;
     let by_phase = |status| ByPhase {
         initial: stats.of(status, SyncPhase::Initial),
         enriched: stats.of(status, SyncPhase::Enriched),
@@ -168,20 +244,44 @@ fn view(
         unprocessable: stats.unprocessable,
         open_failures: stats.open_failures,
         oldest_pending_seconds: stats.oldest_pending_seconds,
-        today: TodayStats {
-            not_synced: stats.unsynced_today,
-            oldest_at: stats.oldest_unsynced_today,
-        },
+        last_24_hours: overview.last_24_hours,
         breaker,
-        last_hour: minutes
-            .into_iter()
-            .map(|m| MinuteView {
-                at: m.at,
-                completed: m.completed,
-                retried: m.retried,
-                failed: m.failed,
-            })
-            .collect(),
+        queues: queues.iter().map(queue_view).collect(),
+        messages_waiting: messages_waiting(queues),
+        last_hour: overview.last_hour.into_iter().map(minute_view).collect(),
         failure_queue_url,
+    }
+}
+
+fn minute_view(minute: ActivityMinute) -> MinuteView {
+    MinuteView {
+        at: minute.at,
+        completed: minute.completed,
+        retried: minute.retried,
+        failed: minute.failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn breaker(state: BreakerState, reason: Option<BreakerReason>, replica: &str) -> BreakerView {
+        let meaning = meaning(reason);
+        let replica = replica.to_owned();
+        BreakerView { state, reason, since: None, next_probe_at: None, replica, meaning }
+    }
+
+    #[test]
+    fn the_worst_breaker_is_shown_and_of_equal_ones_the_own() {
+        let closed = |replica| breaker(BreakerState::Closed, None, replica);
+        let outage = |replica| breaker(BreakerState::Open, Some(BreakerReason::Outage), replica);
+        let refused =
+            |replica| breaker(BreakerState::HalfOpen, Some(BreakerReason::Credentials), replica);
+        let replica = |own, others: Vec<_>| worst(own, others.into_iter()).replica;
+        assert_eq!(replica(closed("own"), vec![closed("b")]), "own");
+        assert_eq!(replica(closed("own"), vec![closed("b"), outage("c")]), "c");
+        assert_eq!(replica(outage("own"), vec![outage("b"), closed("c")]), "own");
+        assert_eq!(replica(outage("own"), vec![refused("b"), outage("c")]), "b");
     }
 }

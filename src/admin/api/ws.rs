@@ -1,4 +1,4 @@
-//! `GET /ws`: sends the frames of the live feed, as text frames of a WebSocket.
+//! `GET /ws` and `GET /live`: send the frames of a feed, as text frames of a WebSocket.
 
 #![expect(clippy::disallowed_methods, reason = "an edge: the idle time of a connection")]
 
@@ -15,7 +15,10 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
-use tokio::time::{Instant, interval, timeout};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, interval, timeout},
+};
 
 use crate::{
     admin::{
@@ -37,7 +40,7 @@ const FRAME_BYTES_MAX: usize = 4096;
 ///
 /// Each outcome message is one text frame, whichever replica did the work. `/asyncapi.json`
 /// describes the frames. A client that reads too slowly receives a frame `feed.missed` with the
-/// number of frames that it missed.
+/// number of frames that it missed. There are no other frames.
 #[utoipa::path(
     get, path = "/ws", operation_id = "watchOutcomes", tag = "overview",
     responses(
@@ -49,28 +52,68 @@ const FRAME_BYTES_MAX: usize = 4096;
         Problems,
     )
 )]
-pub(crate) async fn watch(
+pub(crate) async fn outcomes(
     State(state): State<AppState>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
+    let (upgrade, permit) = accept(&state, upgrade)?;
+    let subscriber = state.connected()?.outcomes.subscribe().await;
+    Ok(respond(upgrade, permit, subscriber, state.shutdown))
+}
+
+/// Watch progress live.
+///
+/// Text frames: the progress of bulk retries, changes of the circuit breaker of the replica that
+/// answers, and counts when they have changed. `/asyncapi.json` describes them. A client that reads
+/// too slowly receives a frame `feed.missed` with the number of frames that it missed.
+#[utoipa::path(
+    get, path = "/live", operation_id = "watchProgress", tag = "overview",
+    responses(
+        (status = 101, description = "Switching to WebSocket."),
+        (
+            status = 426, description = "The request is not a WebSocket handshake.",
+            body = Problem, content_type = "application/problem+json",
+        ),
+        Problems,
+    )
+)]
+pub(crate) async fn live(
+    State(state): State<AppState>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let (upgrade, permit) = accept(&state, upgrade)?;
+    Ok(respond(upgrade, permit, state.live.subscribe(), state.shutdown))
+}
+
+/// Checks the handshake, and takes a permit for the client.
+fn accept(
+    state: &AppState,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<(WebSocketUpgrade, OwnedSemaphorePermit), Problem> {
     let upgrade = upgrade.map_err(|error| {
         let status = error_status(&error);
         Problem::new(status, format!("expected a WebSocket handshake (RFC 6455): {error}"))
     })?;
-    let connected = state.connected()?;
     let permit = state.websockets.clone().try_acquire_owned().map_err(|_| {
         let clients_max = state.config.websocket_clients;
         Problem::unavailable(format!(
             "{clients_max} clients are connected, the maximum; retry later"
         ))
     })?;
-    let subscriber = connected.feed.subscribe().await;
-    let shutdown = state.shutdown.clone();
+    Ok((upgrade, permit))
+}
+
+fn respond(
+    upgrade: WebSocketUpgrade,
+    permit: OwnedSemaphorePermit,
+    subscriber: FeedSubscriber,
+    shutdown: Shutdown,
+) -> Response {
     let upgrade = upgrade.max_frame_size(FRAME_BYTES_MAX).max_message_size(FRAME_BYTES_MAX);
-    Ok(upgrade.on_upgrade(async move |socket| {
+    upgrade.on_upgrade(async move |socket| {
         serve(socket, subscriber, shutdown).await;
         drop(permit);
-    }))
+    })
 }
 
 fn error_status(error: &WebSocketUpgradeRejection) -> StatusCode {
@@ -95,7 +138,7 @@ async fn serve(mut socket: WebSocket, mut subscriber: FeedSubscriber, shutdown: 
             }
             frame = subscriber.next() => match frame.map(Utf8Bytes::try_from) {
                 Some(Ok(text)) => Message::Text(text),
-                // Others may publish messages to the exchange that are not UTF-8.
+                // Frames are JSON, so this does not happen.
                 Some(Err(_)) => continue,
                 None => return,
             },

@@ -6,9 +6,13 @@ const API = document.documentElement.dataset.api;
 const RECONNECT_DELAY_MIN_MS = 500;
 const RECONNECT_DELAY_MAX_MS = 15_000;
 
+/** Longer than the server's limit for a request. */
+const REQUEST_TIMEOUT_MS = 35_000;
+const STATS_TIMEOUT_MS = 10_000;
+
 /** Sends a request. Throws an error for a user to read if it fails or is rejected. */
-async function request(method, path, body) {
-  const options = { method, headers: {} };
+async function request(method, path, body, timeout = REQUEST_TIMEOUT_MS) {
+  const options = { method, headers: {}, signal: AbortSignal.timeout(timeout) };
   if (body !== undefined) {
     options.headers["content-type"] = "application/json";
     options.body = JSON.stringify(body);
@@ -21,11 +25,12 @@ async function request(method, path, body) {
   }
   // The session has ended: the reload shows the login form.
   if (response.status === 401) location.reload();
-  const value = await response.json().catch(() => ({}));
+  const value = await response.json().catch(() => undefined);
   if (!response.ok) {
     // The detail of a problem (RFC 9457) says what is wrong and what to do.
-    throw new Error(value.detail ?? `The service returned status ${response.status}.`);
+    throw new Error(value?.detail ?? `The service returned status ${response.status}.`);
   }
+  if (value === undefined) throw new Error("The response of the service is incomplete.");
   return value;
 }
 
@@ -37,7 +42,7 @@ function query(parameters) {
 
 export const api = {
   session: () => request("GET", "/session"),
-  stats: () => request("GET", `${API}/stats`),
+  stats: () => request("GET", `${API}/stats`, undefined, STATS_TIMEOUT_MS),
   groups: () => request("GET", `${API}/failure-groups`),
   failures: (parameters) =>
     request("GET", `${API}/sync-failures${query({ ...parameters, masked: true })}`),
@@ -72,7 +77,7 @@ export function requestSequence() {
 }
 
 /**
- * Opens the WebSocket, and reopens it with backoff when it closes.
+ * Opens the WebSocket of the live feed, and reopens it with backoff when it closes.
  *
  * Calls `onFrame` with every frame, and `onConnection` with true when the connection opens and with
  * false when it closes.
@@ -81,7 +86,7 @@ export function watchFeed(onFrame, onConnection) {
   const scheme = location.protocol === "https:" ? "wss" : "ws";
   let delay = RECONNECT_DELAY_MIN_MS;
   const open = () => {
-    const socket = new WebSocket(`${scheme}://${location.host}${API}/ws`);
+    const socket = new WebSocket(`${scheme}://${location.host}${API}/live`);
     socket.onopen = () => {
       delay = RECONNECT_DELAY_MIN_MS;
       onConnection(true);

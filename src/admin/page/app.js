@@ -7,13 +7,13 @@ import { drawGroups } from "./groups.js";
 import { openJob } from "./job.js";
 import { startKeys } from "./keys.js";
 import { loadList, startList } from "./list.js";
-import { drawOverview } from "./overview.js";
+import { drawOutdated, drawOverview } from "./overview.js";
 import { drawUnprocessable } from "./unprocessable.js";
 import { $, setRole, toast } from "./view.js";
 
 const REFRESH_DELAY_MS = 400;
 const POLL_INTERVAL_MS = 5000;
-/** While the WebSocket is open, one poll in this many refreshes the page. */
+/** While the WebSocket is open, one poll in this many refreshes more than the overview. */
 const LIVE_POLLS_PER_REFRESH = 6;
 
 let isLive = false;
@@ -24,23 +24,47 @@ const startRequest = requestSequence();
 
 /** Loads and draws everything. Without `force`, the list stays as it is while rows are selected. */
 async function refresh({ force = false } = {}) {
+  await Promise.all([refreshOverview(), refreshLists({ force })]);
+}
+
+async function refreshLists({ force }) {
   const isLatest = startRequest();
   try {
-    const [stats, groups, bulkRetries, unprocessable] = await Promise.all([
-      api.stats(),
+    const [groups, bulkRetries, unprocessable] = await Promise.all([
       api.groups(),
       api.bulkRetries(),
       api.unprocessable(),
       loadList({ force }),
     ]);
     if (!isLatest()) return;
-    drawOverview(stats);
     drawGroups(groups.items);
     updateBulkRetries(bulkRetries.items);
     drawUnprocessable(unprocessable);
   } catch (error) {
     toast(error.message);
   }
+}
+
+/** Number of the last request for the stats, and of the last one whose result was drawn. */
+let lastStatsRequest = 0;
+let lastStatsDrawn = 0;
+
+/** Loads and draws the overview, or says that it is outdated. */
+async function refreshOverview() {
+  lastStatsRequest += 1;
+  const current = lastStatsRequest;
+  let draw;
+  try {
+    const stats = await api.stats();
+    draw = () => drawOverview(stats);
+  } catch (error) {
+    draw = () => drawOutdated(error.message);
+  }
+  // A late result never replaces a newer one. One that is only not the latest is drawn: while all
+  // of them are slow, there would be none otherwise.
+  if (current < lastStatsDrawn) return;
+  lastStatsDrawn = current;
+  draw();
 }
 
 let refreshTimer;
@@ -64,12 +88,18 @@ function onConnection(isOpen) {
   if (isOpen) refreshSoon();
 }
 
-/** Polls as a fallback for the WebSocket; rarely while it is open, in case frames were missed. */
+/**
+ * Polls as a fallback for the WebSocket. While it is open, polls the overview, since queues and
+ * other replicas cause no frames, and everything else rarely, in case frames were missed.
+ */
 function startPolling() {
   let polls = 0;
   setInterval(() => {
     polls += 1;
-    if (!isLive || polls % LIVE_POLLS_PER_REFRESH === 0) refreshSoon();
+    const isDue = !isLive || polls % LIVE_POLLS_PER_REFRESH === 0;
+    // A refresh that is waiting for a response must not keep an outdated overview.
+    if (isDue && refreshTimer === undefined) refreshSoon();
+    else refreshOverview();
   }, POLL_INTERVAL_MS);
 }
 

@@ -26,6 +26,8 @@ const state = {
   offset: 0,
   items: [],
   total: 0,
+  /** Whether there are no more than `total`. */
+  totalIsExact: true,
   /** Selected failures by job id. They may be on other pages. */
   selected: new Map(),
   /** Job id of the row that had the focus last. */
@@ -72,10 +74,11 @@ export async function loadList({ force = false } = {}) {
   if (isFrozen()) return;
   const isLatest = startRequest();
   const { filters, offset } = state;
-  const { items, total } = await api.failures({ ...filters, limit: PAGE_SIZE, offset });
+  const page = await api.failures({ ...filters, limit: PAGE_SIZE, offset });
   if (!isLatest() || isFrozen()) return;
   const focused = focusedJobId();
-  Object.assign(state, { items, total });
+  const { items, total, totalIsExact } = page;
+  Object.assign(state, { items, total, totalIsExact });
   drawList();
   if (focused) focusJob(focused);
 }
@@ -104,14 +107,16 @@ export function setFilters(filters) {
 // ---------------------------------------------------------------------------------------- drawing
 
 function drawList() {
-  $("total").textContent = number(state.total);
+  const atLeast = (count) => `${state.totalIsExact ? "" : "more than "}${number(count)}`;
+  $("total").textContent = atLeast(state.total);
   $("list-empty").hidden = state.items.length > 0;
   $("list").replaceChildren(...state.items.map(row));
   const page = state.offset / PAGE_SIZE + 1;
   const pages = Math.max(1, Math.ceil(state.total / PAGE_SIZE));
-  $("page-number").textContent = `Page ${number(page)} of ${number(pages)}`;
+  $("page-number").textContent = `Page ${number(page)} of ${atLeast(pages)}`;
   $("previous").disabled = state.offset === 0;
-  $("next").disabled = state.offset + PAGE_SIZE >= state.total;
+  const isLast = state.offset + PAGE_SIZE >= state.total && state.totalIsExact;
+  $("next").disabled = isLast || state.items.length < PAGE_SIZE;
   drawSelection();
 }
 

@@ -18,27 +18,97 @@ const BREAKER_REASONS = {
   retry_after: "Retry-After",
 };
 
+/** Time of the last stats that were drawn. */
+let drawnAt;
+
 /** Draws the overview from the stats of the API. */
 export function drawOverview(stats) {
   $("mock-banner").hidden = stats.mode !== "mock";
-  drawHeadline(stats);
+  drawnAt = new Date();
+  const { text, kind } = headline(stats);
+  drawHeadline(text, kind);
   drawTiles(stats);
   $("chart").replaceChildren(...attemptChart(stats.lastHour));
 }
 
-function drawHeadline({ today, breaker, mode, mockCompleted }) {
-  const { notSynced, oldestAt } = today;
-  const isMock = mode === "mock" || mockCompleted > 0;
-  const headline = $("headline");
-  headline.className = notSynced || isMock || breaker.state !== "closed" ? "warning" : "good";
-  const allSynced = mockCompleted
-    ? `${plural(mockCompleted, "job")} completed in mock mode, not in Customer.io.`
-    : "All of today's signups are in Customer.io.";
-  headline.textContent = notSynced
-    ? `${number(notSynced)} of today's signups ${notSynced === 1 ? "is" : "are"} ` +
-      `not in Customer.io yet; the oldest has waited ${duration(secondsSince(oldestAt))}.`
-    : allSynced;
+/** Says since when the numbers are outdated, because the stats cannot be read for this reason. */
+export function drawOutdated(reason) {
+  const text = drawnAt
+    ? `The numbers are outdated since ${drawnAt.toLocaleTimeString()}, ` +
+      `${duration(secondsSince(drawnAt.toISOString()))} ago. ${reason}`
+    : `The numbers cannot be read. ${reason}`;
+  drawHeadline(text, "bad");
 }
+
+function drawHeadline(text, kind) {
+  $("headline").className = kind;
+  $("headline").textContent = text;
+}
+
+// --------------------------------------------------------------------------------------- headline
+
+/** What is known about the signups of the last 24 hours. It claims no more than that. */
+function headline(stats) {
+  const { signups, notSynced } = stats.last24Hours;
+  if (stats.mode === "mock") {
+    const received = `${plural(signups, "signup")} received in the last 24 hours`;
+    return { text: `Mock mode: nothing was sent to Customer.io. ${received}.`, kind: "warning" };
+  }
+  const doubts = doubtsOf(stats);
+  const failures = failuresText(stats);
+  const text = [signupsText(stats, doubts.length > 0), ...doubts].join("; ");
+  const isGood = notSynced === 0 && doubts.length === 0 && !failures;
+  return { text: `${text}.${failures}`, kind: isGood ? "good" : "warning" };
+}
+
+function signupsText({ last24Hours }, isDoubtful) {
+  const { signups, notSynced, oldestNotSyncedAt } = last24Hours;
+  const period = "of the last 24 hours";
+  if (notSynced > 0) {
+    const missing = `${number(notSynced)} of ${plural(signups, "signup")} ${period}`;
+    const oldest = `the oldest has waited ${duration(secondsSince(oldestNotSyncedAt))}`;
+    return `${missing} ${notSynced === 1 ? "is" : "are"} not in Customer.io yet; ${oldest}`;
+  }
+  if (signups === 0) {
+    return `No signups were received ${isDoubtful ? "so far " : ""}in the last 24 hours`;
+  }
+  if (isDoubtful) {
+    const received = `${plural(signups, "signup")} received so far in the last 24 hours`;
+    return `${received} ${signups === 1 ? "is" : "are"} in Customer.io`;
+  }
+  return signups === 1
+    ? `The only signup ${period} is in Customer.io`
+    : `All ${number(signups)} signups ${period} are in Customer.io`;
+}
+
+/** Reasons why there may be signups that are in no count. */
+function doubtsOf({ last24Hours, messagesWaiting, mockCompleted, breaker }) {
+  const { unprocessable } = last24Hours;
+  const doubts = [];
+  if (unprocessable > 0) {
+    const verb = unprocessable === 1 ? "is" : "are";
+    doubts.push(`${plural(unprocessable, "message")} ${verb} unprocessable`);
+  }
+  if (mockCompleted > 0) {
+    doubts.push(`${plural(mockCompleted, "job")} completed in mock mode, not in Customer.io`);
+  }
+  if (messagesWaiting === null) {
+    doubts.push("the number of waiting messages is unknown");
+  } else if (messagesWaiting > 0) {
+    const verb = messagesWaiting === 1 ? "waits" : "wait";
+    doubts.push(`${plural(messagesWaiting, "message")} ${verb} in the queues`);
+  }
+  if (breaker.state !== "closed") doubts.push("calls to Customer.io are paused");
+  return doubts;
+}
+
+/** Failures may concern a later phase of a signup, or an older signup. */
+function failuresText({ openFailures }) {
+  if (openFailures === 0) return "";
+  return ` ${plural(openFailures, "failure")} ${openFailures === 1 ? "is" : "are"} open.`;
+}
+
+// ------------------------------------------------------------------------------------------ tiles
 
 function drawTiles(stats) {
   const { byStatus, breaker, mockCompleted, openFailures, unprocessable } = stats;
@@ -54,9 +124,10 @@ function drawTiles(stats) {
       }),
     tile("Failed jobs", number(byStatus.failed)),
     tile("Unprocessable", number(unprocessable), { kind: unprocessable ? "bad" : "" }),
+    tile("Waiting in queues", waitingText(stats), { title: queuesText(stats) }),
     tile("Circuit breaker", breakerText(breaker), {
       kind: breaker.state === "closed" ? "good" : "warning",
-      title: breaker.meaning,
+      title: `Replica ${breaker.replica}: ${breaker.meaning}`,
     }),
   ];
   $("tiles").replaceChildren(...tiles.filter(Boolean));
@@ -72,6 +143,18 @@ function openFailuresValue({ openFailures, failureQueueUrl }) {
   if (!failureQueueUrl) return text;
   const title = "Failure queue in the RabbitMQ management UI";
   return h("a", { href: failureQueueUrl, rel: "noreferrer", target: "_blank", title }, text);
+}
+
+const waitingText = ({ messagesWaiting }) =>
+  messagesWaiting === null ? "unknown" : number(messagesWaiting);
+
+/** Ready messages and consumers of each queue. */
+function queuesText({ queues }) {
+  const known = queues.map(({ name, ready, consumers }) => {
+    if (ready === null) return `${name}: unknown`;
+    return `${name}: ${plural(ready, "message")}, ${plural(consumers, "consumer")}`;
+  });
+  return known.join("\n");
 }
 
 /** State of the circuit breaker, such as "open for 3 min (outage), next probe in 20 s". */

@@ -160,7 +160,8 @@ async fn list(client: &Client, filters: &FilterArgs, limit: u16, offset: u32) ->
     client.show(&list, |list| {
         let shown = list["items"].as_array().map_or(0, Vec::len);
         let rows = table::of_items(&list["items"], &LIST_COLUMNS);
-        format!("{rows}\n\n{shown} of {}", list["total"])
+        let more = if list["totalIsExact"] == false { "more than " } else { "" };
+        format!("{rows}\n\n{shown} of {more}{}", list["total"])
     });
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::{
         state::AppState,
     },
     job::{ErrorType, Status, SyncPhase},
-    ledger::{FailedJob, Selection, search_text, signature_text},
+    ledger::{FailedJob, FailurePage, Selection, search_text, signature_text},
 };
 
 /// The filters and the page.
@@ -52,11 +52,14 @@ pub(crate) struct FailureListParameters {
 
 /// A page of failures.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct FailureList {
     /// The items, most attempts first, then latest attempt first.
     items: Vec<FailureItem>,
-    /// Number of items on all pages.
+    /// Number of items on all pages, exact to 10,000.
     total: i64,
+    /// False if there are more items than `total`.
+    total_is_exact: bool,
     /// The limit that was applied.
     limit: i64,
     /// The offset that was applied.
@@ -135,7 +138,8 @@ pub(crate) async fn list(
     };
     let limit = parameters.limit.map_or(50, |limit| limit.0);
     let offset = parameters.offset.map_or(0, |offset| offset.0);
-    let (items, total) = state.ledger.failures(&selection, limit, offset).await?;
+    let FailurePage { items, total, total_is_exact } =
+        state.ledger.failures(&selection, limit, offset).await?;
     let items = items.into_iter().map(|job| FailureItem::new(job, parameters.masked)).collect();
-    Ok(Json(FailureList { items, total, limit, offset }))
+    Ok(Json(FailureList { items, total, total_is_exact, limit, offset }))
 }
