@@ -22,10 +22,14 @@ pub struct JobDetail {
     pub signup: Signup,
     /// The flags of the signup.
     pub flags: SignupFlags,
-    /// Its attempts, oldest first.
+    /// Its latest attempts, oldest first.
     pub attempts: Vec<StoredAttempt>,
-    /// Its audit trail, oldest first.
+    /// Whether it has earlier attempts.
+    pub has_earlier_attempts: bool,
+    /// The latest entries of its audit trail, oldest first.
     pub audit: Vec<StoredAudit>,
+    /// Whether its audit trail has earlier entries.
+    pub has_earlier_audit: bool,
 }
 
 /// A job as its row stores it.
@@ -146,7 +150,17 @@ impl Ledger {
             self.attempts_of(id),
             self.audit_of(&job)
         )?;
-        Ok(Some(JobDetail { job, signup, flags, attempts, audit }))
+        let (attempts, has_earlier_attempts) = latest(attempts);
+        let (audit, has_earlier_audit) = latest(audit);
+        Ok(Some(JobDetail {
+            job,
+            signup,
+            flags,
+            attempts,
+            has_earlier_attempts,
+            audit,
+            has_earlier_audit,
+        }))
     }
 
     async fn stored_job(&self, id: Uuid) -> Result<Option<StoredJob>, Error> {
@@ -205,6 +219,7 @@ impl Ledger {
         Ok((signup, flags))
     }
 
+    /// The attempts of a job, latest first: one more than a response contains.
     async fn attempts_of(&self, job: Uuid) -> Result<Vec<StoredAttempt>, Error> {
         let attempts = sqlx::query_as!(
             StoredAttempt,
@@ -217,14 +232,12 @@ impl Ledger {
             LIMIT $2
             "#,
             job,
-            HISTORY_ROWS_MAX
+            HISTORY_ROWS_MAX + 1
         );
-        let mut attempts =
-            attempts.fetch_all(&self.pool).await.map_err(Error::doing("reading attempts"))?;
-        attempts.reverse();
-        Ok(attempts)
+        attempts.fetch_all(&self.pool).await.map_err(Error::doing("reading attempts"))
     }
 
+    /// The audit trail of a job, latest first: one entry more than a response contains.
     async fn audit_of(&self, job: &StoredJob) -> Result<Vec<StoredAudit>, Error> {
         let audit = sqlx::query_as!(
             StoredAudit,
@@ -237,12 +250,9 @@ impl Ledger {
             "#,
             job.signup_id,
             job.id.to_string(),
-            HISTORY_ROWS_MAX
+            HISTORY_ROWS_MAX + 1
         );
-        let mut audit =
-            audit.fetch_all(&self.pool).await.map_err(Error::doing("reading the audit trail"))?;
-        audit.reverse();
-        Ok(audit)
+        audit.fetch_all(&self.pool).await.map_err(Error::doing("reading the audit trail"))
     }
 
     /// Returns the customer of a job unmasked, and records in the audit log that `actor` revealed
@@ -258,4 +268,14 @@ impl Ledger {
         audit::insert(&mut connection, actor, &[entry]).await?;
         Ok(Some(signup.customer))
     }
+}
+
+/// The rows of a response, oldest first, and whether there are earlier ones. `rows` are in the
+/// reverse order.
+fn latest<T>(mut rows: Vec<T>) -> (Vec<T>, bool) {
+    let rows_max = HISTORY_ROWS_MAX as usize;
+    let has_earlier = rows.len() > rows_max;
+    rows.truncate(rows_max);
+    rows.reverse();
+    (rows, has_earlier)
 }

@@ -100,12 +100,14 @@ pub struct FailureGroup {
     pub sample: FailedJob,
 }
 
-/// The columns of a [`FailedJob`] for the ids of a `page`.
+/// The columns of a [`FailedJob`] for the ids of a `page`. A name may be as large as an event, so
+/// only its start is read.
 const COLUMNS: &str = "
     SELECT j.id AS job_id, j.signup_id, j.sync_phase, j.status, j.attempt_count, j.max_attempts,
         j.error_type, j.error_message, j.error_signature, j.failed_reason, j.last_attempt_at,
-        j.failed_at, j.created_at, j.occurred_at, s.customer_id, s.email, s.first_name, s.last_name,
-        last.http_status, last.error_cause
+        j.failed_at, j.created_at, j.occurred_at, left(s.customer_id, 1000) AS customer_id,
+        left(s.email, 1000) AS email, left(s.first_name, 1000) AS first_name,
+        left(s.last_name, 1000) AS last_name, last.http_status, last.error_cause
     FROM page
     JOIN signup_customerio_sync_jobs j ON j.id = page.id
     JOIN signups s ON s.id = j.signup_id

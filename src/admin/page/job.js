@@ -19,7 +19,7 @@ let countdownTimer;
 /** Opens the dialog of a job. Its buttons call `onRetry` and `onDismiss` with the job. */
 export async function openJob(id, { onRetry, onDismiss }) {
   const detail = await api.job(id);
-  const { job, attempts, audit } = detail;
+  const { job, attempts, hasEarlierAttempts, audit, hasEarlierAudit } = detail;
   const dialog = $("job");
   dialog.replaceChildren(
     h("h2", { id: "job-title" }, `${job.syncPhase} job, ${job.status}`, job.mock && mockMark()),
@@ -30,8 +30,10 @@ export async function openJob(id, { onRetry, onDismiss }) {
     toolbar(detail, dialog, { onRetry, onDismiss }),
     h("h3", {}, "Attempts"),
     table(["Started", "Duration", "HTTP status", "Message", "Result"], attempts.map(attemptCells)),
+    hasEarlierAttempts ? latestNote(attempts) : "",
     h("h3", {}, "Audit trail"),
     table(["Time", "Actor", "Action", "Details"], audit.map(auditCells)),
+    hasEarlierAudit ? latestNote(audit) : "",
   );
   clearInterval(countdownTimer);
   countdownTimer = setInterval(() => updateCountdowns(dialog), 1000);
@@ -187,6 +189,11 @@ function auditDetails(details) {
     .filter(([key, value]) => !["jobId", "syncPhase"].includes(key) && value !== null)
     .map(([key, value]) => `${key}: ${value}`)
     .join(", ");
+}
+
+/** Note that a table has only the latest of more rows. */
+function latestNote(rows) {
+  return h("p", { class: "muted" }, `The latest ${rows.length} are shown. There are earlier ones.`);
 }
 
 function table(headings, rows) {

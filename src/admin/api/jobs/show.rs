@@ -45,8 +45,12 @@ pub(crate) struct JobDetailView {
     signup: SignupView,
     /// The latest 200 attempts, oldest first.
     attempts: Vec<AttemptView>,
+    /// Whether there are earlier attempts.
+    has_earlier_attempts: bool,
     /// The latest 200 audit entries, oldest first.
     audit: Vec<AuditView>,
+    /// Whether there are earlier audit entries.
+    has_earlier_audit: bool,
     /// The delay tiers, in order.
     ladder: Vec<TierView>,
     /// The diagnosis of its failure. Null if it has none.
@@ -192,7 +196,7 @@ fn view(
     queue_url: Option<String>,
     masked: bool,
 ) -> JobDetailView {
-    let JobDetail { job, signup, flags, attempts, audit } = detail;
+    let JobDetail { job, signup, flags, attempts, audit, .. } = detail;
     let last = attempts.last();
     let verdict = job.error_message.is_some().then(|| {
         DiagnosisView::of(&FailureFacts {
@@ -209,6 +213,8 @@ fn view(
         signup: signup_view(job.signup_id, signup, flags, masked),
         job: job_view(job, masked),
         attempts: attempts.into_iter().map(AttemptView::from).collect(),
+        has_earlier_attempts: detail.has_earlier_attempts,
+        has_earlier_audit: detail.has_earlier_audit,
         audit: audit.into_iter().map(|row| audit_view(row, masked)).collect(),
         ladder: ladder.tiers().iter().map(tier).collect(),
         verdict,
