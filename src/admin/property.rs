@@ -15,7 +15,7 @@ use crate::{
             middleware,
         },
     },
-    ledger::Selection,
+    ledger::{MessageSelection, Selection},
 };
 
 /// Any query string is parsed, or the error names the query.
@@ -44,6 +44,8 @@ pub fn any_body_is_parsed_or_explained(body: &[u8]) {
     check::<Selection>(body);
     check::<sync_failures::dismiss::Dismissal>(body);
     check::<unprocessable::dismiss::DismissRequest>(body);
+    check::<unprocessable::dismiss::MessageDismissal>(body);
+    check::<MessageSelection>(body);
 }
 
 /// No header authenticates a client without a token.

@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     customerio::CustomerIo,
     flows::{
+        bulk_action::BulkActions,
         bulk_retry::BulkRetries,
         feed::OutcomeFeed,
         integrity::IntegrityCheck,
@@ -94,6 +95,12 @@ impl FlowContext {
             publisher: self.publisher.clone(),
         };
         flows.spawn(bulk_retries.run(calls_are_scarce, self.shutdown.clone()));
+        let bulk_actions = BulkActions {
+            replays_per_second: config.bulk_retry.jobs_per_second,
+            ledger: self.ledger.clone(),
+            publisher: self.publisher.clone(),
+        };
+        flows.spawn(bulk_actions.run(self.shutdown.clone()));
         let sweeper = Sweeper {
             config: config.mirror.clone(),
             connection: self.consuming.clone(),

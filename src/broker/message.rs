@@ -6,10 +6,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    header_map::Headers,
+    header_map::{HeaderMap, Headers},
     names::{
-        EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, UPDATES_EXCHANGE, headers,
-        tier_queue,
+        DEFAULT_EXCHANGE, EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE,
+        UPDATES_EXCHANGE, WorkQueue, headers, tier_queue,
     },
 };
 use crate::{
@@ -45,7 +45,7 @@ text_enum! {
         FailureQueue = "failed",
         /// The jobs queue.
         JobsQueue = "jobs",
-        /// The exchange that an unprocessable message came from.
+        /// The work queue that an unprocessable message came from.
         Replay = "replay",
         /// The exchange of the outcomes.
         Outcome = "outcome",
@@ -59,6 +59,33 @@ pub struct Origin<'a> {
     pub exchange: &'a str,
     /// Its routing key.
     pub routing_key: &'a str,
+}
+
+impl<'a> Origin<'a> {
+    /// The origin of a message that was delivered from `exchange` with `routing_key`.
+    ///
+    /// A replay comes through the default exchange, and its headers name the origin of the message
+    /// that it replays. They count only if that is an origin of the same work queue, so headers of
+    /// a stranger can't lead to another queue.
+    pub fn of_delivery(exchange: &'a str, routing_key: &'a str, headers: &'a HeaderMap) -> Self {
+        let delivered = Self { exchange, routing_key };
+        let text = |key| headers.text(key).unwrap_or_default();
+        let named = Self {
+            exchange: text(headers::ORIGINAL_EXCHANGE),
+            routing_key: text(headers::ORIGINAL_ROUTING_KEY),
+        };
+        match (delivered.queue(), named.queue()) {
+            (Some(queue), Some(of_named)) if exchange == DEFAULT_EXCHANGE && queue == of_named => {
+                named
+            }
+            _ => delivered,
+        }
+    }
+
+    /// The work queue that received the message. `None` if it came from elsewhere.
+    pub fn queue(self) -> Option<WorkQueue> {
+        WorkQueue::of_origin(self.exchange, self.routing_key)
+    }
 }
 
 /// The parts of an unprocessable message that are kept.
@@ -164,17 +191,28 @@ impl Message {
         }
     }
 
-    /// The message that replays an unprocessable message, with its body unchanged. It carries
-    /// `failure_id`, so that it is a new failure if it fails again.
-    pub fn replay(failure_id: Uuid, origin: Origin<'_>, original: OriginalMessage<'_>) -> Self {
+    /// The message that replays an unprocessable message of `queue`, with its body unchanged. It
+    /// reaches no other queue.
+    ///
+    /// It carries `failure_id`, so that it is a new failure if it fails again, and its origin, so
+    /// that the new failure has the same one.
+    pub fn replay(
+        failure_id: Uuid,
+        queue: WorkQueue,
+        origin: Origin<'_>,
+        original: OriginalMessage<'_>,
+    ) -> Self {
         Self {
-            exchange: origin.exchange.to_owned(),
-            routing_key: origin.routing_key.to_owned(),
+            exchange: DEFAULT_EXCHANGE.to_owned(),
+            routing_key: queue.name().to_owned(),
             mandatory: true,
             destination: Destination::Replay,
             message_id: original.message_id.unwrap_or_default().to_owned(),
             content_type: original.content_type.map(str::to_owned),
-            headers: Headers::default().text(headers::REPLAY_OF, failure_id.to_string()),
+            headers: Headers::default()
+                .text(headers::REPLAY_OF, failure_id.to_string())
+                .text(headers::ORIGINAL_EXCHANGE, origin.exchange)
+                .text(headers::ORIGINAL_ROUTING_KEY, origin.routing_key),
             body: original.body,
         }
     }
@@ -195,7 +233,7 @@ impl Message {
             fields = fields.number(headers::ATTEMPT, attempt.try_into().unwrap_or(i32::MAX));
         }
         Self {
-            exchange: String::new(),
+            exchange: DEFAULT_EXCHANGE.to_owned(),
             routing_key: FAILED_QUEUE.to_owned(),
             mandatory: true,
             destination: Destination::FailureQueue,

@@ -2,6 +2,8 @@
 
 use crate::{event::EventType, retry::Tier};
 
+/// The default exchange, which routes each message to the queue that its routing key names.
+pub(super) const DEFAULT_EXCHANGE: &str = "";
 /// The topic exchange that upstream services publish events to.
 pub const EVENTS_EXCHANGE: &str = "signup.events";
 /// The topic exchange of the outcomes.
@@ -58,6 +60,27 @@ impl WorkQueue {
             Self::Jobs => (JOBS_EXCHANGE, ""),
         }
     }
+
+    /// The exchanges that the queue receives messages from, each with the routing key that its
+    /// messages have. `None` means any routing key.
+    pub const fn origins(self) -> [(&'static str, Option<&'static str>); 2] {
+        let (exchange, routing_key) = self.source();
+        let routing_key = match self {
+            Self::Events(_) => Some(routing_key),
+            // A fanout exchange ignores the routing key.
+            Self::Jobs => None,
+        };
+        [(exchange, routing_key), (DEFAULT_EXCHANGE, Some(self.name()))]
+    }
+
+    /// The work queue that received a message from `exchange` with `routing_key`. `None` if that is
+    /// no origin of a work queue.
+    pub fn of_origin(exchange: &str, routing_key: &str) -> Option<Self> {
+        let is_origin = |(from, key): (&str, Option<&str>)| {
+            from == exchange && key.is_none_or(|key| key == routing_key)
+        };
+        Self::ALL.into_iter().find(|queue| queue.origins().into_iter().any(is_origin))
+    }
 }
 
 /// The queues whose state operators see: all work queues, the mirror's queue, the failure queue.
@@ -107,4 +130,36 @@ pub mod headers {
     /// The headers of a job's messages, besides [`ATTEMPT`], which is a number.
     pub const OF_JOB: [&str; 6] =
         [JOB_ID, SIGNUP_ID, SYNC_PHASE, ERROR_TYPE, FIRST_FAILED_AT, TRACEPARENT];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_work_queue_is_found_by_each_of_its_origins() {
+        for queue in WorkQueue::ALL {
+            for (exchange, routing_key) in queue.origins() {
+                let routing_key = routing_key.unwrap_or("any");
+                assert_eq!(WorkQueue::of_origin(exchange, routing_key), Some(queue));
+            }
+        }
+    }
+
+    #[test]
+    fn other_origins_belong_to_no_work_queue() {
+        let submitted = EventType::Submitted;
+        for (exchange, routing_key) in [
+            ("", ""),
+            ("", FAILED_QUEUE),
+            ("", submitted.routing_key()),
+            (EVENTS_EXCHANGE, "unknown"),
+            (EVENTS_EXCHANGE, WorkQueue::Events(submitted).name()),
+            ("billing", submitted.routing_key()),
+            (FAILED_EXCHANGE, ""),
+        ] {
+            let found = WorkQueue::of_origin(exchange, routing_key);
+            assert_eq!(found, None, "{exchange:?} {routing_key:?}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The flows: each moves messages or rows from one edge to another, and none names another.
 
+pub mod bulk_action;
 pub mod bulk_retry;
 pub mod feed;
 pub mod integrity;

@@ -25,6 +25,12 @@ text_enum! {
         BulkRetry = "customerio_bulk_retry",
         /// An operator cancelled a bulk retry.
         BulkRetryCancelled = "customerio_bulk_retry_cancelled",
+        /// An operator dismissed all failures or messages of a selection.
+        BulkDismiss = "customerio_bulk_dismiss",
+        /// An operator replayed all messages of a selection.
+        BulkReplay = "customerio_bulk_replay",
+        /// An operator cancelled a bulk dismissal or a bulk replay.
+        BulkActionCancelled = "customerio_bulk_action_cancelled",
         /// An abandoned job was reset to `pending`.
         Cleanup = "customerio_cleanup",
         /// A failure or an unprocessable message was resolved without a retry.

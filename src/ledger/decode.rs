@@ -9,7 +9,7 @@ use sqlx::{
     types::Json,
 };
 
-use super::{bulk::BulkStatus, integrity::Drift, selection::Selection};
+use super::{bulk::BulkStatus, bulk_action::BulkKind, integrity::Drift, selection::Selection};
 use crate::job::{Claimant, ErrorType, Reason, Status, SyncPhase};
 
 /// Reads a type from a column of type `text` by its own parser. A text that it does not know is a
@@ -35,6 +35,7 @@ macro_rules! decode_text {
 }
 
 decode_text! {
+    BulkKind: str::parse::<BulkKind>;
     BulkStatus: str::parse::<BulkStatus>;
     Claimant: |text| Ok::<_, Infallible>(Claimant::parse(text));
     Drift: str::parse::<Drift>;

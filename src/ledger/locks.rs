@@ -10,9 +10,10 @@
 //!
 //! A transaction that changes jobs and signups locks the signups first ([`signups`], or the upsert
 //! of events, which is sorted by id). A statement that locks jobs alone either orders them by
-//! `signup_id` or skips locked rows. `tests/lock_order.rs` checks the SQL. PostgreSQL resolves the
-//! deadlocks that are left, such as those over the order in which one `UPDATE` visits its rows, by
-//! aborting one transaction, which is then retried.
+//! `signup_id` or skips locked rows. A step of a bulk retry or a bulk action locks its own row
+//! first, which only its steps and its cancellation lock. `tests/lock_order.rs` checks the SQL.
+//! PostgreSQL resolves the deadlocks that are left, such as those over the order in which one
+//! `UPDATE` visits its rows, by aborting one transaction, which is then retried.
 
 use sqlx::PgConnection;
 use uuid::Uuid;

@@ -15,6 +15,7 @@ mod address;
 mod arrival;
 mod audit;
 mod bulk;
+mod bulk_action;
 mod call_rate;
 mod claim;
 mod decode;
@@ -26,6 +27,7 @@ mod flags;
 mod integrity;
 mod leader;
 mod locks;
+mod message_selection;
 mod mock;
 mod parked;
 mod pooler;
@@ -56,12 +58,16 @@ use diagnose::CONNECTING;
 pub use arrival::{Arrival, Source};
 pub use audit::{AuditAction, SERVICE};
 pub use bulk::{BulkRetry, BulkStatus, BulkStep, Cancellation};
+pub use bulk_action::{
+    ActionCancellation, BulkAction, BulkActionStep, BulkKind, ReplayLimits, ReplayStep,
+};
 pub use call_rate::{CallRateLease, CallRateRequest, ReplicaBreaker};
 pub use claim::{ClaimOutcome, ClaimedBatch};
 pub use detail::{JobDetail, SignupFlags, StoredAttempt, StoredAudit, StoredJob};
 pub use failures::{FailedMessage, FailureResolution};
 pub use integrity::{Balance, Drift, DriftEntry};
 pub use leader::{LeaderLock, LeaderTask};
+pub use message_selection::{MessagePreview, MessageSelection, MessageSource, message_text};
 pub use parked::ParkedFailure;
 pub use recover::{LostMessageScope, RecoveryLimits, Unmirrored, WaitingMessages};
 pub use schema::Schema;
@@ -69,7 +75,9 @@ pub use search::{FailedJob, FailureGroup, FailurePage};
 pub use selection::{Preview, Selection, search_text, signature_text};
 pub use settle::{Settled, Settlement};
 pub use stats::{ActivityMinute, LiveCounts, Overview, RecentSignups, Stats};
-pub use unprocessable::{MessageResolution, Resolved, UnprocessableMessage};
+pub use unprocessable::{
+    MessageReadLimits, MessageResolution, OpenMessage, Resolved, UnprocessableMessage,
+};
 
 /// Settings of the database.
 #[derive(Debug, Clone, Deserialize)]

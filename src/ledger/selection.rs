@@ -51,7 +51,7 @@ pub fn signature_text<'de, D: Deserializer<'de>>(
     bounded_text(deserializer, 240)
 }
 
-fn bounded_text<'de, D: Deserializer<'de>>(
+pub(super) fn bounded_text<'de, D: Deserializer<'de>>(
     deserializer: D,
     chars_max: usize,
 ) -> Result<Option<String>, D::Error> {

@@ -51,6 +51,15 @@ await inBrowser({}, async (page) => {
   assert.match(await message.textContent(), /^customer\.email: (?!customer\.email)/);
   await page.getByText("Body, ").click();
   assert.match(await page.textContent("#unprocessable pre"), /no-address/);
+
+  // Its group is dismissed for a reason, and the progress is shown.
+  await message.getByRole("button", { name: "Dismiss all like this" }).click();
+  await page.locator("dialog#ask[open]").waitFor();
+  assert.match(await page.textContent("#ask"), /Dismiss 1 message\?/);
+  await page.fill("#ask-reason", "published again by its publisher");
+  await page.locator("#ask-yes").click();
+  await page.locator("#bulk > li", { hasText: "1 of 1 messages dismissed, completed" }).waitFor();
+  await page.locator("#unprocessable-section").waitFor({ state: "hidden" });
 });
 
 // Without a WebSocket, the page polls.

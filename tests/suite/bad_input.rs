@@ -213,3 +213,29 @@ async fn a_message_over_its_delivery_limit_is_mirrored_and_fails_its_job() {
     assert_eq!(world.signup(signup).await["customerio_sync_failed"], true);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_replay_of_a_message_over_its_delivery_limit_has_the_same_id() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2");
+    world.start().await.stop().await;
+    let signup = Uuid::new_v4();
+    let mut event = submitted(signup);
+    event.as_object_mut().expect("an object").remove("event_id");
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_message_id("m-9".into());
+    world
+        .publish("signup.events", "signup.submitted", event.to_string().as_bytes(), properties)
+        .await;
+    exceed_delivery_limit(&world.channel().await, "customerio-sync.signup-submitted").await;
+
+    let app = world.start().await;
+    world.wait_for_failures(1).await;
+    let item = world.read(&app, "/unprocessable").await["items"][0].clone();
+    assert_eq!(item["reason"], "delivery-limit");
+    let path = format!("/unprocessable/{}/replay", item["id"].as_str().expect("an id"));
+    world.act(&app, &path, None).await;
+    let job = world.wait_for_job(signup, "initial", "completed").await;
+    assert_eq!(job["event_id"], "m-9");
+    app.stop().await;
+}

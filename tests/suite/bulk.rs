@@ -201,14 +201,10 @@ async fn a_dismissed_failure_leaves_the_list_and_can_be_retried_manually() {
     let selection = json!({ "search": "example.com", "reason": "a test account" });
     let dry_run = world.act(&app, "/sync-failures/dismiss?dryRun=true", Some(&selection)).await;
     assert_eq!(dry_run["eligible"], 1);
-    assert_eq!(
-        world.act(&app, "/sync-failures/dismiss", Some(&selection)).await,
-        json!({ "dismissed": 1 })
-    );
-    assert_eq!(
-        world.act(&app, "/sync-failures/dismiss", Some(&selection)).await,
-        json!({ "dismissed": 0 })
-    );
+    let first = world.act(&app, "/sync-failures/dismiss", Some(&selection)).await;
+    assert_eq!((&first["dismissed"], &first["status"]), (&json!(1), &json!("completed")));
+    let second = world.act(&app, "/sync-failures/dismiss", Some(&selection)).await;
+    assert_eq!((&second["dismissed"], &second["status"]), (&json!(0), &json!("completed")));
     assert_eq!(world.read(&app, "/sync-failures").await["total"], 0);
     assert_eq!(world.read(&app, "/failure-groups").await["items"], json!([]));
     let stats = world.read(&app, "/stats").await;
@@ -216,6 +212,7 @@ async fn a_dismissed_failure_leaves_the_list_and_can_be_retried_manually() {
     assert_eq!(world.failures().await[0]["resolution"], "dismissed");
     let audit = world.audit("customerio_dismiss").await;
     assert_eq!(audit[0]["details"]["reason"], "a test account");
+    assert_eq!(audit[0]["details"]["bulkActionId"], first["id"]);
 
     world.act(&app, &format!("/{signup}/retry"), None).await;
     let job = world.wait_for_job(signup, "initial", "completed").await;
@@ -311,6 +308,11 @@ async fn an_unprocessable_message_can_be_replayed_and_dismissed() {
     })
     .await;
     assert_eq!(world.read(&app, "/unprocessable").await["total"], 2);
+    assert_eq!(
+        (&replayed["exchange"], &replayed["routingKey"]),
+        (&item["exchange"], &item["routingKey"]),
+        "a replay keeps the origin of the message"
+    );
     assert_eq!(world.audit("customerio_replay").await[0]["details"]["failureId"], item["id"]);
     assert_eq!(world.api(&app, "POST", &format!("{path}/replay"), None).await.0, 404);
 

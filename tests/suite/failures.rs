@@ -150,6 +150,7 @@ async fn a_bad_request_gets_a_problem_that_names_what_is_allowed() {
         ("DELETE", "/stats".to_owned(), 405, "Allow"),
         ("POST", format!("/unprocessable/{id}/replay"), 404, "no such open message"),
         ("POST", format!("/bulk-retries/{id}/cancel"), 404, "no such bulk retry"),
+        ("POST", format!("/bulk-actions/{id}/cancel"), 404, "no such bulk action"),
         ("GET", "/nothing".to_owned(), 404, "/docs"),
         ("POST", "/sync-failures/retry".to_owned(), 415, "content-type: application/json"),
     ];
@@ -176,6 +177,8 @@ async fn a_bad_request_body_gets_a_problem_that_names_the_field() {
         ("/sync-failures/retry", json!([]), 400, "expected a JSON object"),
         ("/sync-failures/dismiss", json!({}), 422, "missing field `reason`"),
         ("/sync-failures/dismiss", json!({ "reason": " " }), 422, "1 to 500 characters"),
+        ("/unprocessable/dismiss", json!({ "reason": "not needed" }), 422, "body reason"),
+        ("/unprocessable/replay", json!({ "dismissReason": "x" }), 422, "unknown field"),
     ] {
         let (found, problem) = world.api(&app, "POST", path, Some(&body)).await;
         let detail = problem["detail"].as_str().unwrap_or_else(|| panic!("no detail: {problem}"));
@@ -552,6 +555,24 @@ async fn a_job_is_shown_in_full_and_can_be_masked_and_revealed() {
     let revealed = world.act(&app, &format!("/jobs/{id}/reveal"), None).await;
     assert_eq!(revealed["lastName"], "Lee");
     assert_eq!(world.audit("customerio_reveal").await[0]["actor"], "local");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_with_a_long_history_shows_its_latest_attempts() {
+    let (world, app) = seeded().await;
+    let attempts = "
+        INSERT INTO sync_attempts (job_id, run, attempt, started_at, duration_ms)
+        SELECT '00000000-0000-4000-9000-000000000001', 0, n, now(), 1
+        FROM generate_series(0, 200) AS n";
+    world.pool.execute(attempts).await.expect("inserted");
+    let detail = world.read(&app, "/jobs/00000000-0000-4000-9000-000000000001").await;
+    assert_eq!(detail["attempts"].as_array().map(Vec::len), Some(200));
+    assert_eq!(detail["attempts"][0]["attempt"], 1, "the first one is left out");
+    assert_eq!(
+        (&detail["hasEarlierAttempts"], &detail["hasEarlierAudit"]),
+        (&json!(true), &json!(false))
+    );
     app.stop().await;
 }
 

@@ -3,7 +3,7 @@
 use crate::support::{World, arrival, completion, submitted, wait_for};
 use customerio_sync::{
     job::{AttemptId, Reason, SyncPhase, job_id},
-    ledger::{ClaimOutcome, FailedMessage, Ledger, Settled},
+    ledger::{ClaimOutcome, FailedMessage, Ledger, MessageReadLimits, Settled},
 };
 use uuid::Uuid;
 
@@ -216,4 +216,28 @@ async fn a_failure_of_an_unknown_job_is_mirrored_without_a_job_id() {
     ledger.mirror(&[failure(Uuid::new_v4(), 0, Reason::Exhausted)]).await.expect("mirrored");
     let failures = world.failures().await;
     assert_eq!((failures.len(), &failures[0]["job_id"]), (1, &serde_json::Value::Null));
+}
+
+#[tokio::test]
+async fn only_the_start_of_an_unprocessable_message_is_read() {
+    let world = World::new().await;
+    let ledger = migrated_ledger(&world).await;
+    let sql = "
+        INSERT INTO sync_failures
+            (message_id, reason, error_message, headers, body, original_exchange,
+            original_routing_key, failed_at)
+        VALUES ('m', 'unprocessable', '$: x', jsonb_build_object('x-large', repeat('h', 50000)),
+            convert_to(repeat('b', 5000000), 'UTF8'), 'signup.events', 'signup.submitted', now())
+        RETURNING id";
+    let id: Uuid = sqlx::query_scalar(sql).fetch_one(&world.pool).await.expect("a message");
+    let limits = MessageReadLimits { body_bytes: 100, header_bytes: 1000 };
+    let (listed, total) = ledger.unprocessable(50, 0, limits).await.expect("a page");
+    let shown = ledger.unprocessable_message(id, limits).await.expect("read").expect("it is open");
+    assert_eq!((listed.len(), total), (1, 1));
+    assert_eq!(listed[0], shown);
+    assert_eq!((shown.body.len(), shown.body_bytes), (100, 5_000_000));
+    assert_eq!(shown.headers, None, "large headers are not read");
+    let limits = MessageReadLimits { body_bytes: 100, header_bytes: 100_000 };
+    let (listed, _) = ledger.unprocessable(50, 0, limits).await.expect("a page");
+    assert!(listed[0].headers.is_some());
 }

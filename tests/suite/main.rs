@@ -9,6 +9,7 @@ mod access;
 mod bad_actors;
 mod bad_input;
 mod bulk;
+mod bulk_actions;
 mod calls;
 mod clients;
 mod command_line;

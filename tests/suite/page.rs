@@ -89,6 +89,10 @@ async fn failure_groups_are_retried_in_bulk_and_the_page_updates_live() {
     world.wait_for_failures(1).await;
     run(&app, "bulk.mjs").await;
     assert_eq!(
+        world.audit("customerio_dismiss").await[0]["details"]["reason"],
+        "published again by its publisher"
+    );
+    assert_eq!(
         world
             .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'")
             .await,

@@ -14,8 +14,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
-    PREFIX, bulk_retries, cleanup, failure_groups, integrity, jobs, process, signup, stats,
-    sync_failures, unprocessable, ws,
+    PREFIX, bulk_actions, bulk_retries, cleanup, failure_groups, integrity, jobs, process, signup,
+    stats, sync_failures, unprocessable, ws,
 };
 use crate::admin::state::AppState;
 
@@ -34,7 +34,7 @@ use crate::admin::state::AppState;
     tags(
         (name = "overview", description = "Counts, live frames and the integrity check."),
         (name = "failures", description = "Failed jobs."),
-        (name = "bulk", description = "Retries of many failures."),
+        (name = "bulk", description = "Actions on many failures or messages."),
         (name = "jobs", description = "Single jobs, and jobs that are ready or abandoned."),
         (name = "unprocessable", description = "Messages that could not be parsed or validated."),
     )
@@ -67,6 +67,9 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(bulk_retries::show))
         .routes(routes!(bulk_retries::cancel))
         .routes(routes!(sync_failures::dismiss::dismiss))
+        .routes(routes!(bulk_actions::list))
+        .routes(routes!(bulk_actions::show))
+        .routes(routes!(bulk_actions::cancel))
         .routes(routes!(jobs::show::show))
         .routes(routes!(jobs::reveal::reveal))
         .routes(routes!(process::process))
@@ -75,6 +78,8 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(unprocessable::list::show))
         .routes(routes!(unprocessable::replay::replay))
         .routes(routes!(unprocessable::dismiss::dismiss))
+        .routes(routes!(unprocessable::replay::replay_all))
+        .routes(routes!(unprocessable::dismiss::dismiss_all))
         .routes(routes!(ws::outcomes))
         .routes(routes!(ws::live));
     OpenApiRouter::with_openapi(Description::openapi()).nest(PREFIX, routes)

@@ -105,7 +105,7 @@ pub(crate) enum Problems {
     /// The role does not allow the request, or it is from a page of another site.
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(Problem),
-    /// The job, message or bulk retry does not exist.
+    /// The job, message, bulk retry or bulk action does not exist.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(Problem),
     /// The body is larger than 1 MiB.

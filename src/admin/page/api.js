@@ -56,9 +56,17 @@ export const api = {
     request("POST", `${API}/sync-failures/dismiss`, { ...selection, reason }),
   bulkRetries: () => request("GET", `${API}/bulk-retries`),
   cancelBulkRetry: (id) => request("POST", `${API}/bulk-retries/${id}/cancel`),
+  bulkActions: () => request("GET", `${API}/bulk-actions`),
+  cancelBulkAction: (id) => request("POST", `${API}/bulk-actions/${id}/cancel`),
   unprocessable: () => request("GET", `${API}/unprocessable`),
   replayMessage: (id) => request("POST", `${API}/unprocessable/${id}/replay`),
   dismissMessage: (id, reason) => request("POST", `${API}/unprocessable/${id}/dismiss`, { reason }),
+  replayMessages: (selection, dryRun) =>
+    request("POST", `${API}/unprocessable/replay${query({ dryRun })}`, selection),
+  previewMessages: (selection) =>
+    request("POST", `${API}/unprocessable/dismiss${query({ dryRun: true })}`, selection),
+  dismissMessages: (selection, dismissReason) =>
+    request("POST", `${API}/unprocessable/dismiss`, { ...selection, dismissReason }),
 };
 
 /**

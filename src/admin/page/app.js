@@ -2,7 +2,13 @@
 
 import { retryJob, setRefresh } from "./actions.js";
 import { api, requestSequence, watchFeed } from "./api.js";
-import { dismissFailures, dismissTargets, retryTargets, updateBulkRetries } from "./bulk.js";
+import {
+  dismissFailures,
+  dismissTargets,
+  retryTargets,
+  updateBulkActions,
+  updateBulkRetries,
+} from "./bulk.js";
 import { drawGroups } from "./groups.js";
 import { openJob } from "./job.js";
 import { startKeys } from "./keys.js";
@@ -30,15 +36,17 @@ async function refresh({ force = false } = {}) {
 async function refreshLists({ force }) {
   const isLatest = startRequest();
   try {
-    const [groups, bulkRetries, unprocessable] = await Promise.all([
+    const [groups, bulkRetries, bulkActions, unprocessable] = await Promise.all([
       api.groups(),
       api.bulkRetries(),
+      api.bulkActions(),
       api.unprocessable(),
       loadList({ force }),
     ]);
     if (!isLatest()) return;
     drawGroups(groups.items);
     updateBulkRetries(bulkRetries.items);
+    updateBulkActions(bulkActions.items);
     drawUnprocessable(unprocessable);
   } catch (error) {
     toast(error.message);

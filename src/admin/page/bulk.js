@@ -1,53 +1,106 @@
-// Bulk operations: retrying and dismissing several failures, and the progress of bulk retries.
+// Bulk operations: retrying and dismissing several failures, and the progress of bulk retries and
+// bulk actions.
 
 import { act, retryJob } from "./actions.js";
 import { api } from "./api.js";
 import { dropSelection, targetFailures } from "./list.js";
 import { $, ago, button, confirmAction, h, number, plural, secondsSince, toast } from "./view.js";
 
-/** Time for which a bulk retry stays on the page after it has ended. */
+/** Time for which a bulk operation stays on the page after it has ended. */
 const ENDED_SHOWN_SECONDS = 60;
+/** Time between two polls for the progress of bulk actions, which sends no frames. */
+const PROGRESS_INTERVAL_MS = 1000;
 
-// ----------------------------------------------------------------------------------- bulk retries
+// --------------------------------------------------------------------------------------- progress
 
-/** Bulk retries by id. */
-const bulkRetries = new Map();
+/** Bulk retries and bulk actions by id. */
+const operations = new Map();
 
-/** Records the latest state of bulk retries, and draws those that run or ended recently. */
+/** What each kind of operation does with its items, and how it is cancelled. */
+const KINDS = {
+  retry: {
+    done: "retried",
+    cancel: (id) => api.cancelBulkRetry(id),
+    cancelled: "Bulk retry cancelled. Jobs already retried continue.",
+  },
+  dismiss_failures: {
+    done: "dismissed",
+    cancel: (id) => api.cancelBulkAction(id),
+    cancelled: "Dismissal cancelled. Failures already dismissed stay dismissed.",
+  },
+  dismiss_unprocessable: {
+    done: "messages dismissed",
+    cancel: (id) => api.cancelBulkAction(id),
+    cancelled: "Dismissal cancelled. Messages already dismissed stay dismissed.",
+  },
+  replay_unprocessable: {
+    done: "messages replayed",
+    cancel: (id) => api.cancelBulkAction(id),
+    cancelled: "Replay cancelled. Messages already replayed stay replayed.",
+  },
+};
+
+/** Records the latest state of bulk retries, and draws the operations. */
 export function updateBulkRetries(updates) {
-  for (const update of updates) bulkRetries.set(update.id, update);
-  const isShown = ({ status, updatedAt }) =>
-    status === "running" || secondsSince(updatedAt) < ENDED_SHOWN_SECONDS;
-  const shown = [...bulkRetries.values()].filter(isShown);
-  shown.sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
-  $("bulk-section").hidden = shown.length === 0;
-  $("bulk").replaceChildren(...shown.map(bulkRetryItem));
+  record(updates.map((update) => ({ ...update, kind: "retry", done: update.retried })));
 }
 
-function bulkRetryItem(bulkRetry) {
-  const { id, status, eligible, retried, actor, createdAt, cancelledBy } = bulkRetry;
-  // A completed bulk retry fills the bar, even if it had nothing to retry or skipped some jobs.
+/** Records the latest state of bulk actions, and draws the operations. */
+export function updateBulkActions(updates) {
+  record(updates.filter(({ kind }) => kind in KINDS));
+  if (updates.some(({ status }) => status === "running")) pollProgress();
+}
+
+/** Draws the operations that run or ended recently. */
+function record(updates) {
+  for (const update of updates) operations.set(update.id, update);
+  const isShown = ({ status, updatedAt }) =>
+    status === "running" || secondsSince(updatedAt) < ENDED_SHOWN_SECONDS;
+  const shown = [...operations.values()].filter(isShown);
+  shown.sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
+  $("bulk-section").hidden = shown.length === 0;
+  $("bulk").replaceChildren(...shown.map(operationItem));
+}
+
+let progressTimer;
+
+/** Loads the bulk actions again after a pause. The rest of the page follows when it refreshes. */
+function pollProgress() {
+  progressTimer ??= setTimeout(async () => {
+    progressTimer = undefined;
+    try {
+      const { items } = await api.bulkActions();
+      updateBulkActions(items);
+    } catch (error) {
+      toast(error.message);
+    }
+  }, PROGRESS_INTERVAL_MS);
+}
+
+function operationItem(operation) {
+  const { id, kind, status, eligible, done, actor, createdAt, cancelledBy } = operation;
+  // A completed operation fills the bar, even if it had nothing to do or skipped some items.
   const max = Math.max(1, eligible);
-  const value = status === "completed" ? max : retried;
+  const value = status === "completed" ? max : done;
   return h(
     "li",
     { "data-bulk": id },
     h(
       "p",
       {},
-      `${number(retried)} of ${number(eligible)} retried, ${status}, started by ${actor} `,
+      `${number(done)} of ${number(eligible)} ${KINDS[kind].done}, ${status}, started by ${actor} `,
       ago(createdAt),
       cancelledBy && `, cancelled by ${cancelledBy}`,
     ),
-    h("progress", { max, value, "aria-label": "Retried jobs" }),
-    status === "running" && button("Cancel", () => cancelBulkRetry(id)),
+    h("progress", { max, value, "aria-label": `Progress: ${KINDS[kind].done}` }),
+    status === "running" && button("Cancel", () => cancel(id, KINDS[kind])),
   );
 }
 
-function cancelBulkRetry(id) {
+function cancel(id, kind) {
   return act(
-    () => api.cancelBulkRetry(id),
-    () => "Bulk retry cancelled. Jobs already retried continue.",
+    () => kind.cancel(id),
+    () => kind.cancelled,
   );
 }
 
@@ -98,7 +151,8 @@ export async function dismissMany(selection, count) {
   dropSelection();
   await act(
     () => api.dismiss(selection, confirmation.reason),
-    ({ dismissed }) => `${plural(dismissed, "failure")} dismissed.`,
+    ({ status, dismissed }) =>
+      status === "running" ? "Dismissal started." : `${plural(dismissed, "failure")} dismissed.`,
   );
 }
 

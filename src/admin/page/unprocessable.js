@@ -2,7 +2,7 @@
 
 import { act } from "./actions.js";
 import { api } from "./api.js";
-import { $, ago, button, confirmAction, h, number } from "./view.js";
+import { $, ago, button, confirmAction, h, number, plural, toast } from "./view.js";
 
 /** Draws the unprocessable messages; without any, the section is hidden. */
 export function drawUnprocessable({ items, total }) {
@@ -26,6 +26,8 @@ function messageItem(message) {
       { class: "toolbar" },
       button("Replay", () => replay(id)),
       button("Dismiss", () => dismiss(id)),
+      button("Replay all like this", () => replayLike(message)),
+      button("Dismiss all like this", () => dismissLike(message)),
     ),
   );
 }
@@ -57,5 +59,55 @@ async function dismiss(id) {
   await act(
     () => api.dismissMessage(id, confirmation.reason),
     () => "Message dismissed.",
+  );
+}
+
+/** Selection of the messages with the reason, the path and the routing key of a message. */
+const selectionLike = ({ reason, path, routingKey }) => ({ reason, path, routingKey });
+
+/** Replays the messages that are like one of them, after a dry run and a confirmation. */
+async function replayLike(message) {
+  const selection = selectionLike(message);
+  try {
+    const { eligible, notReplayable } = await api.replayMessages(selection, true);
+    const confirmation = await confirmAction({
+      title: `Replay ${plural(eligible, "message")}?`,
+      text: [
+        "Each is published again, unchanged, to the queue that it came from.",
+        notReplayable > 0 && `${number(notReplayable)} skipped: they came from no work queue.`,
+        "The replay runs at a limited rate. You can cancel it.",
+      ],
+      action: "Replay",
+    });
+    if (!confirmation) return;
+  } catch (error) {
+    toast(error.message);
+    return;
+  }
+  await act(
+    () => api.replayMessages(selection),
+    () => "Replay started.",
+  );
+}
+
+/** Dismisses the messages that are like one of them, after a dry run and a confirmation. */
+async function dismissLike(message) {
+  const selection = selectionLike(message);
+  let confirmation;
+  try {
+    const { eligible } = await api.previewMessages(selection);
+    confirmation = await confirmAction({
+      title: `Dismiss ${plural(eligible, "message")}?`,
+      action: "Dismiss",
+      needsReason: true,
+    });
+  } catch (error) {
+    toast(error.message);
+  }
+  if (!confirmation) return;
+  await act(
+    () => api.dismissMessages(selection, confirmation.reason),
+    ({ status, done }) =>
+      status === "running" ? "Dismissal started." : `${plural(done, "message")} dismissed.`,
   );
 }

@@ -4,7 +4,10 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{Error, client::Client, table};
-use crate::job::{ErrorType, SyncPhase};
+use crate::{
+    job::{ErrorType, SyncPhase},
+    ledger::BulkStatus,
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub(in crate::cli) enum Failures {
@@ -214,6 +217,8 @@ async fn dismiss(
     client.show(&response, |response| {
         if dry_run {
             dry_run_table(response)
+        } else if response["status"] == BulkStatus::Running.as_str() {
+            bulk_action_table(response)
         } else {
             format!("{} dismissed", response["dismissed"])
         }
@@ -243,5 +248,15 @@ fn bulk_retry_table(bulk_retry: &Value) -> String {
         ("bulk retry", fact("id")),
         ("status", fact("status")),
         ("eligible", fact("eligible")),
+    ])
+}
+
+fn bulk_action_table(dismissal: &Value) -> String {
+    let fact = |key: &str| table::cell(&dismissal[key]);
+    table::of_facts(&[
+        ("bulk action", fact("id")),
+        ("status", fact("status")),
+        ("eligible", fact("eligible")),
+        ("dismissed so far", fact("dismissed")),
     ])
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::{
-    broker::{self, Acker, Connection, Delivery, MIRROR_QUEUE, headers},
+    broker::{self, Acker, Connection, Delivery, MIRROR_QUEUE, Origin, WorkQueue, capped, headers},
     event::{self, EventDetails, EventType, RawEvent, body_id},
     job::{AttemptId, Reason, SyncPhase, job_id},
     ledger::{FailedMessage, Ledger},
@@ -82,11 +82,14 @@ impl Mirror {
 
 /// Reads a message of the failure queue.
 fn read(delivery: Delivery) -> (FailedMessage, Acker) {
-    let header = |key: &str| delivery.headers.text(key).map(str::to_owned);
-    let reason = header(headers::REASON).and_then(|reason| reason.parse().ok());
-    let message = match (reason, DeadLetter::of(&delivery)) {
-        (None, Some(dead_letter)) => dead_letter.message(&delivery),
-        (reason, _) => FailedMessage {
+    // Anybody may publish to the failure exchange, so no header is copied whole.
+    let header = |key: &str| delivery.headers.text(key).map(capped);
+    let reason: Option<Reason> = header(headers::REASON).and_then(|reason| reason.parse().ok());
+    let dead_letter = DeadLetter::of(&delivery).filter(|_| reason.is_none());
+    let original_id = dead_letter.as_ref().and_then(|_| delivery.message_id.clone());
+    let message = match dead_letter {
+        Some(dead_letter) => dead_letter.message(&delivery),
+        None => FailedMessage {
             message_id: identity(&delivery),
             attempt_id: delivery.message_id.as_deref().and_then(AttemptId::parse),
             job_id: header(headers::JOB_ID).and_then(|id| id.parse().ok()),
@@ -106,8 +109,12 @@ fn read(delivery: Delivery) -> (FailedMessage, Acker) {
                 .unwrap_or_else(Utc::now),
         },
     };
-    let message =
-        FailedMessage { headers: delivery.headers.into_json(), body: delivery.body, ..message };
+    let mut all_headers = delivery.headers.into_json();
+    if let Some(id) = original_id.filter(|_| message.attempt_id.is_none()) {
+        // It is an event. A replay gives the message its id again.
+        all_headers[headers::ORIGINAL_MESSAGE_ID] = id.into();
+    }
+    let message = FailedMessage { headers: all_headers, body: delivery.body, ..message };
     (message, delivery.acker)
 }
 
@@ -130,9 +137,12 @@ impl DeadLetter {
     /// Reads the newest death, which comes first (<https://www.rabbitmq.com/docs/dlx>).
     fn of(delivery: &Delivery) -> Option<Self> {
         let death = delivery.headers.get(headers::DEATH)?.get(0)?;
+        let exchange = death["exchange"].as_str().unwrap_or_default();
+        let routing_key = death["routing-keys"][0].as_str().unwrap_or_default();
+        let origin = Origin::of_delivery(exchange, routing_key, &delivery.headers);
         (death.get("reason")?.as_str()? == "delivery_limit").then(|| Self {
-            exchange: death["exchange"].as_str().unwrap_or_default().to_owned(),
-            routing_key: death["routing-keys"][0].as_str().unwrap_or_default().to_owned(),
+            exchange: origin.exchange.to_owned(),
+            routing_key: origin.routing_key.to_owned(),
         })
     }
 
@@ -162,8 +172,11 @@ impl DeadLetter {
 
     /// The job and the id of the event, if it can be parsed.
     fn event(&self, delivery: &Delivery) -> Option<(uuid::Uuid, String)> {
-        let event_type =
-            EventType::ALL.into_iter().find(|one| one.routing_key() == self.routing_key)?;
+        // A message published to the default exchange has the queue's name as its routing key.
+        let is_of_type = |one: &EventType| {
+            [one.routing_key(), WorkQueue::Events(*one).name()].contains(&self.routing_key.as_str())
+        };
+        let event_type = EventType::ALL.into_iter().find(is_of_type)?;
         let raw = RawEvent {
             event_type,
             content_type: delivery.content_type.as_deref(),

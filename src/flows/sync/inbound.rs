@@ -25,7 +25,9 @@ pub(super) struct InboundMessage {
 /// runs has an envelope without a delivery.
 #[derive(Debug)]
 pub(super) struct Envelope {
+    /// The exchange that it came from. For a replay, that of the message that it replays.
     exchange: String,
+    /// The routing key that belongs to `exchange`.
     routing_key: String,
     message_id: Option<String>,
     content_type: Option<String>,
@@ -46,8 +48,10 @@ impl InboundMessage {
         let parsed =
             source.map(|source| Arrival { source, redelivered: delivery.redelivered, traceparent });
         let replay_of = delivery.headers.text(headers::REPLAY_OF).map(str::to_owned);
-        let Delivery { exchange, routing_key, message_id, content_type, body, acker, .. } =
-            delivery;
+        let origin =
+            Origin::of_delivery(&delivery.exchange, &delivery.routing_key, &delivery.headers);
+        let (exchange, routing_key) = (origin.exchange.to_owned(), origin.routing_key.to_owned());
+        let Delivery { message_id, content_type, body, acker, .. } = delivery;
         let acker = Some(acker);
         Self {
             envelope: Envelope {

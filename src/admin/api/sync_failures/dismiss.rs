@@ -3,6 +3,7 @@
 use axum::{
     Extension,
     extract::State,
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use crate::{
         state::AppState,
     },
     job::{ErrorType, SyncPhase},
-    ledger::{Selection, search_text, signature_text},
+    ledger::{BulkStatus, Selection, search_text, signature_text},
 };
 
 /// A selection, as for a retry, and the reason for the dismissal.
@@ -49,13 +50,22 @@ pub(crate) struct Dismissal {
     job_ids: Option<Vec<Uuid>>,
 }
 
-/// The result of a dismissal.
+/// A dismissal of failures, which is a bulk action.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct DismissedCount {
+pub(crate) struct FailureDismissal {
+    /// Id of the bulk action.
+    id: Uuid,
+    status: BulkStatus,
+    /// Failures that matched.
+    eligible: i64,
+    /// Failures that are dismissed so far.
     dismissed: i64,
 }
 
 /// Dismiss the failures of a selection. Without a filter, every open failure is selected.
+///
+/// A selection of up to 1000 failures is usually dismissed when this returns. A larger one proceeds
+/// in steps, survives restarts of the service, and can be shown and cancelled as a bulk action.
 #[utoipa::path(
     post, path = "/sync-failures/dismiss",
     operation_id = "dismissFailures", tag = "failures", params(DryRunParameters),
@@ -63,8 +73,13 @@ pub(crate) struct DismissedCount {
     responses(
         (
             status = 200,
-            description = "The number of dismissed failures; with dryRun, the preview.",
+            description = "The failures are dismissed; with dryRun, the preview.",
             body = DismissResponse,
+        ),
+        (
+            status = 202,
+            description = "The bulk action was created, and dismisses the failures in steps.",
+            body = FailureDismissal,
         ),
         Problems,
     )
@@ -81,8 +96,18 @@ pub(crate) async fn dismiss(
         let preview = state.ledger.preview(&selection).await?;
         return Ok(axum::Json(DryRun::new(&preview)).into_response());
     }
-    let dismissed = state.ledger.dismiss(&selection, &reason.0, &identity.name).await?;
-    Ok(axum::Json(DismissedCount { dismissed }).into_response())
+    let action = state.ledger.dismiss(&selection, &reason.0, &identity.name).await?;
+    let dismissal = FailureDismissal {
+        id: action.id,
+        status: action.status,
+        eligible: action.eligible,
+        dismissed: action.done,
+    };
+    let status = match action.status {
+        BulkStatus::Running => StatusCode::ACCEPTED,
+        BulkStatus::Completed | BulkStatus::Cancelled => StatusCode::OK,
+    };
+    Ok((status, axum::Json(dismissal)).into_response())
 }
 
 /// Either of the two responses, for the description.
@@ -91,6 +116,6 @@ pub(crate) async fn dismiss(
 #[serde(untagged)]
 #[expect(dead_code, reason = "only its schema is used")]
 pub(crate) enum DismissResponse {
-    DismissedCount(DismissedCount),
+    FailureDismissal(FailureDismissal),
     DryRun(DryRun),
 }

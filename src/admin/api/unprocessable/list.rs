@@ -1,10 +1,12 @@
 //! `GET /unprocessable` and `GET /unprocessable/{id}`: shows unprocessable messages.
+//!
+//! Of each message, a bounded part is read: anybody may publish large ones.
 
 use axum::{Json, extract::State};
 use base64::Engine;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -19,12 +21,17 @@ use crate::{
     },
     diagnosis::FailureFacts,
     job::Reason,
-    ledger::UnprocessableMessage,
+    ledger::{MessageReadLimits, UnprocessableMessage},
     runtime::text_enum::known,
 };
 
-/// Maximum bytes per body in the list. A single message is shown whole.
-const LISTED_BODY_BYTES_MAX: usize = 16 * 1024;
+/// What is read of each message of the list.
+const LISTED: MessageReadLimits =
+    MessageReadLimits { body_bytes: 16 * 1024, header_bytes: 16 * 1024 };
+/// What is read of a single message: several times more than a valid event, and than the headers of
+/// any message.
+const SHOWN: MessageReadLimits =
+    MessageReadLimits { body_bytes: 1024 * 1024, header_bytes: 1024 * 1024 };
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -62,21 +69,25 @@ pub(crate) struct UnprocessableView {
     routing_key: String,
     failed_at: DateTime<Utc>,
     content_type: Option<String>,
+    /// The headers of its message in the failure queue. Empty if `headersAreCut`.
     #[schema(value_type = Object)]
     headers: Value,
-    /// The body, if it is UTF-8.
+    /// Whether the headers are left out because they are too large. The list leaves out more than
+    /// 16 KiB of JSON.
+    headers_are_cut: bool,
+    /// The start of the body, if it is UTF-8: 16 KiB in the list, 1 MiB of a single message.
     body: Option<String>,
-    /// The body in Base64, if it is not UTF-8.
+    /// The start of the body in Base64, if it is not UTF-8.
     body_base64: Option<String>,
     /// Size of the whole body in bytes.
-    body_bytes: usize,
+    body_bytes: i32,
     /// Whether only the start of the body is shown.
     body_is_cut: bool,
     verdict: DiagnosisView,
 }
 
 impl UnprocessableView {
-    fn new(message: UnprocessableMessage, body_bytes_max: usize) -> Self {
+    fn new(message: UnprocessableMessage, read: MessageReadLimits) -> Self {
         let reason = known(Some(&message.reason)).unwrap_or(Reason::Unprocessable);
         let verdict = DiagnosisView::of(&FailureFacts {
             reason: Some(reason),
@@ -85,8 +96,8 @@ impl UnprocessableView {
             http_status: None,
             occurred_at: None,
         });
-        let body_bytes = message.body.len();
-        let (body, body_base64) = body_text(&message.body, body_bytes_max);
+        let body_is_cut = message.body_bytes > read.body_bytes;
+        let (body, body_base64) = body_text(message.body, body_is_cut);
         Self {
             id: message.id,
             reason,
@@ -96,27 +107,32 @@ impl UnprocessableView {
             routing_key: message.routing_key,
             failed_at: message.failed_at,
             content_type: message.content_type,
-            headers: message.headers,
+            headers_are_cut: message.headers.is_none(),
+            headers: message.headers.unwrap_or_else(|| Value::Object(Map::new())),
             body,
             body_base64,
-            body_bytes,
-            body_is_cut: body_bytes > body_bytes_max,
+            body_bytes: message.body_bytes,
+            body_is_cut,
             verdict,
         }
     }
 }
 
-/// The start of a body, as text or in Base64.
-fn body_text(body: &[u8], bytes_max: usize) -> (Option<String>, Option<String>) {
-    match std::str::from_utf8(body) {
-        Ok(text) => (Some(text[..text.floor_char_boundary(bytes_max)].to_owned()), None),
-        Err(_) => (
-            None,
-            Some(
-                base64::engine::general_purpose::STANDARD
-                    .encode(&body[..body.len().min(bytes_max)]),
-            ),
-        ),
+/// The start of a body, as text or in Base64. A cut may have split its last character, which is
+/// left out.
+fn body_text(mut body: Vec<u8>, is_cut: bool) -> (Option<String>, Option<String>) {
+    if is_cut
+        && let Err(error) = std::str::from_utf8(&body)
+        && error.error_len().is_none()
+    {
+        body.truncate(error.valid_up_to());
+    }
+    match String::from_utf8(body) {
+        Ok(text) => (Some(text), None),
+        Err(error) => {
+            let base64 = base64::engine::general_purpose::STANDARD.encode(error.as_bytes());
+            (None, Some(base64))
+        }
     }
 }
 
@@ -132,15 +148,12 @@ pub(crate) async fn list(
 ) -> Result<Json<UnprocessableList>, Problem> {
     let limit = parameters.limit.map_or(50, |limit| limit.0);
     let offset = parameters.offset.map_or(0, |offset| offset.0);
-    let (items, total) = state.ledger.unprocessable(limit, offset).await?;
-    let items = items
-        .into_iter()
-        .map(|message| UnprocessableView::new(message, LISTED_BODY_BYTES_MAX))
-        .collect();
+    let (items, total) = state.ledger.unprocessable(limit, offset, LISTED).await?;
+    let items = items.into_iter().map(|message| UnprocessableView::new(message, LISTED)).collect();
     Ok(Json(UnprocessableList { items, total, limit, offset }))
 }
 
-/// Show one message with its whole body.
+/// Show one message with up to 1 MiB of its body.
 #[utoipa::path(
     get, path = "/unprocessable/{failureId}",
     operation_id = "showUnprocessable", tag = "unprocessable",
@@ -152,10 +165,23 @@ pub(crate) async fn show(
     PathId(id): PathId,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<UnprocessableView>, Problem> {
-    let message = state.ledger.unprocessable_message(id).await?.ok_or_else(unknown)?;
-    Ok(Json(UnprocessableView::new(message, usize::MAX)))
+    let message = state.ledger.unprocessable_message(id, SHOWN).await?.ok_or_else(unknown)?;
+    Ok(Json(UnprocessableView::new(message, SHOWN)))
 }
 
 pub(crate) fn unknown() -> Problem {
     Problem::not_found("no such open message; it may have been replayed or dismissed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_within_a_character_leaves_the_text_before_it() {
+        let cut = "aä".as_bytes()[..2].to_vec();
+        assert_eq!(body_text(cut.clone(), true), (Some("a".to_owned()), None));
+        assert_eq!(body_text(cut, false), (None, Some("YcM=".to_owned())), "it ends like this");
+        assert_eq!(body_text(b"a\xff".to_vec(), true), (None, Some("Yf8=".to_owned())));
+    }
 }
