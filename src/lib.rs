@@ -8,7 +8,7 @@
 //! 8  app
 //! 7  config
 //! 6  admin
-//! 5  flows: sync  mirror  bulk_retry  bulk_action  recovery  integrity  feed  rate_limit
+//! 5  flows: sync  mirror  bulk_retry  bulk_action  recovery  integrity  feed  gauges  rate_limit
 //! 4  ledger       broker       customerio
 //! 3  retry        diagnosis
 //! 2  job

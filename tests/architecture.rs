@@ -26,6 +26,7 @@ const ROWS: [&[&str]; 13] = [
         "flows::recovery",
         "flows::integrity",
         "flows::feed",
+        "flows::gauges",
         "flows::rate_limit",
     ],
     &["admin::page"],

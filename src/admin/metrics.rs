@@ -1,6 +1,7 @@
 //! `GET /metrics`, in the Prometheus text format.
-
-use std::time::Duration;
+//!
+//! It reads memory alone, so it is answered at once while the database or RabbitMQ does not answer.
+//! The counts of ledger and queues are read in the background.
 
 use axum::{
     extract::State,
@@ -9,35 +10,25 @@ use axum::{
 
 use crate::{
     admin::state::AppState,
-    customerio::{BreakerReason, BreakerStatus},
-    job::Status,
+    customerio::{BreakerReason, BreakerStatus, CallRateOf},
     runtime::metrics::Metrics,
 };
 
-/// Maximum time for counting the jobs. After that, the ledger's gauges keep their last values.
-const COUNT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Renders all metrics. The gauges of the ledger are read per request.
+/// Renders all metrics.
 pub(crate) async fn render(
     State(state): State<AppState>,
 ) -> ([(HeaderName, &'static str); 1], String) {
-    match tokio::time::timeout(COUNT_TIMEOUT, state.ledger.stats()).await {
-        Ok(Ok(stats)) => {
-            for &status in Status::ALL {
-                state
-                    .metrics
-                    .jobs_by_status
-                    .with_label_values(&[status.as_str()])
-                    .set(stats.of_status(status));
-            }
-            state.metrics.open_failures.set(stats.open_failures + stats.unprocessable);
-            state.metrics.oldest_pending.set(stats.oldest_pending_seconds);
-        }
-        Ok(Err(error)) => tracing::warn!(%error, "counting jobs for the metrics failed"),
-        Err(_) => tracing::warn!("counting jobs for the metrics took too long"),
+    let metrics = &state.metrics;
+    set_breaker(metrics, &state.customerio.breaker());
+    metrics
+        .call_rate_limit
+        .with_label_values(&[CallRateOf::Share.as_str()])
+        .set(state.customerio.rate_limiter().calls_per_second());
+    for connection in state.connected.get().into_iter().flat_map(|one| &one.connections) {
+        let connected = metrics.connections.connected.with_label_values(&[connection.name()]);
+        connected.set(connection.is_connected().into());
     }
-    set_breaker(&state.metrics, &state.customerio.breaker());
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render())
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
 }
 
 fn set_breaker(metrics: &Metrics, breaker: &BreakerStatus) {

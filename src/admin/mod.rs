@@ -11,7 +11,7 @@ mod state;
 
 use axum::{
     Router,
-    http::StatusCode,
+    http::{Method, StatusCode},
     middleware,
     routing::{get, post},
 };
@@ -24,7 +24,12 @@ pub use http::{
     auth::{AccessTokens, AccessTokensError, Role},
     login_throttle::LoginThrottle,
 };
-use http::{middleware as guard, problem::Problem, server, session};
+use http::{
+    middleware as guard,
+    problem::Problem,
+    requests::{self, RequestMetrics, Route},
+    server, session,
+};
 pub use state::{AppState, Check, Config, ConnectedServices, StartupStatus};
 
 /// Serves requests until the service ends.
@@ -40,6 +45,7 @@ pub async fn serve(listener: TcpListener, state: AppState) {
 
 fn router(state: AppState) -> Router {
     let (api, description) = openapi::routes().split_for_parts();
+    let request_metrics = RequestMetrics::new(state.metrics.clone(), measured_routes(&description));
     let authenticate = || middleware::from_fn_with_state(state.clone(), guard::authenticate);
     let api = api.route("/session", get(session::show)).route_layer(authenticate());
     let page = Router::new()
@@ -67,5 +73,17 @@ fn router(state: AppState) -> Router {
         })
         .layer(middleware::from_fn_with_state(state.clone(), guard::limit))
         .layer(middleware::from_fn(guard::headers))
+        .layer(middleware::from_fn_with_state(request_metrics, requests::measure))
         .with_state(state)
+}
+
+/// The routes that the metrics distinguish. The files of the page and of Swagger UI are not among
+/// them.
+fn measured_routes(description: &utoipa::openapi::OpenApi) -> Vec<Route> {
+    let mut routes = openapi::described(description);
+    let read =
+        ["/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json", "/session"];
+    routes.extend(read.map(|path| (Method::GET, path.to_owned())));
+    routes.extend(["/session", "/session/end"].map(|path| (Method::POST, path.to_owned())));
+    routes
 }

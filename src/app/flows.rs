@@ -14,6 +14,7 @@ use crate::{
         bulk_action::BulkActions,
         bulk_retry::BulkRetries,
         feed::OutcomeFeed,
+        gauges::QueueGauges,
         integrity::IntegrityCheck,
         mirror::{Mirror, Sweeper},
         recovery::Recovery,
@@ -103,11 +104,18 @@ impl FlowContext {
         flows.spawn(bulk_actions.run(self.shutdown.clone()));
         let sweeper = Sweeper {
             config: config.mirror.clone(),
+            metrics: self.metrics.clone(),
             connection: self.consuming.clone(),
             publisher: self.publisher.clone(),
             ledger: self.ledger.clone(),
         };
         flows.spawn(sweeper.run(self.shutdown.clone()));
+        let queue_gauges = QueueGauges {
+            config: config.metrics.clone(),
+            connection: self.consuming.clone(),
+            metrics: self.metrics.clone(),
+        };
+        flows.spawn(queue_gauges.run(self.shutdown.clone()));
         let integrity = IntegrityCheck {
             config: config.integrity.clone(),
             connection: self.consuming.clone(),

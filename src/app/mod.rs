@@ -4,6 +4,7 @@
 //! RabbitMQ ([`start`]).
 
 mod flows;
+mod labels;
 mod start;
 
 use std::{
@@ -23,9 +24,9 @@ use crate::{
     broker::{self, Connection, Topology},
     config::Config,
     customerio::{self, CustomerIo},
-    flows::{feed::LiveFeed, rate_limit},
+    flows::{feed::LiveFeed, gauges::LedgerGauges, rate_limit},
     ledger::{self, Ledger},
-    runtime::{metrics::Metrics, replica::Replica, shutdown::Shutdown},
+    runtime::{replica::Replica, shutdown::Shutdown},
 };
 use start::Start;
 
@@ -67,8 +68,8 @@ pub struct App {
     /// Waits for the servers, and returns the parts that need them. `None` at shutdown.
     starting: JoinHandle<Option<Running>>,
     has_started: watch::Receiver<bool>,
-    /// The HTTP server, the live feed, and the lease on the call rate, which the flows need until
-    /// they end.
+    /// The HTTP server, the live feed, the counts for the metrics, and the lease on the call rate,
+    /// which the flows need until they end.
     services: JoinSet<()>,
     grace: Duration,
 }
@@ -87,7 +88,7 @@ impl App {
     pub async fn start(config: Config) -> Result<Self, Error> {
         config.require_database()?;
         config.require_broker()?;
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(labels::metrics(&config.retry.delays));
         let shutdown = Shutdown::default();
         let customerio =
             Arc::new(CustomerIo::new(&config.customerio, config.breaker.clone(), metrics.clone())?);
@@ -112,6 +113,12 @@ impl App {
             login_throttle: Arc::default(),
         };
         let (mut services, http_addr) = listen(config.http.addr, state).await?;
+        let ledger_gauges = LedgerGauges {
+            config: config.metrics.clone(),
+            ledger: ledger.clone(),
+            metrics: metrics.clone(),
+        };
+        services.spawn(ledger_gauges.run(shutdown.clone()));
         services.spawn(live.run(ledger.clone(), customerio.watch_breaker(), shutdown.clone()));
         services.spawn(rate_limit::run(
             replica,

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use lapin::{Channel, options::QueueDeclareOptions, types::FieldTable};
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntGaugeVec};
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
-    Address, ConsumerStates, Error, Topology, WorkQueue,
+    Address, ConsumerStates, Error, FAILED_QUEUE, Topology, WorkQueue,
     while_connected::{connection_lost, request, while_connected},
 };
-use crate::runtime::metrics::Metrics;
+use crate::runtime::metrics::{GaugeGuard, Metrics};
 
 /// Messages that are ready in the work queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,10 @@ pub struct Connection {
     current: Mutex<Option<Arc<lapin::Connection>>>,
     reconnects: IntCounter,
     consumers: ConsumerStates,
+    /// Failed attempts to connect.
+    failures: IntCounter,
+    /// Whether this replica consumes, by queue.
+    consuming: IntGaugeVec,
 }
 
 impl Connection {
@@ -63,6 +67,8 @@ impl Connection {
             current: Mutex::new(None),
             reconnects: metrics.reconnects.with_label_values(&[name]),
             consumers: ConsumerStates::default(),
+            failures: metrics.connections.failures.with_label_values(&[name]),
+            consuming: metrics.queues.consuming.clone(),
         };
         let first = connection.connect().await?;
         *connection.current.lock().await = Some(Arc::new(first));
@@ -120,14 +126,26 @@ impl Connection {
         Ok(self.queue_state(queue).await?.ready)
     }
 
+    /// The names of all queues of this service.
+    pub fn queues(&self) -> impl Iterator<Item = &str> {
+        self.topology.queue_names()
+    }
+
     /// Counts the ready messages and the consumers of `queue`.
-    pub(super) async fn queue_state(&self, queue: &str) -> Result<QueueState, Error> {
+    pub async fn queue_state(&self, queue: &str) -> Result<QueueState, Error> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
         let declared =
             channel.queue_declare(queue.to_owned().into(), options, FieldTable::default());
         let queue = request(&channel, "counting the messages of a queue", declared).await?;
         Ok(QueueState { ready: queue.message_count(), consumers: queue.consumer_count() })
+    }
+
+    /// Reports that this replica consumes `queue` until the guard is dropped. The failure queue is
+    /// consumed only during a sweep, which is not reported.
+    pub(super) fn consuming(&self, queue: &str) -> Option<GaugeGuard> {
+        let gauge = || self.consuming.with_label_values(&[queue]);
+        (queue != FAILED_QUEUE).then(|| GaugeGuard::new(&gauge()))
     }
 
     /// Applies the topology again, because a part of it was found missing.
@@ -169,7 +187,11 @@ impl Connection {
             self.topology.apply(&connection).await?;
             Ok(connection)
         };
-        self.in_time(connecting).await
+        let connected = self.in_time(connecting).await;
+        if connected.is_err() {
+            self.failures.inc();
+        }
+        connected
     }
 
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

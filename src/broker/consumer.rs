@@ -166,9 +166,10 @@ pub async fn consume<T: Send>(
             Ok((channel, mut consumer)) => {
                 backoff.reset();
                 connection.consumers().set_running(queue);
-                if forward(&channel, &mut consumer, &shutdown, &deliveries, &wrap).await
-                    == ForwardEnd::Draining
-                {
+                let consuming = connection.consuming(queue);
+                let end = forward(&channel, &mut consumer, &shutdown, &deliveries, &wrap).await;
+                drop(consuming);
+                if end == ForwardEnd::Draining {
                     stop(&channel, &consumer).await;
                     drop(deliveries);
                     shutdown.ended().await;

@@ -45,7 +45,7 @@ pub use names::{
     EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, UPDATES_EXCHANGE,
     WorkQueue, headers, tier_queue, tier_queue_of,
 };
-pub use publisher::Publisher;
+pub use publisher::{PublishResult, Publisher};
 pub use queue_monitor::{QueueMonitor, QueueReading};
 pub use subscription::{OutcomeEvent, OutcomeSubscription};
 pub use topology::Topology;

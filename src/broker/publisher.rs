@@ -24,7 +24,11 @@ use tokio::{
 };
 
 use super::{Config, Connection, Error, Message, while_connected::request};
-use crate::runtime::{backoff::Backoff, metrics::Metrics};
+use crate::runtime::{
+    backoff::Backoff,
+    metrics::{GaugeGuard, Metrics},
+    text_enum::text_enum,
+};
 
 /// Time after which a missing confirm is reported. The publisher still waits for it: a second
 /// publish would duplicate the message.
@@ -47,6 +51,20 @@ struct PublisherShared {
     overdue: AtomicUsize,
 }
 
+text_enum! {
+    /// The result of a publish, for metrics.
+    PublishResult {
+        /// RabbitMQ confirmed it.
+        Confirmed = "confirmed",
+        /// It was unroutable.
+        Returned = "returned",
+        /// RabbitMQ refused it.
+        Nacked = "nacked",
+        /// It is unknown whether it arrived.
+        Lost = "lost",
+    }
+}
+
 /// Why a publish was not confirmed.
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
@@ -59,11 +77,11 @@ enum PublishError {
 }
 
 impl PublishError {
-    fn label(&self) -> &'static str {
+    fn result(&self) -> PublishResult {
         match self {
-            Self::Returned(_) => "returned",
-            Self::Nacked => "nacked",
-            Self::Lost(_) => "lost",
+            Self::Returned(_) => PublishResult::Returned,
+            Self::Nacked => PublishResult::Nacked,
+            Self::Lost(_) => PublishResult::Lost,
         }
     }
 }
@@ -94,11 +112,12 @@ impl Publisher {
                 }
             });
             let published = published.await;
-            let result = published.as_ref().map_or_else(PublishError::label, |()| "confirmed");
+            let result =
+                published.as_ref().map_or_else(PublishError::result, |()| PublishResult::Confirmed);
             self.0
                 .metrics
                 .publishes
-                .with_label_values(&[message.destination.as_str(), result])
+                .with_label_values(&[message.destination.as_str(), result.as_str()])
                 .inc();
             let Err(error) = published else { return };
             tracing::warn!(
@@ -138,6 +157,7 @@ impl Publisher {
             return published;
         }
         let overdue = OverdueConfirm::new(&self.0.overdue);
+        let _reported = GaugeGuard::new(&self.0.metrics.publishes_overdue);
         if overdue.is_first {
             tracing::warn!(
                 exchange = message.exchange,

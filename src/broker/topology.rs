@@ -126,12 +126,14 @@ impl Topology {
         self.declare
     }
 
+    /// The names of all queues.
+    pub(super) fn queue_names(&self) -> impl Iterator<Item = &str> {
+        self.queues.iter().map(|queue| queue.name.as_str())
+    }
+
     /// The queues of the delay tiers.
     pub(super) fn tier_queues(&self) -> impl Iterator<Item = &str> {
-        self.queues
-            .iter()
-            .map(|queue| queue.name.as_str())
-            .filter(|name| name.starts_with(TIER_PREFIX))
+        self.queue_names().filter(|name| name.starts_with(TIER_PREFIX))
     }
 
     /// Returns what is missing, was declared with other arguments, or may not be compared by this

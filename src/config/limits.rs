@@ -45,6 +45,8 @@ fn durations(config: &Config) -> Result<(), (&'static str, String)> {
         ("recovery.overdue_after", config.recovery.overdue_after),
         ("recovery.resend_after", config.recovery.resend_after),
         ("integrity.interval", config.integrity.interval),
+        ("metrics.interval", config.metrics.interval),
+        ("metrics.completed_interval", config.metrics.completed_interval),
         ("http.request_timeout", config.http.request_timeout),
         ("http.header_timeout", config.http.header_timeout),
         ("lifecycle.grace", config.lifecycle.grace),

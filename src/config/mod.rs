@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     admin, broker, customerio,
-    flows::{bulk_retry, integrity, mirror, recovery, sync},
+    flows::{bulk_retry, gauges, integrity, mirror, recovery, sync},
     ledger, retry,
     runtime::{shutdown, telemetry, tls},
 };
@@ -49,6 +49,8 @@ pub struct Config {
     pub integrity: integrity::Config,
     /// Bulk retries.
     pub bulk_retry: bulk_retry::Config,
+    /// The counts for the metrics.
+    pub metrics: gauges::Config,
     /// The HTTP server.
     pub http: admin::Config,
     /// Logs and traces.

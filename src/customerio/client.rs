@@ -22,6 +22,7 @@ use uuid::Uuid;
 use super::{
     BreakerConfig, Config, Identifier,
     breaker::{BreakerStatus, CallResult, CircuitBreaker, Permit},
+    labels::{CallRateOf, CallStatus},
     operation::{self, Prepared},
     rate_limiter::RateLimiter,
     response::{self, BatchResponse, RawResponse},
@@ -159,6 +160,10 @@ impl CustomerIo {
         breaker: BreakerConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
+        metrics
+            .call_rate_limit
+            .with_label_values(&[CallRateOf::All.as_str()])
+            .set(config.requests_per_second.get().into());
         let client = Self {
             transport: Transport::new(config)?,
             identifier: config.identifier,
@@ -267,7 +272,7 @@ impl CustomerIo {
     /// to a job's call: a proxy may forward the batch endpoint alone.
     async fn is_answering(&self, permit: &Permit<'_>) -> bool {
         let Transport::Http(http) = &self.transport else { return true };
-        self.rate_limiter.acquire().await;
+        self.wait_for_rate().await;
         let result = match self.exchange(http.region_request()).await {
             Ok(HttpResponse { status: 401 | 403, .. }) => CallResult::Refused,
             Ok(HttpResponse { status: 408 | 429 | 500..=599, .. }) | Err(_) => CallResult::Failed,
@@ -277,6 +282,13 @@ impl CustomerIo {
             permit.record(result);
         }
         result == CallResult::Answered
+    }
+
+    /// Waits until the rate limiter allows a call.
+    async fn wait_for_rate(&self) {
+        let started = Instant::now();
+        self.rate_limiter.acquire().await;
+        self.metrics.call_rate_wait.observe(started.elapsed().as_secs_f64());
     }
 
     /// Sends a request. A `Retry-After` in the response pauses all calls.
@@ -342,7 +354,7 @@ impl CustomerIo {
         retain_claimed: &'a RetainClaimed<'_>,
     ) -> BoxFuture<'a, Vec<(usize, PushResult)>> {
         Box::pin(async move {
-            self.rate_limiter.acquire().await;
+            self.wait_for_rate().await;
             let claimed = retain_claimed(jobs.iter().map(|job| job.job).collect()).await;
             let (mut jobs, lost): (Vec<_>, Vec<_>) =
                 jobs.into_iter().partition(|job| claimed.contains(&job.job));
@@ -364,8 +376,7 @@ impl CustomerIo {
             let call = self.call(http, &jobs).await;
             let duration = started.elapsed();
             permit.record(call_result(call.http_status, &call.response));
-            self.metrics.call_duration.observe(duration.as_secs_f64());
-            self.metrics.calls.with_label_values(&[status_label(call.http_status)]).inc();
+            self.count_call(call.http_status, duration);
             let outcomes = match call.response {
                 BatchResponse::PerJob(outcomes) => outcomes,
                 BatchResponse::RejectedWhole(failure) if jobs.len() == 1 => {
@@ -387,6 +398,11 @@ impl CustomerIo {
             results.extend(jobs.into_iter().zip(outcomes).map(attempted));
             results
         })
+    }
+
+    fn count_call(&self, status: Option<u16>, duration: Duration) {
+        self.metrics.call_duration.observe(duration.as_secs_f64());
+        self.metrics.calls.with_label_values(&[CallStatus::of(status).as_str()]).inc();
     }
 
     async fn call(&self, http: &Http, jobs: &[&PreparedJob]) -> BatchCall {
@@ -594,24 +610,5 @@ fn call_result(status: Option<u16>, response: &BatchResponse) -> CallResult {
             CallResult::Failed
         }
         _ => CallResult::Answered,
-    }
-}
-
-fn status_label(status: Option<u16>) -> &'static str {
-    match status {
-        None => "none",
-        Some(200) => "200",
-        Some(207) => "207",
-        Some(200..=299) => "2xx",
-        Some(300..=399) => "3xx",
-        Some(400) => "400",
-        Some(401) => "401",
-        Some(403) => "403",
-        Some(408) => "408",
-        Some(413) => "413",
-        Some(429) => "429",
-        Some(400..=499) => "4xx",
-        Some(500..=599) => "5xx",
-        Some(_) => "other",
     }
 }

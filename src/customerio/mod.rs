@@ -7,6 +7,7 @@
 mod breaker;
 mod client;
 mod diagnose;
+mod labels;
 mod operation;
 #[cfg(any(test, fuzzing))]
 pub mod property;
@@ -21,6 +22,7 @@ use serde::Deserialize;
 pub use breaker::{BreakerReason, BreakerState, BreakerStatus, Config as BreakerConfig, Permit};
 pub use client::{Account, CustomerIo, Error, Mode, PushResult, RetainClaimed, check_url};
 pub use diagnose::{check, check_mode};
+pub use labels::{CallRateOf, CallStatus};
 pub use rate_limiter::RateLimiter;
 
 /// Where the account's data is kept.

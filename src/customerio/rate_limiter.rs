@@ -53,6 +53,13 @@ impl RateLimiter {
         self.grant.send_replace(Some(Grant { calls_per_second, until }));
     }
 
+    /// The calls per second that are granted now; 0 without a grant.
+    pub fn calls_per_second(&self) -> f64 {
+        let granted = *self.grant.borrow();
+        let granted = granted.filter(|grant| Instant::now() < grant.until);
+        granted.map_or(0.0, |grant| grant.calls_per_second)
+    }
+
     /// Whether a call is waiting.
     pub fn is_saturated(&self) -> bool {
         self.last.try_lock().is_err()

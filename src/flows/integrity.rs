@@ -116,7 +116,7 @@ pub struct IntegrityCheck {
 impl IntegrityCheck {
     /// Checks at intervals, on one replica at a time, until shutdown.
     pub async fn run(self, calls_are_paused: impl Fn() -> bool, shutdown: Shutdown) {
-        let mut leader = self.ledger.leader_lock(LeaderTask::Integrity);
+        let mut leader = self.ledger.leader_lock(LeaderTask::Integrity, self.metrics.clone());
         loop {
             tokio::select! {
                 () = shutdown.draining() => break,

@@ -3,6 +3,7 @@
 pub mod bulk_action;
 pub mod bulk_retry;
 pub mod feed;
+pub mod gauges;
 pub mod integrity;
 pub mod mirror;
 pub mod rate_limit;

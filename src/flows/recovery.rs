@@ -77,7 +77,7 @@ enum Error {
 impl Recovery {
     /// Checks at intervals until shutdown. While calls are paused, overdue jobs are left alone.
     pub async fn run(self, calls_are_paused: impl Fn() -> bool, shutdown: Shutdown) {
-        let mut leader = self.ledger.leader_lock(LeaderTask::Recovery);
+        let mut leader = self.ledger.leader_lock(LeaderTask::Recovery, self.metrics.clone());
         loop {
             // The first check is not immediate: RabbitMQ redelivers what an earlier process left.
             tokio::select! {

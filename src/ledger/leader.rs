@@ -1,19 +1,26 @@
 //! Tasks that run on one replica at a time. The replica that owns the task's advisory lock is the
 //! leader; it loses the lock with its connection.
 
+use std::sync::Arc;
+
 use sqlx::{Connection, PgConnection};
 
 use super::{Error, Ledger};
+use crate::runtime::{
+    metrics::{GaugeGuard, Metrics},
+    text_enum::text_enum,
+};
 
-/// A task that runs on one replica at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaderTask {
-    /// Republishing lost messages.
-    Recovery,
-    /// Keeping the failure queue equal to the open failures.
-    FailureQueue,
-    /// Comparing ledger, mirror and queues.
-    Integrity,
+text_enum! {
+    /// A task that runs on one replica at a time.
+    LeaderTask {
+        /// Republishing lost messages.
+        Recovery = "recovery",
+        /// Keeping the failure queue equal to the open failures.
+        FailureQueue = "failure_queue",
+        /// Comparing ledger, mirror and queues.
+        Integrity = "integrity",
+    }
 }
 
 impl LeaderTask {
@@ -34,21 +41,23 @@ impl LeaderTask {
 pub struct LeaderLock {
     ledger: Ledger,
     task: LeaderTask,
-    /// The connection whose session owns the lock.
-    owner: Option<PgConnection>,
+    /// Reports whether this replica leads.
+    metrics: Arc<Metrics>,
+    /// The connection whose session owns the lock, and the report that it does.
+    owner: Option<(PgConnection, GaugeGuard)>,
 }
 
 impl Ledger {
-    /// A lock for `task`, not yet acquired.
-    pub fn leader_lock(&self, task: LeaderTask) -> LeaderLock {
-        LeaderLock { ledger: self.clone(), task, owner: None }
+    /// A lock for `task`, not yet acquired. `metrics` reports whether this replica leads.
+    pub fn leader_lock(&self, task: LeaderTask, metrics: Arc<Metrics>) -> LeaderLock {
+        LeaderLock { ledger: self.clone(), task, metrics, owner: None }
     }
 }
 
 impl LeaderLock {
     /// Returns whether this replica leads: it still owns the lock, or has acquired it now.
     pub async fn try_acquire(&mut self) -> Result<bool, Error> {
-        if let Some(owner) = &mut self.owner
+        if let Some((owner, _)) = &mut self.owner
             && owner.ping().await.is_err()
         {
             self.owner = None;
@@ -69,14 +78,17 @@ impl LeaderLock {
             .map_err(Error::doing("acquiring a leader lock"))?;
             // The connection leaves the pool, so that no other statement ends it or inherits the
             // lock.
-            self.owner = is_acquired.then(|| connection.detach());
+            self.owner = is_acquired.then(|| {
+                let leading = self.metrics.leading.with_label_values(&[self.task.as_str()]);
+                (connection.detach(), GaugeGuard::new(&leading))
+            });
         }
         Ok(self.owner.is_some())
     }
 
     /// Releases the lock, so that another replica can lead.
     pub async fn release(self) {
-        if let Some(owner) = self.owner {
+        if let Some((owner, _leading)) = self.owner {
             // A connection that is lost has released the lock already.
             let _ = owner.close().await;
         }

@@ -58,8 +58,7 @@ impl Ledger {
 
     /// Compares the schema with the one that this version needs.
     pub async fn schema(&self) -> Result<Schema, Error> {
-        let migrator = sqlx::migrate!();
-        let needed = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
+        let needed = Self::schema_version_wanted();
         let exists = sqlx::query_scalar!(
             r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#
         )
@@ -69,16 +68,24 @@ impl Ledger {
         if !exists {
             return Ok(Schema::Absent { needed });
         }
-        // The migrator creates this table; no migration does.
-        let found: Option<i64> =
-            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-                .fetch_one(&self.pool)
-                .await
-                .map_err(Error::doing("reading the version of the schema"))?;
-        Ok(match found {
+        Ok(match self.schema_version().await? {
             None => Schema::Absent { needed },
             Some(found) if found < needed => Schema::Older { found, needed },
             Some(found) => Schema::Sufficient { found, needed },
         })
+    }
+
+    /// The version of the schema in the database. `None` if no migration was applied.
+    pub async fn schema_version(&self) -> Result<Option<i64>, Error> {
+        // The migrator creates this table; no migration does.
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::doing("reading the version of the schema"))
+    }
+
+    /// The version of the schema that this program needs.
+    pub fn schema_version_wanted() -> i64 {
+        sqlx::migrate!().iter().map(|migration| migration.version).max().unwrap_or_default()
     }
 }

@@ -179,7 +179,10 @@ impl Ledger {
 }
 
 /// Sets the maximum duration of the further statements of a transaction.
-async fn limit_statements(connection: &mut PgConnection, limit: Duration) -> Result<(), Error> {
+pub(super) async fn limit_statements(
+    connection: &mut PgConnection,
+    limit: Duration,
+) -> Result<(), Error> {
     sqlx::query_scalar!(
         r#"SELECT set_config('statement_timeout', $1, true)"#,
         format!("{}ms", limit.as_millis())

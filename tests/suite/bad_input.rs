@@ -134,7 +134,8 @@ async fn a_repeated_bad_message_is_one_failure_until_it_is_resolved() {
     publish("signup.submitted").await;
     wait_for("three mirrored messages", || async {
         let (_, metrics) = world.get(&app, "/metrics").await;
-        metrics.contains("customerio_sync_mirrored_total 3").then_some(())
+        let mirrored = r#"customerio_sync_mirrored_total{reason="unprocessable"} 3"#;
+        metrics.lines().any(|line| line == mirrored).then_some(())
     })
     .await;
     assert_eq!(world.failures().await.len(), 1);

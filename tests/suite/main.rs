@@ -21,6 +21,7 @@ mod feed;
 mod integrity;
 mod ladder;
 mod ledger;
+mod metrics;
 mod migrations;
 mod mock_mode;
 mod outage;

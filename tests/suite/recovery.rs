@@ -9,7 +9,7 @@ use customerio_sync::{
 use lapin::options::QueuePurgeOptions;
 use serde_json::{Value, json};
 use sqlx::Executor;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
 const FAILURE_QUEUE: &str = "customerio-sync.failed";
@@ -124,9 +124,10 @@ async fn a_resent_message_is_not_resent_again_too_soon() {
 async fn one_replica_leads_and_another_takes_over() {
     let world = World::new().await;
     let ledger = Ledger::new(&world.config().database, &world.config().tls, 5).expect("a URL");
-    let mut first = ledger.leader_lock(LeaderTask::Recovery);
-    let mut second = ledger.leader_lock(LeaderTask::Recovery);
-    let mut of_another_task = ledger.leader_lock(LeaderTask::FailureQueue);
+    let lock = |task| ledger.leader_lock(task, Arc::default());
+    let mut first = lock(LeaderTask::Recovery);
+    let mut second = lock(LeaderTask::Recovery);
+    let mut of_another_task = lock(LeaderTask::FailureQueue);
     assert!(first.try_acquire().await.expect("an answer"));
     assert!(!second.try_acquire().await.expect("an answer"));
     assert!(first.try_acquire().await.expect("an answer"), "the leader stays the same");

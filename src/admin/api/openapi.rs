@@ -3,7 +3,7 @@
 
 use axum::{
     Router,
-    http::{HeaderValue, header},
+    http::{HeaderValue, Method, header},
     middleware,
 };
 use utoipa::{
@@ -17,7 +17,7 @@ use super::{
     PREFIX, bulk_actions, bulk_retries, cleanup, failure_groups, integrity, jobs, process, signup,
     stats, sync_failures, unprocessable, ws,
 };
-use crate::admin::state::AppState;
+use crate::admin::{http::requests::Route, state::AppState};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -83,6 +83,23 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(ws::outcomes))
         .routes(routes!(ws::live));
     OpenApiRouter::with_openapi(Description::openapi()).nest(PREFIX, routes)
+}
+
+/// The routes that the description lists.
+pub(crate) fn described(description: &utoipa::openapi::OpenApi) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for (path, item) in &description.paths.paths {
+        let operations = [
+            (Method::GET, &item.get),
+            (Method::POST, &item.post),
+            (Method::PUT, &item.put),
+            (Method::PATCH, &item.patch),
+            (Method::DELETE, &item.delete),
+        ];
+        let present = operations.iter().filter(|(_, operation)| operation.is_some());
+        routes.extend(present.map(|(method, _)| (method.clone(), path.clone())));
+    }
+    routes
 }
 
 /// Content security policy of Swagger UI, which has inline styles and `data:` images.

@@ -26,7 +26,7 @@ use crate::{
         state::AppState,
     },
     flows::feed::FeedSubscriber,
-    runtime::shutdown::Shutdown,
+    runtime::{metrics::GaugeGuard, shutdown::Shutdown},
 };
 
 /// Time between two pings.
@@ -56,9 +56,9 @@ pub(crate) async fn outcomes(
     State(state): State<AppState>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    let (upgrade, permit) = accept(&state, upgrade)?;
+    let (upgrade, client) = accept(&state, upgrade)?;
     let subscriber = state.connected()?.outcomes.subscribe().await;
-    Ok(respond(upgrade, permit, subscriber, state.shutdown))
+    Ok(respond(upgrade, client, subscriber, state.shutdown))
 }
 
 /// Watch progress live.
@@ -81,15 +81,18 @@ pub(crate) async fn live(
     State(state): State<AppState>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    let (upgrade, permit) = accept(&state, upgrade)?;
-    Ok(respond(upgrade, permit, state.live.subscribe(), state.shutdown))
+    let (upgrade, client) = accept(&state, upgrade)?;
+    Ok(respond(upgrade, client, state.live.subscribe(), state.shutdown))
 }
+
+/// One of the permitted clients, until it is dropped.
+type CountedClient = (OwnedSemaphorePermit, GaugeGuard);
 
 /// Checks the handshake, and takes a permit for the client.
 fn accept(
     state: &AppState,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<(WebSocketUpgrade, OwnedSemaphorePermit), Problem> {
+) -> Result<(WebSocketUpgrade, CountedClient), Problem> {
     let upgrade = upgrade.map_err(|error| {
         let status = error_status(&error);
         Problem::new(status, format!("expected a WebSocket handshake (RFC 6455): {error}"))
@@ -100,19 +103,20 @@ fn accept(
             "{clients_max} clients are connected, the maximum; retry later"
         ))
     })?;
-    Ok((upgrade, permit))
+    let counted = GaugeGuard::new(&state.metrics.http.websocket_clients);
+    Ok((upgrade, (permit, counted)))
 }
 
 fn respond(
     upgrade: WebSocketUpgrade,
-    permit: OwnedSemaphorePermit,
+    client: CountedClient,
     subscriber: FeedSubscriber,
     shutdown: Shutdown,
 ) -> Response {
     let upgrade = upgrade.max_frame_size(FRAME_BYTES_MAX).max_message_size(FRAME_BYTES_MAX);
     upgrade.on_upgrade(async move |socket| {
         serve(socket, subscriber, shutdown).await;
-        drop(permit);
+        drop(client);
     })
 }
 

@@ -136,6 +136,7 @@ pub(crate) fn identify_token(
     let identity = state.config.admin_tokens.identify(token);
     if identity.is_none() {
         state.login_throttle.record_failure(peer.ip());
+        state.metrics.http.wrong_tokens.inc();
     }
     Ok(identity)
 }

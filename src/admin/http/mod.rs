@@ -6,5 +6,6 @@ pub(crate) mod extract;
 pub(crate) mod login_throttle;
 pub(crate) mod middleware;
 pub(crate) mod problem;
+pub(crate) mod requests;
 pub(crate) mod server;
 pub(crate) mod session;

@@ -72,7 +72,9 @@ impl Mirror {
             // PostgreSQL can store every row: the text was written by this service or cleaned.
             retry_forever("copying failures into the mirror", || self.ledger.mirror(&messages))
                 .await;
-            self.metrics.mirrored.inc_by(messages.len() as u64);
+            for message in &messages {
+                self.metrics.mirrored.with_label_values(&[message.reason.as_str()]).inc();
+            }
             for acker in ackers {
                 acker.ack().await;
             }

@@ -25,7 +25,7 @@ use crate::{
         ReparkedMessage,
     },
     ledger::{self, FailedMessage, LeaderTask, Ledger, ParkedFailure},
-    runtime::shutdown::Shutdown,
+    runtime::{metrics::Metrics, shutdown::Shutdown},
 };
 
 /// Maximum time until RabbitMQ delivers the next message of a queue that is not empty.
@@ -42,6 +42,8 @@ pub struct Sweeper {
     pub publisher: Publisher,
     /// Lists the open failures.
     pub ledger: Ledger,
+    /// Reports whether this replica sweeps.
+    pub metrics: Arc<Metrics>,
 }
 
 /// The number of messages that a sweep kept, removed, mirrored and parked again.
@@ -65,7 +67,7 @@ impl Sweeper {
     /// Compares at intervals, and sweeps if there is a difference, until shutdown. One replica at a
     /// time does this.
     pub async fn run(self, shutdown: Shutdown) {
-        let mut leader = self.ledger.leader_lock(LeaderTask::FailureQueue);
+        let mut leader = self.ledger.leader_lock(LeaderTask::FailureQueue, self.metrics.clone());
         let mut last_sweep = Instant::now();
         let mut differed = false;
         loop {

@@ -27,12 +27,45 @@ use crate::{
     retry::{self, Verdict},
     runtime::{
         backoff::{retry_forever, retry_while},
+        text_enum::text_enum,
         trace,
     },
 };
 
 /// Minimum time that a deferred job waits on a delay tier.
 const DEFERRED_WAIT_MIN: Duration = Duration::from_mins(10);
+
+text_enum! {
+    /// Why a delivery needed no call, for metrics.
+    SkipReason {
+        /// A repeat of a message whose attempt is recorded. What must follow was published again.
+        Settled = "settled",
+        /// The job is completed.
+        AlreadyCompleted = "already_completed",
+        /// A newer message or event of the job has been received.
+        Superseded = "superseded",
+        /// The job is not due; its message waits on a tier.
+        NotDue = "not_due",
+        /// Another message owns the job; this one waits on a tier.
+        InFlight = "in_flight",
+        /// Another message took the job over before its call was due.
+        ClaimLost = "claim_lost",
+        /// Calls are paused for long; the message waits on a tier.
+        Deferred = "deferred",
+    }
+}
+
+text_enum! {
+    /// The result of an attempt, for metrics.
+    AttemptResult {
+        /// Accepted by Customer.io.
+        Completed = "completed",
+        /// Followed by a retry.
+        Retried = "retried",
+        /// Failed without a further retry.
+        Failed = "failed",
+    }
+}
 
 /// A claimed job, with the message that claimed it.
 pub(super) struct InFlightJob {
@@ -165,7 +198,7 @@ impl Pipeline {
             async |(outcome, envelope)| match outcome {
                 ClaimOutcome::Claimed(claimed) => {
                     self.publish_wait(&claimed.job, DEFERRED_WAIT_MIN).await;
-                    self.skip("deferred", envelope).await;
+                    self.skip(SkipReason::Deferred, envelope).await;
                 }
                 other => self.handle_unclaimed(other, envelope).await,
             },
@@ -205,17 +238,17 @@ impl Pipeline {
             ClaimOutcome::Claimed(_) => unreachable!("claimed jobs are sent to Customer.io"),
             ClaimOutcome::Settled(report) => {
                 self.publish_result(&report, &envelope).await;
-                "settled"
+                SkipReason::Settled
             }
-            ClaimOutcome::AlreadyCompleted => "already_completed",
-            ClaimOutcome::Superseded => "superseded",
+            ClaimOutcome::AlreadyCompleted => SkipReason::AlreadyCompleted,
+            ClaimOutcome::Superseded => SkipReason::Superseded,
             ClaimOutcome::NotDue { job, wait } => {
                 self.publish_wait(&job, wait).await;
-                "not_due"
+                SkipReason::NotDue
             }
             ClaimOutcome::InFlight { job } => {
                 self.publish_wait(&job, Duration::ZERO).await;
-                "in_flight"
+                SkipReason::InFlight
             }
             ClaimOutcome::Unknown => {
                 let why = Rejected::new("job_id", "there is no such job for this signup and phase");
@@ -225,8 +258,8 @@ impl Pipeline {
         self.skip(why, envelope).await;
     }
 
-    async fn skip(&self, why: &str, envelope: Envelope) {
-        self.metrics.skipped.with_label_values(&[why]).inc();
+    async fn skip(&self, why: SkipReason, envelope: Envelope) {
+        self.metrics.skipped.with_label_values(&[why.as_str()]).inc();
         acknowledge(envelope).await;
     }
 
@@ -257,7 +290,8 @@ impl Pipeline {
             }
         }
         // The new owner of the job has a message for it, so this one is not needed.
-        let lost = join_all(lost.into_iter().map(|envelope| self.skip("claim_lost", envelope)));
+        let lost = lost.into_iter().map(|envelope| self.skip(SkipReason::ClaimLost, envelope));
+        let lost = join_all(lost);
         let (_, endings) = tokio::join!(lost, self.settle(claim, settlements, attempted));
         if !not_sent.is_empty() {
             // The attempted jobs are settled, so the claim owns only these.
@@ -365,12 +399,12 @@ impl Pipeline {
 
     fn count_attempt(&self, settlement: &Settlement) {
         let outcome = match settlement.verdict {
-            Verdict::Complete => Status::Completed.as_str(),
-            Verdict::Retry { .. } => "retried",
-            Verdict::Fail { .. } => Status::Failed.as_str(),
+            Verdict::Complete => AttemptResult::Completed,
+            Verdict::Retry { .. } => AttemptResult::Retried,
+            Verdict::Fail { .. } => AttemptResult::Failed,
         };
         let phase = settlement.job.phase.as_str();
-        self.metrics.jobs.with_label_values(&[phase, outcome]).inc();
+        self.metrics.jobs.with_label_values(&[phase, outcome.as_str()]).inc();
         if settlement.verdict == Verdict::Complete && !settlement.attempt.mock {
             let since = chrono::Utc::now() - settlement.job.created_at;
             let seconds = since.to_std().unwrap_or_default().as_secs_f64();

@@ -10,8 +10,18 @@ use tokio::sync::mpsc;
 use super::{Pipeline, inbound::InboundMessage};
 use crate::{
     broker::{self, Connection, Delivery, WorkQueue},
-    runtime::{metrics::Metrics, shutdown::Shutdown},
+    runtime::{metrics::Metrics, shutdown::Shutdown, text_enum::text_enum},
 };
+
+text_enum! {
+    /// The result of parsing a message, for metrics.
+    IntakeResult {
+        /// It asks for work.
+        Accepted = "accepted",
+        /// It is unprocessable.
+        Rejected = "rejected",
+    }
+}
 
 pub(super) struct Intake {
     deliveries: mpsc::Receiver<(WorkQueue, Delivery)>,
@@ -87,8 +97,11 @@ impl Intake {
 
     fn parse(&self, queue: WorkQueue, delivery: Delivery) -> InboundMessage {
         let message = InboundMessage::parse(queue, delivery);
-        let result = if message.parsed.is_ok() { "accepted" } else { "rejected" };
-        self.metrics.events.with_label_values(&[queue.name(), result]).inc();
+        let result = match message.parsed {
+            Ok(_) => IntakeResult::Accepted,
+            Err(_) => IntakeResult::Rejected,
+        };
+        self.metrics.events.with_label_values(&[queue.name(), result.as_str()]).inc();
         message
     }
 }

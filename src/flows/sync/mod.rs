@@ -24,9 +24,14 @@ use crate::{
     customerio::CustomerIo,
     ledger::Ledger,
     retry::Ladder,
-    runtime::{metrics::Metrics, shutdown::Shutdown},
+    runtime::{
+        metrics::{GaugeGuard, Metrics},
+        shutdown::Shutdown,
+    },
 };
+pub use batch::{AttemptResult, SkipReason};
 use intake::Intake;
+pub use intake::IntakeResult;
 pub use process::{ProcessCounts, ProcessError};
 
 /// Settings of the pipeline.
@@ -77,9 +82,10 @@ impl Pipeline {
                 permits.clone().acquire_owned().await.expect("the semaphore is never closed");
             let Some(messages) = intake.next_batch(&self.shutdown).await else { break };
             let pipeline = self.clone();
+            let in_flight = GaugeGuard::new(&self.metrics.batches_in_flight);
             batches.spawn(async move {
                 pipeline.run_batch(messages).await;
-                drop(permit);
+                drop((permit, in_flight));
             });
             while let Some(ended) = batches.try_join_next() {
                 log_panic(ended);

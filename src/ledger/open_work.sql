@@ -1,0 +1,68 @@
+-- The work that is not completed, at one moment. Completed jobs are in none of the indexes that this
+-- reads.
+SELECT EXTRACT(EPOCH FROM now())::int8 AS "read_at!", by_status.pending AS "pending!",
+    by_status.processing AS "processing!", by_status.failed AS "failed!",
+    failed.count + unprocessable.count AS "open_failures!", due.overdue AS "overdue!",
+    due.oldest AS "oldest_overdue_seconds!", claimed.oldest AS "oldest_processing_seconds!",
+    unsynced.count AS "unsynced_signups!", unsynced.oldest AS "oldest_unsynced_seconds!",
+    late.due_soon AS "late_soon!", late.passed AS "late!",
+    running.count AS "bulk_retries_running!"
+FROM (
+    -- An index contains the status, so this does not read the table.
+    SELECT count(*) FILTER (WHERE status = 'pending') AS pending,
+        count(*) FILTER (WHERE status = 'processing') AS processing,
+        count(*) FILTER (WHERE status = 'failed') AS failed
+    FROM signup_customerio_sync_jobs
+    WHERE status <> 'completed'
+) AS by_status,
+(
+    SELECT count(*)
+    FROM signup_customerio_sync_jobs
+    WHERE status = 'failed' AND dismissed_at IS NULL
+) AS failed,
+(
+    SELECT count(*)
+    FROM sync_failures
+    WHERE job_id IS NULL AND resolved_at IS NULL
+) AS unprocessable,
+(
+    -- A job that waits on a tier is due later, and a restarted one was created long ago: the age of
+    -- neither means that it is late.
+    SELECT count(*) AS overdue,
+        GREATEST(EXTRACT(EPOCH FROM now() - min(due_at)), 0)::int8 AS oldest
+    FROM (
+        SELECT COALESCE(next_retry_at, updated_at) AS due_at
+        FROM signup_customerio_sync_jobs
+        WHERE status = 'pending'
+    ) AS pending
+    WHERE due_at < now()
+) AS due,
+(
+    SELECT GREATEST(EXTRACT(EPOCH FROM now() - min(COALESCE(claimed_at, updated_at))), 0)::int8
+        AS oldest
+    FROM signup_customerio_sync_jobs
+    WHERE status = 'processing'
+) AS claimed,
+(
+    -- A job is not older than its signup, so the index on the creation of jobs finds these signups.
+    SELECT count(DISTINCT s.id) AS count,
+        GREATEST(EXTRACT(EPOCH FROM now() - min(s.created_at)), 0)::int8 AS oldest
+    FROM signup_customerio_sync_jobs j
+    JOIN signups s ON s.id = j.signup_id
+    WHERE j.status IN ('pending', 'processing', 'failed')
+        AND j.created_at >= now() - interval '24 hours'
+        AND s.created_at >= now() - interval '24 hours' AND NOT s.customerio_synced
+) AS unsynced,
+(
+    -- An event that is older than 72 hours starts no campaign at Customer.io.
+    SELECT count(*) FILTER (WHERE occurred_at >= now() - interval '72 hours') AS due_soon,
+        count(*) FILTER (WHERE occurred_at < now() - interval '72 hours') AS passed
+    FROM signup_customerio_sync_jobs
+    WHERE status <> 'completed' AND dismissed_at IS NULL
+        AND occurred_at < now() - interval '60 hours'
+) AS late,
+(
+    SELECT count(*)
+    FROM bulk_retries
+    WHERE status = 'running'
+) AS running
