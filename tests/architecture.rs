@@ -42,8 +42,9 @@ const ROWS: [&[&str]; 13] = [
 const HOMES: [(&str, &[&str]); 7] = [
     ("sqlx", &["ledger"]),
     ("lapin", &["broker"]),
-    // The broker uses it for RabbitMQ's management API, which has no AMQP requests.
-    ("reqwest", &["customerio", "cli", "broker"]),
+    // The broker uses it for RabbitMQ's management API, which has no AMQP requests; `runtime` gives
+    // the exporter of traces an HTTP client with the configured certificates.
+    ("reqwest", &["customerio", "cli", "broker", "runtime"]),
     ("axum", &["admin", "simulator"]),
     ("backoff", &["runtime"]),
     ("prometheus", &["runtime", "broker"]),

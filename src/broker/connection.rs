@@ -8,6 +8,7 @@ use tokio::{sync::Mutex, time::timeout};
 
 use super::{
     Address, ConsumerStates, Error, FAILED_QUEUE, Topology, WorkQueue,
+    spans::ServerAddress,
     while_connected::{connection_lost, request, while_connected},
 };
 use crate::runtime::metrics::{GaugeGuard, Metrics};
@@ -42,6 +43,7 @@ pub struct QueueState {
 pub struct Connection {
     name: &'static str,
     address: Arc<Address>,
+    server: ServerAddress,
     topology: Arc<Topology>,
     current: Mutex<Option<Arc<lapin::Connection>>>,
     reconnects: IntCounter,
@@ -62,6 +64,7 @@ impl Connection {
     ) -> Result<Arc<Self>, Error> {
         let connection = Self {
             name,
+            server: ServerAddress::of(&address.uri()),
             address,
             topology,
             current: Mutex::new(None),
@@ -78,6 +81,11 @@ impl Connection {
     /// The name, which states its purpose.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The address of the broker, for spans.
+    pub(super) fn server(&self) -> &ServerAddress {
+        &self.server
     }
 
     /// Whether the connection is open. False while it is being opened.

@@ -19,14 +19,21 @@ use lapin::{
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Connection, Error, HeaderMap,
+    Connection, Error, HeaderMap, headers,
+    spans::{self, ServerAddress},
     while_connected::{request, while_connected},
 };
-use crate::runtime::{backoff::Backoff, shutdown::Shutdown};
+use crate::runtime::{
+    backoff::Backoff,
+    shutdown::Shutdown,
+    trace::{SpanParent, TraceContext, TraceSpan},
+};
 
 /// A delivered message that is not acknowledged yet.
 #[derive(Debug)]
 pub struct Delivery {
+    /// The queue that it was delivered from.
+    pub queue: &'static str,
     /// The exchange that it was published to.
     pub exchange: String,
     /// The routing key that it was published with.
@@ -43,6 +50,7 @@ pub struct Delivery {
     pub body: Vec<u8>,
     /// Acknowledges it.
     pub acker: Acker,
+    server: ServerAddress,
 }
 
 /// Acknowledges one delivery, once.
@@ -90,11 +98,16 @@ impl Acker {
 }
 
 impl Delivery {
-    fn new(mut delivery: lapin::message::Delivery) -> Self {
+    fn new(
+        queue: &'static str,
+        server: &ServerAddress,
+        mut delivery: lapin::message::Delivery,
+    ) -> Self {
         let text = |value: &Option<lapin::types::ShortString>| {
             value.as_ref().map(|text| text.as_str().to_owned())
         };
         Self {
+            queue,
             exchange: delivery.exchange.to_string(),
             routing_key: delivery.routing_key.to_string(),
             redelivered: delivery.redelivered,
@@ -103,7 +116,21 @@ impl Delivery {
             headers: HeaderMap::new(delivery.properties.headers().as_ref()),
             body: std::mem::take(&mut delivery.data),
             acker: Acker { delivery: Box::new(delivery), delivered_at: Instant::now() },
+            server: server.clone(),
         }
+    }
+
+    /// The trace context that it carries.
+    pub fn trace_context(&self) -> TraceContext {
+        TraceContext::new(
+            self.headers.text(headers::TRACEPARENT),
+            self.headers.text(headers::TRACESTATE),
+        )
+    }
+
+    /// Starts the span of processing it.
+    pub fn process_span(&self, parent: impl FnOnce() -> SpanParent) -> TraceSpan {
+        spans::process(self, &self.server, parent)
     }
 }
 
@@ -160,6 +187,7 @@ pub async fn consume<T: Send>(
     deliveries: mpsc::Sender<T>,
     wrap: impl Fn(Delivery) -> T,
 ) {
+    let wrap = |delivery| wrap(Delivery::new(queue, connection.server(), delivery));
     let mut backoff = Backoff::default();
     while !shutdown.is_draining() {
         match start(&connection, queue, prefetch).await {
@@ -216,7 +244,7 @@ async fn forward<T: Send>(
     consumer: &mut Consumer,
     shutdown: &Shutdown,
     deliveries: &mpsc::Sender<T>,
-    wrap: &impl Fn(Delivery) -> T,
+    wrap: &impl Fn(lapin::message::Delivery) -> T,
 ) -> ForwardEnd {
     loop {
         let next = tokio::select! {
@@ -226,7 +254,7 @@ async fn forward<T: Send>(
         };
         let Some(Some(Ok(delivery))) = next else { return ForwardEnd::Lost };
         // The channel has room for the whole prefetch, so this never waits.
-        if deliveries.send(wrap(Delivery::new(delivery))).await.is_err() {
+        if deliveries.send(wrap(delivery)).await.is_err() {
             return ForwardEnd::Draining;
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     event::Rejected,
     job::{Ending, ErrorType, Failure, Job, JobReport, Reason, SyncPhase},
     retry::Tier,
-    runtime::text_enum::text_enum,
+    runtime::{text_enum::text_enum, trace::TraceContext},
 };
 
 /// A message to publish. Messages are always persistent.
@@ -31,6 +31,9 @@ pub struct Message {
     pub(super) message_id: String,
     pub(super) content_type: Option<String>,
     pub(super) headers: Headers,
+    /// The context that it carries if traces are not exported. Otherwise it carries the context of
+    /// the span that publishes it.
+    pub(super) trace: TraceContext,
     pub(super) body: Vec<u8>,
 }
 
@@ -95,6 +98,8 @@ pub struct OriginalMessage<'a> {
     pub message_id: Option<&'a str>,
     /// Its `content_type`.
     pub content_type: Option<&'a str>,
+    /// Its trace context.
+    pub trace: TraceContext,
     /// Its body.
     pub body: Vec<u8>,
 }
@@ -139,6 +144,7 @@ impl Message {
             message_id: Uuid::now_v7().to_string(),
             content_type: Some(content_type.unwrap_or(JSON).to_owned()),
             headers: Headers::default(),
+            trace: TraceContext::default(),
             body,
         }
     }
@@ -153,6 +159,7 @@ impl Message {
             message_id: job.attempt_id().to_string(),
             content_type: Some(JSON.to_owned()),
             headers: job_headers(job, failure),
+            trace: job.trace_context(),
             body: job_body(job),
         }
     }
@@ -173,6 +180,7 @@ impl Message {
             message_id: format!("{}:failed", job.attempt_id()),
             content_type: Some(JSON.to_owned()),
             headers: failure_headers(job_headers(job, Some(failure)), reason, at, origin),
+            trace: job.trace_context(),
             body: job_body(job),
         }
     }
@@ -187,6 +195,7 @@ impl Message {
             message_id: job.attempt_id().to_string(),
             content_type: Some(JSON.to_owned()),
             headers: job_headers(job, None),
+            trace: job.trace_context(),
             body: job_body(job),
         }
     }
@@ -213,6 +222,7 @@ impl Message {
                 .text(headers::REPLAY_OF, failure_id.to_string())
                 .text(headers::ORIGINAL_EXCHANGE, origin.exchange)
                 .text(headers::ORIGINAL_ROUTING_KEY, origin.routing_key),
+            trace: original.trace,
             body: original.body,
         }
     }
@@ -240,6 +250,7 @@ impl Message {
             message_id: parked.message_id.to_owned(),
             content_type: parked.content_type.map(str::to_owned),
             headers: failure_headers(fields, parked.reason, parked.failed_at, parked.origin),
+            trace: TraceContext::new(text(headers::TRACEPARENT), text(headers::TRACESTATE)),
             body: parked.body.to_vec(),
         }
     }
@@ -269,6 +280,7 @@ impl Message {
                 at,
                 origin,
             ),
+            trace: original.trace,
             body: original.body,
         }
     }
@@ -289,8 +301,8 @@ impl Message {
             destination: Destination::Outcome,
             message_id,
             content_type: Some(JSON.to_owned()),
-            headers: Headers::default()
-                .optional(headers::TRACEPARENT, report.job.traceparent.as_deref()),
+            headers: Headers::default(),
+            trace: report.job.trace_context(),
             body: serde_json::to_vec(&body).expect("an outcome is JSON"),
         })
     }
@@ -398,7 +410,6 @@ fn job_headers(job: &Job, failure: Option<&Failure>) -> Headers {
         .optional(headers::ERROR_TYPE, failure.map(|failure| failure.error_type.as_str()))
         .optional(headers::ERROR_MESSAGE, failure.map(|failure| failure.message.as_str()))
         .optional(headers::FIRST_FAILED_AT, job.first_failed_at.map(time))
-        .optional(headers::TRACEPARENT, job.traceparent.as_deref())
 }
 
 fn failure_headers(

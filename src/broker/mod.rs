@@ -15,6 +15,7 @@ mod message;
 mod names;
 mod publisher;
 mod queue_monitor;
+mod spans;
 mod subscription;
 mod topology;
 mod version;

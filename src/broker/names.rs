@@ -17,6 +17,9 @@ pub const FAILED_QUEUE: &str = "customerio-sync.failed";
 /// The queue that the mirror consumes.
 pub const MIRROR_QUEUE: &str = "customerio-sync.failed.mirror";
 
+/// Name of the default exchange in spans. In AMQP its name is empty.
+pub(super) const DEFAULT_EXCHANGE_LABEL: &str = "amq.default";
+
 /// Start of the names of all delay tiers.
 pub(super) const TIER_PREFIX: &str = "customerio-sync.retry.";
 
@@ -124,12 +127,14 @@ pub mod headers {
     pub const REPLAY_OF: &str = "x-replay-of";
     /// W3C trace context (<https://www.w3.org/TR/trace-context/>).
     pub const TRACEPARENT: &str = "traceparent";
+    /// Data of tracing systems about the trace in [`TRACEPARENT`].
+    pub const TRACESTATE: &str = "tracestate";
     /// RabbitMQ's record of dead-lettering (<https://www.rabbitmq.com/docs/dlx>).
     pub const DEATH: &str = "x-death";
 
-    /// The headers of a job's messages, besides [`ATTEMPT`], which is a number.
-    pub const OF_JOB: [&str; 6] =
-        [JOB_ID, SIGNUP_ID, SYNC_PHASE, ERROR_TYPE, FIRST_FAILED_AT, TRACEPARENT];
+    /// The headers of a job's messages, besides [`ATTEMPT`], which is a number, and the trace
+    /// context.
+    pub const OF_JOB: [&str; 5] = [JOB_ID, SIGNUP_ID, SYNC_PHASE, ERROR_TYPE, FIRST_FAILED_AT];
 }
 
 #[cfg(test)]

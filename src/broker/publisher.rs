@@ -23,11 +23,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Config, Connection, Error, Message, while_connected::request};
+use super::{Config, Connection, Error, Message, headers, spans, while_connected::request};
 use crate::runtime::{
     backoff::Backoff,
     metrics::{GaugeGuard, Metrics},
     text_enum::text_enum,
+    trace::TraceContext,
 };
 
 /// Time after which a missing confirm is reported. The publisher still waits for it: a second
@@ -104,14 +105,7 @@ impl Publisher {
     pub async fn publish(&self, message: &Message) {
         let mut backoff = Backoff::default();
         loop {
-            let published = self.warn_when_overdue(message, async {
-                if message.mandatory {
-                    self.publish_mandatory(message).await
-                } else {
-                    self.publish_shared(message).await
-                }
-            });
-            let published = published.await;
+            let published = self.send(message).await;
             let result =
                 published.as_ref().map_or_else(PublishError::result, |()| PublishResult::Confirmed);
             self.0
@@ -133,6 +127,24 @@ impl Publisher {
                 tracing::warn!(%error, "applying the topology again failed");
             }
         }
+    }
+
+    /// Publishes `message`. The span of this attempt is the one that the message follows from.
+    async fn send(&self, message: &Message) -> Result<(), PublishError> {
+        let span = spans::send(message, self.0.connection.server());
+        let trace = span.outgoing(&message.trace);
+        let published = self.warn_when_overdue(message, async {
+            if message.mandatory {
+                self.publish_mandatory(message, &trace).await
+            } else {
+                self.publish_shared(message, &trace).await
+            }
+        });
+        let published = published.await;
+        if let Err(error) = &published {
+            span.fail(error.result().as_str());
+        }
+        published
     }
 
     /// Describes why RabbitMQ, although connected, does not confirm messages. `None` if it confirms
@@ -168,14 +180,18 @@ impl Publisher {
         published.await
     }
 
-    async fn publish_mandatory(&self, message: &Message) -> Result<(), PublishError> {
+    async fn publish_mandatory(
+        &self,
+        message: &Message,
+        trace: &TraceContext,
+    ) -> Result<(), PublishError> {
         let _permit = self.0.permits.acquire().await.expect("the semaphore is never closed");
         let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let channel = match idle.filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
             None => self.confirming_channel().await?,
         };
-        let published = publish(&channel, message).await;
+        let published = publish(&channel, message, trace).await;
         // A channel can be reused after a return, since nothing else is in flight on it, but not
         // after a loss.
         if !matches!(published, Err(PublishError::Lost(_))) {
@@ -184,13 +200,17 @@ impl Publisher {
         published
     }
 
-    async fn publish_shared(&self, message: &Message) -> Result<(), PublishError> {
+    async fn publish_shared(
+        &self,
+        message: &Message,
+        trace: &TraceContext,
+    ) -> Result<(), PublishError> {
         let current = self.0.shared.read().await.clone();
         let channel = match current.filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
             None => self.replace_shared().await?,
         };
-        publish(&channel, message).await
+        publish(&channel, message, trace).await
     }
 
     async fn replace_shared(&self) -> Result<Channel, PublishError> {
@@ -229,14 +249,18 @@ impl Drop for OverdueConfirm<'_> {
     }
 }
 
-async fn publish(channel: &Channel, message: &Message) -> Result<(), PublishError> {
+async fn publish(
+    channel: &Channel,
+    message: &Message,
+    trace: &TraceContext,
+) -> Result<(), PublishError> {
     let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
     let published = channel.basic_publish(
         message.exchange.as_str().into(),
         message.routing_key.as_str().into(),
         options,
         &message.body,
-        properties(message),
+        properties(message, trace),
     );
     let confirm = request(channel, "publishing", published).await?;
     match request(channel, "waiting for a publisher confirm", confirm).await? {
@@ -250,12 +274,17 @@ async fn publish(channel: &Channel, message: &Message) -> Result<(), PublishErro
     }
 }
 
-fn properties(message: &Message) -> BasicProperties {
+fn properties(message: &Message, trace: &TraceContext) -> BasicProperties {
     const PERSISTENT: u8 = 2;
+    let headers = message
+        .headers
+        .clone()
+        .optional(headers::TRACEPARENT, trace.traceparent.as_deref())
+        .optional(headers::TRACESTATE, trace.tracestate.as_deref());
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_app_id("customerio-sync".into())
-        .with_headers(message.headers.0.clone());
+        .with_headers(headers.0);
     let properties = match message.message_id.as_str() {
         "" => properties,
         id => properties.with_message_id(short(id)),

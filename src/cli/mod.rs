@@ -106,7 +106,7 @@ fn execute(cli: Cli) -> Result<(), Error> {
         }
         (loaded, _) => loaded?,
     };
-    let _guard = telemetry::init(&config.telemetry)?;
+    let _guard = telemetry::init(&config.telemetry, &config.tls.ca_file)?;
     config.warn_of_renamed_keys();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =

@@ -29,9 +29,16 @@ use super::{
 };
 use crate::{
     job::{Attempt, ClaimedJob, Failure, FailureCause, Outcome},
-    runtime::{metrics::Metrics, text_enum::text_enum, tls},
+    runtime::{
+        metrics::Metrics,
+        text_enum::text_enum,
+        tls,
+        trace::{KeyValue, SpanKind, SpanLink, SpanParent, SpanStart, TraceSpan},
+    },
 };
 
+/// Path of the batch endpoint.
+const BATCH_PATH: &str = "/api/v2/batch";
 /// Maximum bytes per call. The documentation says 500 kB without saying whether a kB is 1000 or
 /// 1024 bytes; this leaves room.
 const CALL_BYTES_MAX: usize = 475_000;
@@ -91,6 +98,8 @@ struct PreparedJob {
     /// Its index among the jobs that were pushed.
     index: usize,
     job: Uuid,
+    /// The span of its message.
+    span: SpanLink,
     prepared: Prepared,
 }
 
@@ -301,10 +310,12 @@ impl CustomerIo {
     }
 
     /// Sends the jobs, in as few calls as the limits allow. Returns one result per job, in the
-    /// order of `jobs`.
+    /// order of `jobs`. `spans` are the spans of their messages, in the same order, to which the
+    /// span of each call is linked; it may be empty.
     pub async fn push(
         &self,
         jobs: &[ClaimedJob],
+        spans: &[SpanLink],
         permit: &Permit<'_>,
         retain_claimed: &RetainClaimed<'_>,
     ) -> Vec<PushResult> {
@@ -312,7 +323,12 @@ impl CustomerIo {
         let mut prepared = Vec::with_capacity(jobs.len());
         for (index, claimed) in jobs.iter().enumerate() {
             match operation::prepare(claimed, self.identifier) {
-                Ok(one) => prepared.push(PreparedJob { index, job: claimed.job.id, prepared: one }),
+                Ok(one) => prepared.push(PreparedJob {
+                    index,
+                    job: claimed.job.id,
+                    span: spans.get(index).cloned().unwrap_or_default(),
+                    prepared: one,
+                }),
                 Err(outcome) => results.push((index, attempt_without_call(claimed, outcome))),
             }
         }
@@ -412,12 +428,17 @@ impl CustomerIo {
             .header(AUTHORIZATION, &http.authorization)
             .header(CONTENT_TYPE, "application/json")
             .body(batch_body(jobs));
+        let span = http.batch_span(jobs);
         match self.exchange(request).await {
-            Ok(received) => BatchCall {
-                response: response::read(received.raw(), jobs.len()),
-                http_status: Some(received.status),
-            },
+            Ok(received) => {
+                record_status(&span, received.status);
+                BatchCall {
+                    response: response::read(received.raw(), jobs.len()),
+                    http_status: Some(received.status),
+                }
+            }
             Err(error) => {
+                span.fail(error_type(&error));
                 let failure = Failure::new(FailureCause::NoResponse, describe(&error));
                 let outcome = Outcome::Retryable { failure, retry_after: None };
                 let response = BatchResponse::PerJob(vec![outcome; jobs.len()]);
@@ -430,6 +451,49 @@ impl CustomerIo {
 impl Http {
     fn region_request(&self) -> reqwest::RequestBuilder {
         self.client.get(self.region_url.clone()).header(AUTHORIZATION, &self.authorization)
+    }
+
+    /// Starts the span of a batch call, after OpenTelemetry's conventions for HTTP clients
+    /// (<https://opentelemetry.io/docs/specs/semconv/http/http-spans/>).
+    ///
+    /// A call serves jobs of many traces, so its span is linked to those of their messages and
+    /// starts a trace. The request does not carry its context: Customer.io is another company,
+    /// whose systems do not continue the trace.
+    fn batch_span(&self, jobs: &[&PreparedJob]) -> TraceSpan {
+        TraceSpan::start(|| {
+            let url = &self.batch_url;
+            let host = url.host_str().unwrap_or_default().to_owned();
+            let port = url.port_or_known_default().unwrap_or_default();
+            SpanStart {
+                name: format!("POST {BATCH_PATH}").into(),
+                kind: SpanKind::Client,
+                parent: SpanParent::Linked(jobs.iter().map(|job| job.span.clone()).collect()),
+                attributes: vec![
+                    KeyValue::new("http.request.method", "POST"),
+                    KeyValue::new("url.template", BATCH_PATH),
+                    KeyValue::new("url.full", without_credentials(url)),
+                    KeyValue::new("server.address", host),
+                    KeyValue::new("server.port", i64::from(port)),
+                    KeyValue::new("messaging.batch.message_count", jobs.len() as i64),
+                ],
+            }
+        })
+    }
+}
+
+fn without_credentials(url: &Url) -> String {
+    let mut url = url.clone();
+    // They fail for URLs without a host, which have no credentials.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.into()
+}
+
+/// Records the status of a response. As the conventions require, 4xx and 5xx are errors.
+fn record_status(span: &TraceSpan, status: u16) {
+    span.add(|| vec![KeyValue::new("http.response.status_code", i64::from(status))]);
+    if status >= 400 {
+        span.fail(status.to_string());
     }
 }
 
@@ -478,7 +542,7 @@ impl Transport {
         };
         Ok(Self::Http(Box::new(Http {
             client,
-            batch_url: url("/api/v2/batch")?,
+            batch_url: url(BATCH_PATH)?,
             region_url: url("/api/v1/accounts/region")?,
             authorization,
         })))
@@ -577,6 +641,17 @@ async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<HttpRespo
         }
     }
     Ok(HttpResponse { status: response.status().as_u16(), retry_after, location, body })
+}
+
+/// The kind of error of a call without a response.
+fn error_type(error: &reqwest::Error) -> &'static str {
+    if error.is_timeout() {
+        "timeout"
+    } else if error.is_connect() {
+        "not_connected"
+    } else {
+        "connection_lost"
+    }
 }
 
 /// The error with its causes, without the URL.

@@ -196,6 +196,7 @@ pub(super) mod tests {
                 created_at: "2025-02-18T12:00:01Z".parse().expect("a time"),
                 first_failed_at: None,
                 traceparent: None,
+                tracestate: None,
             },
             signup: Signup {
                 operator_id: text("op-12"),

@@ -9,7 +9,7 @@ use std::{num::NonZeroU32, time::Duration};
 use crate::{
     broker::{Message, Origin, OriginalMessage, Publisher, WorkQueue, headers},
     ledger::{self, BulkActionStep, Ledger, MessageSource, OpenMessage, ReplayLimits, ReplayStep},
-    runtime::{backoff::Backoff, shutdown::Shutdown},
+    runtime::{backoff::Backoff, shutdown::Shutdown, trace::TraceContext},
 };
 
 /// Time between two polls for a bulk action.
@@ -46,8 +46,10 @@ pub fn replay_sources() -> Vec<MessageSource> {
 pub fn replay_of(message: OpenMessage) -> Option<(WorkQueue, Message)> {
     let origin = Origin { exchange: &message.exchange, routing_key: &message.routing_key };
     let queue = origin.queue()?;
+    let header = |name: &str| message.headers.get(name).and_then(|value| value.as_str());
     let original = OriginalMessage {
-        message_id: message.headers.get(headers::ORIGINAL_MESSAGE_ID).and_then(|id| id.as_str()),
+        message_id: header(headers::ORIGINAL_MESSAGE_ID),
+        trace: TraceContext::new(header(headers::TRACEPARENT), header(headers::TRACESTATE)),
         content_type: message.content_type.as_deref(),
         body: message.body,
     };

@@ -7,7 +7,10 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{AttemptId, Failure, Reason, SyncPhase};
-use crate::event::{BetSlip, Customer};
+use crate::{
+    event::{BetSlip, Customer},
+    runtime::trace::TraceContext,
+};
 
 /// A sync job as the ledger stores it.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,14 +35,21 @@ pub struct Job {
     pub created_at: DateTime<Utc>,
     /// When the first attempt of this run failed.
     pub first_failed_at: Option<DateTime<Utc>>,
-    /// W3C trace context of its event.
+    /// `traceparent` of its event ([`TraceContext`]).
     pub traceparent: Option<String>,
+    /// `tracestate` of its event.
+    pub tracestate: Option<String>,
 }
 
 impl Job {
     /// The next attempt, or the one in flight.
     pub fn attempt_id(&self) -> AttemptId {
         AttemptId { job_id: self.id, run: self.run, attempt: self.attempt }
+    }
+
+    /// The trace context of its event.
+    pub fn trace_context(&self) -> TraceContext {
+        TraceContext::new(self.traceparent.as_deref(), self.tracestate.as_deref())
     }
 }
 

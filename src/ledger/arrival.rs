@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::{
     event::{Event, EventDetails},
     job::{AttemptId, Claimant, JobMessage, Status, SyncPhase},
+    runtime::trace::TraceContext,
 };
 
 /// A message for a job.
@@ -16,8 +17,8 @@ pub struct Arrival {
     pub source: Source,
     /// Whether RabbitMQ has delivered it before.
     pub redelivered: bool,
-    /// W3C trace context of the message.
-    pub traceparent: Option<String>,
+    /// The trace context that the message carries.
+    pub trace: TraceContext,
 }
 
 /// The origin of a message, with its content.
@@ -196,7 +197,8 @@ mod tests {
             body: body.as_bytes(),
         };
         let event = parse(raw).expect("a valid event");
-        Arrival { source: Source::Event(Box::new(event)), redelivered: false, traceparent: None }
+        let trace = TraceContext::default();
+        Arrival { source: Source::Event(Box::new(event)), redelivered: false, trace }
     }
 
     fn message(run: impl Into<Option<i32>>, attempt: i32) -> Arrival {
@@ -207,7 +209,8 @@ mod tests {
             run: run.into(),
             attempt,
         };
-        Arrival { source: Source::Job(message), redelivered: false, traceparent: None }
+        let trace = TraceContext::default();
+        Arrival { source: Source::Job(message), redelivered: false, trace }
     }
 
     fn again(arrival: Arrival) -> Arrival {

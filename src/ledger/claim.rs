@@ -224,14 +224,17 @@ async fn insert_jobs(
         WITH created AS (
             INSERT INTO signup_customerio_sync_jobs (
                 id, signup_id, sync_phase, status, max_attempts, event_id, occurred_at, traceparent,
-                claim, claimed_at, claimed_by
+                tracestate, claim, claimed_at, claimed_by
             )
-            SELECT id, signup_id, sync_phase, 'processing', $9, event_id,
-                COALESCE(occurred_at, now()), traceparent, $8, now(), claimed_by
+            SELECT id, signup_id, sync_phase, 'processing', $10, event_id,
+                COALESCE(occurred_at, now()), traceparent, tracestate, $9, now(), claimed_by
             FROM UNNEST(
                 $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[],
-                $7::text[]
-            ) AS e (id, signup_id, sync_phase, event_id, occurred_at, traceparent, claimed_by)
+                $7::text[], $8::text[]
+            ) AS e (
+                id, signup_id, sync_phase, event_id, occurred_at, traceparent, tracestate,
+                claimed_by
+            )
             ORDER BY signup_id
             ON CONFLICT (signup_id, sync_phase) DO NOTHING
             RETURNING id
@@ -247,7 +250,8 @@ async fn insert_jobs(
         &column!(events, new => new.arrival.phase().as_str()) as _,
         &column!(events, new => new.event.id.as_str()) as _,
         &column!(events, new => new.event.occurred_at) as _,
-        &column!(events, new => new.arrival.traceparent.as_deref()) as _,
+        &column!(events, new => new.arrival.trace.traceparent.as_deref()) as _,
+        &column!(events, new => new.arrival.trace.tracestate.as_deref()) as _,
         &column!(events, new => new.arrival.claimant(0).to_string()) as _,
         claim,
         max_attempts,
@@ -280,7 +284,8 @@ impl<'a> JobClaim<'a> {
                 row.error_message = None;
                 row.event_id.clone_from(&event.id);
                 row.occurred_at = event.occurred_at.unwrap_or(row.now);
-                row.traceparent.clone_from(&arrival.traceparent);
+                row.traceparent.clone_from(&arrival.trace.traceparent);
+                row.tracestate.clone_from(&arrival.trace.tracestate);
             }
             (Disposition::Claim, _) => {}
             _ => return None,
@@ -309,7 +314,7 @@ async fn claim_jobs(
                 WHEN c.event_id = j.event_id THEN j.earlier_events
                 ELSE (j.event_id || j.earlier_events)[:50]
             END,
-            occurred_at = c.occurred_at, traceparent = c.traceparent,
+            occurred_at = c.occurred_at, traceparent = c.traceparent, tracestate = c.tracestate,
             first_failed_at = c.first_failed_at, error_type = c.error_type,
             error_message = c.error_message,
             error_signature = CASE WHEN c.error_message IS NOT NULL THEN j.error_signature END,
@@ -317,10 +322,11 @@ async fn claim_jobs(
             dismissed_reason = NULL, updated_at = now()
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[],
-            $8::timestamptz[], $9::text[], $10::timestamptz[], $11::text[], $12::text[]
+            $8::timestamptz[], $9::text[], $10::text[], $11::timestamptz[], $12::text[],
+            $13::text[]
         ) AS c (
             id, claimed_by, run, attempt_count, manual_retry, event_id, occurred_at, traceparent,
-            first_failed_at, error_type, error_message
+            tracestate, first_failed_at, error_type, error_message
         )
         WHERE j.id = c.id
         "#,
@@ -333,6 +339,7 @@ async fn claim_jobs(
         &column!(claims, c => c.row.event_id.as_str()) as _,
         &column!(claims, c => c.row.occurred_at) as _,
         &column!(claims, c => c.row.traceparent.as_deref()) as _,
+        &column!(claims, c => c.row.tracestate.as_deref()) as _,
         &column!(claims, c => c.row.first_failed_at) as _,
         &column!(claims, c => c.row.error_type.map(ErrorType::as_str)) as _,
         &column!(claims, c => c.row.error_message.as_deref()) as _,

@@ -3,8 +3,8 @@ SELECT j.id, j.signup_id, j.sync_phase AS "sync_phase: _", j.status AS "status: 
     j.attempt_count, j.max_attempts, j.manual_retry, j.event_id, j.earlier_events, j.occurred_at,
     j.created_at, j.updated_at, j.first_failed_at, j.failed_at,
     j.failed_reason, j.completed_at, j.mock, j.error_type AS "error_type: _",
-    j.error_message, j.traceparent, j.claim, j.claimed_by AS "claimed_by: _", j.contact_id,
-    now() AS "now!",
+    j.error_message, j.traceparent, j.tracestate, j.claim, j.claimed_by AS "claimed_by: _",
+    j.contact_id, now() AS "now!",
     COALESCE(j.claimed_at, j.last_attempt_at, j.updated_at)
         < now() - make_interval(secs => $3) AS "is_stale!",
     COALESCE(EXTRACT(EPOCH FROM j.next_retry_at - now())::float8 * 1000, 0) AS "due_in_ms!",

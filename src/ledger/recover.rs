@@ -119,7 +119,8 @@ impl Ledger {
                 FOR UPDATE SKIP LOCKED
             )
             RETURNING id, signup_id, sync_phase AS "phase: _", run, attempt_count AS attempt,
-                max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent
+                max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent,
+                tracestate
             "#,
             limits.overdue_after.as_secs_f64(),
             limits.resend_after.as_secs_f64(),
@@ -155,8 +156,8 @@ impl Ledger {
             )
             RETURNING id, signup_id, sync_phase AS "phase: SyncPhase", run, attempt_count,
                 max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent,
-                error_type AS "error_type!: ErrorType", error_message AS "error_message!",
-                failed_reason, failed_at AS "failed_at!"
+                tracestate, error_type AS "error_type!: ErrorType",
+                error_message AS "error_message!", failed_reason, failed_at AS "failed_at!"
             "#,
             limits.overdue_after.as_secs_f64(),
             limits.resend_after.as_secs_f64(),
@@ -178,6 +179,7 @@ impl Ledger {
                 created_at: row.created_at,
                 first_failed_at: row.first_failed_at,
                 traceparent: row.traceparent,
+                tracestate: row.tracestate,
             },
             reason: known(row.failed_reason.as_deref()).unwrap_or(Reason::Exhausted),
             failure: Failure {

@@ -73,7 +73,8 @@ pub(super) async fn restart(
             claimed_by = NULL, updated_at = now()
         WHERE id = ANY($1) AND status = 'failed' AND (dismissed_at IS NULL OR $2)
         RETURNING id, signup_id, sync_phase AS "phase: _", run, attempt_count AS attempt,
-            max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent
+            max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent,
+            tracestate
         "#,
         jobs,
         dismissed == DismissedFailures::Include,

@@ -41,6 +41,7 @@ pub(super) struct JobRow {
     pub(super) error_type: Option<ErrorType>,
     pub(super) error_message: Option<String>,
     pub(super) traceparent: Option<String>,
+    pub(super) tracestate: Option<String>,
     pub(super) claim: Option<Uuid>,
     pub(super) claimed_by: Option<Claimant>,
     pub(super) contact_id: Option<String>,
@@ -95,6 +96,7 @@ impl JobRow {
             created_at: self.created_at,
             first_failed_at: self.first_failed_at,
             traceparent: self.traceparent.clone(),
+            tracestate: self.tracestate.clone(),
         }
     }
 

@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod certificate;
 pub mod check;
 pub mod metrics;
+mod otlp;
 pub mod replica;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,15 +1,25 @@
 //! Logs to standard error, and traces to an OTLP endpoint if one is set.
 
-use std::io::IsTerminal;
+use std::{fmt, io::IsTerminal, path::Path, time::Duration};
 
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
-use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use serde::Deserialize;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::{
-    EnvFilter, Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer,
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
 };
 
-use serde::Deserialize;
+use super::{otlp::ExportTarget, trace};
+
+pub use super::otlp::ExportError;
+
+/// Maximum time at exit for exporting the last traces.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Settings of logs and traces.
 #[derive(Debug, Clone, Deserialize)]
@@ -19,7 +29,8 @@ pub struct Config {
     pub log: String,
     /// The format of log lines.
     pub format: LogFormat,
-    /// The OTLP endpoint. Empty: no traces.
+    /// The OTLP endpoint, without the path of traces. Empty: no traces, unless
+    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set.
     pub otlp_endpoint: String,
 }
 
@@ -44,9 +55,9 @@ pub enum Error {
         "telemetry.log: {0}; expected a filter such as \"info\" or \"customerio_sync=debug,info\""
     )]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// The exporter could not be built.
-    #[error("telemetry.otlp_endpoint: {0}")]
-    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// Traces can't be exported as configured.
+    #[error(transparent)]
+    Export(#[from] ExportError),
 }
 
 /// Exports the remaining traces when it is dropped.
@@ -56,19 +67,18 @@ pub struct TelemetryGuard(Option<SdkTracerProvider>);
 impl Drop for TelemetryGuard {
     fn drop(&mut self) {
         if let Some(provider) = &self.0
-            && let Err(error) = provider.shutdown()
+            && let Err(error) = provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT)
         {
-            eprintln!("customerio-sync: exporting the last traces: {error}");
+            tracing::warn!(%error, "exporting the last traces failed");
         }
     }
 }
 
-/// The target of spans that are exported and not logged.
-const TRACES: &str = "otel";
-
-/// Starts logging and tracing for the whole process. Call it once.
-pub fn init(config: &Config) -> Result<TelemetryGuard, Error> {
-    let filter = EnvFilter::builder().parse(&config.log)?.add_directive("otel=off".parse()?);
+/// Starts logging and tracing for the whole process. Call it once, before the asynchronous runtime
+/// starts. The certificates in `ca_file`, if it is not empty, are trusted in addition to those of
+/// the system.
+pub fn init(config: &Config, ca_file: &Path) -> Result<TelemetryGuard, Error> {
+    let filter = EnvFilter::builder().parse(&config.log)?;
     let is_json = match config.format {
         LogFormat::Json => true,
         LogFormat::Pretty => false,
@@ -76,31 +86,128 @@ pub fn init(config: &Config) -> Result<TelemetryGuard, Error> {
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = if is_json {
-        lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+        lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .map_event_format(|format| WithTraceIds { format, is_json })
+            .boxed()
     } else {
-        lines.boxed()
+        // The layer has the same default (https://no-color.org/), but does not pass it on to
+        // lines with ids.
+        let colors = std::env::var("NO_COLOR").unwrap_or_default().is_empty();
+        lines
+            .map_event_format(|format| WithTraceIds { format: format.with_ansi(colors), is_json })
+            .boxed()
     };
-    let provider = exporter(&config.otlp_endpoint)?;
-    let traces = provider.as_ref().map(|provider| {
-        let tracer = provider.tracer("customerio-sync");
-        tracing_opentelemetry::layer()
-            .with_tracer(tracer)
-            .with_filter(Targets::new().with_target(TRACES, tracing::Level::INFO))
-    });
-    tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces).init();
-    Ok(TelemetryGuard(provider))
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    let target = ExportTarget::read(&config.otlp_endpoint, |name| std::env::var(name).ok())?;
+    let Some(target) = target else { return Ok(TelemetryGuard(None)) };
+    let provider = target.provider(ca_file)?;
+    trace::install(provider.tracer("customerio-sync"));
+    Ok(TelemetryGuard(Some(provider)))
 }
 
-fn exporter(endpoint: &str) -> Result<Option<SdkTracerProvider>, Error> {
-    if endpoint.is_empty() {
-        return Ok(None);
+/// Adds `trace_id` and `span_id` to log lines inside of spans.
+struct WithTraceIds<F> {
+    format: F,
+    is_json: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithTraceIds<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some((trace_id, span_id)) = trace::current_ids() else {
+            return self.format.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        let line = line.trim_end();
+        match line.strip_suffix('}').filter(|_| self.is_json) {
+            Some(fields) => {
+                writeln!(writer, r#"{fields},"trace_id":"{trace_id}","span_id":"{span_id}"}}"#)
+            }
+            None => writeln!(writer, "{line} trace_id={trace_id} span_id={span_id}"),
+        }
     }
-    // The path of traces below a base endpoint
-    // (https://opentelemetry.io/docs/specs/otel/protocol/exporter/).
-    let endpoint = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
-    let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).build()?;
-    let resource = Resource::builder().with_service_name("customerio-sync").build();
-    Ok(Some(
-        SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build(),
-    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry::{
+        Context,
+        trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
+    };
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    /// Collects log lines.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Logs one line outside and one inside of a span.
+    fn log(is_json: bool) -> Vec<String> {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+        let layer = if is_json {
+            let layer = layer.json().flatten_event(true);
+            layer.map_event_format(|format| WithTraceIds { format, is_json }).boxed()
+        } else {
+            layer
+                .with_ansi(false)
+                .map_event_format(|format| WithTraceIds {
+                    format: format.with_ansi(false),
+                    is_json,
+                })
+                .boxed()
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::info!(job = 7, "outside");
+            let (trace_id, span_id) = (TraceId::from(0xab), SpanId::from(0xcd));
+            let (flags, state) = (TraceFlags::SAMPLED, TraceState::default());
+            let span = SpanContext::new(trace_id, span_id, flags, true, state);
+            let _inside = Context::new().with_remote_span_context(span).attach();
+            tracing::info!(job = 7, "inside");
+        });
+        let text = lines.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        String::from_utf8(text).expect("text").lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn log_lines_inside_of_a_span_carry_its_ids() {
+        let lines = log(true);
+        let json = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+        let (outside, inside) = (json(&lines[0]), json(&lines[1]));
+        assert!(outside.get("trace_id").is_none() && outside["message"] == "outside");
+        assert_eq!(inside["trace_id"], "000000000000000000000000000000ab");
+        assert_eq!(inside["span_id"], "00000000000000cd");
+        assert!(inside["message"] == "inside" && inside["job"] == 7, "{inside}");
+
+        let lines = log(false);
+        assert!(lines[0].ends_with("outside job=7"), "{lines:?}");
+        let ids = "trace_id=000000000000000000000000000000ab span_id=00000000000000cd";
+        assert!(lines[1].ends_with(&format!("inside job=7 {ids}")), "{lines:?}");
+    }
 }

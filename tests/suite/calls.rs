@@ -144,7 +144,7 @@ fn retain_all(jobs: Vec<Uuid>) -> BoxFuture<'static, HashSet<Uuid>> {
 
 /// Sends the jobs and returns the outcome of each, in the same order.
 async fn push(client: &CustomerIo, jobs: &[ClaimedJob]) -> Vec<Outcome> {
-    let results = client.push(jobs, &client.permit().await, &retain_all).await;
+    let results = client.push(jobs, &[], &client.permit().await, &retain_all).await;
     let outcome = |result| match result {
         PushResult::Attempted { attempt, .. } => attempt.outcome,
         other => panic!("expected an attempt, got {other:?}"),

@@ -34,3 +34,4 @@ mod scale;
 mod support;
 mod sync;
 mod topology;
+mod traces;

@@ -7,6 +7,7 @@ use customerio_sync::{
     job::{Attempt, Outcome},
     ledger::{Arrival, ClaimOutcome, Settlement, Source},
     retry::Verdict,
+    runtime::trace::TraceContext,
 };
 use serde_json::Value;
 
@@ -22,7 +23,7 @@ pub(crate) fn arrival(event: &Value, redelivered: bool) -> Arrival {
     Arrival {
         source: Source::Event(Box::new(event::parse(raw).expect("valid"))),
         redelivered,
-        traceparent: None,
+        trace: TraceContext::default(),
     }
 }
 

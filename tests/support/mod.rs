@@ -2,6 +2,7 @@
 //! and servers and processes that a test can stop.
 
 mod api;
+mod collector;
 mod events;
 mod ledger;
 mod postgres;
@@ -14,6 +15,7 @@ mod world;
 
 use std::path::Path;
 
+pub(crate) use collector::{CollectedSpan, Collector};
 pub(crate) use events::{confirmed, contact, submitted};
 pub(crate) use ledger::{arrival, completion};
 pub(crate) use process::{Process, program};

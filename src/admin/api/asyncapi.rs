@@ -221,6 +221,8 @@ fn failure_headers() -> Map<String, Value> {
         (headers::ORIGINAL_EXCHANGE, text()),
         (headers::ORIGINAL_ROUTING_KEY, text()),
         (headers::REASON, json!({ "enum": Reason::ALL })),
+        (headers::TRACEPARENT, text()),
+        (headers::TRACESTATE, text()),
     ]
     .map(|(name, schema)| (name.to_owned(), schema))
     .into_iter()
@@ -237,7 +239,6 @@ fn job_headers() -> Map<String, Value> {
         (headers::ATTEMPT, json!({ "type": "integer" })),
         (headers::ERROR_TYPE, json!({ "enum": ErrorType::ALL })),
         (headers::FIRST_FAILED_AT, json!({ "type": "string", "format": "date-time" })),
-        (headers::TRACEPARENT, json!({ "type": "string" })),
     ]
     .map(|(name, schema)| (name.to_owned(), schema))
     .into_iter()

@@ -20,7 +20,7 @@ use crate::{
     event::{self, EventDetails, EventType, RawEvent, body_id},
     job::{AttemptId, Reason, SyncPhase, job_id},
     ledger::{FailedMessage, Ledger},
-    runtime::{backoff::retry_forever, metrics::Metrics, shutdown::Shutdown},
+    runtime::{backoff::retry_forever, metrics::Metrics, shutdown::Shutdown, trace::SpanParent},
 };
 
 /// Settings of the mirror and of the sweep.
@@ -68,6 +68,10 @@ impl Mirror {
         ));
         let mut batch = Vec::new();
         while deliveries.recv_many(&mut batch, batch_size.into()).await > 0 {
+            let span = |delivery: &Delivery| {
+                delivery.process_span(|| SpanParent::LinkedMessage(delivery.trace_context()))
+            };
+            let spans: Vec<_> = batch.iter().map(span).collect();
             let (messages, ackers): (Vec<_>, Vec<_>) = batch.drain(..).map(read).unzip();
             // PostgreSQL can store every row: the text was written by this service or cleaned.
             retry_forever("copying failures into the mirror", || self.ledger.mirror(&messages))
@@ -75,8 +79,9 @@ impl Mirror {
             for message in &messages {
                 self.metrics.mirrored.with_label_values(&[message.reason.as_str()]).inc();
             }
-            for acker in ackers {
+            for (acker, span) in ackers.into_iter().zip(spans) {
                 acker.ack().await;
+                drop(span);
             }
         }
     }

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use tokio::time::Instant;
-use tracing::Span;
 use uuid::Uuid;
 
 use super::{
@@ -28,7 +27,7 @@ use crate::{
     runtime::{
         backoff::{retry_forever, retry_while},
         text_enum::text_enum,
-        trace,
+        trace::KeyValue,
     },
 };
 
@@ -69,10 +68,9 @@ text_enum! {
 
 /// A claimed job, with the message that claimed it.
 pub(super) struct InFlightJob {
-    job: ClaimedJob,
-    arrival: Arrival,
-    envelope: Envelope,
-    span: Span,
+    pub(super) job: ClaimedJob,
+    pub(super) arrival: Arrival,
+    pub(super) envelope: Envelope,
 }
 
 /// The endings of the claimed jobs of a batch.
@@ -196,14 +194,20 @@ impl Pipeline {
         };
         join_all(outcomes.into_iter().zip(envelopes).map(
             async |(outcome, envelope)| match outcome {
-                ClaimOutcome::Claimed(claimed) => {
-                    self.publish_wait(&claimed.job, DEFERRED_WAIT_MIN).await;
-                    self.skip(SkipReason::Deferred, envelope).await;
-                }
+                ClaimOutcome::Claimed(claimed) => self.defer_job(&claimed.job, envelope).await,
                 other => self.handle_unclaimed(other, envelope).await,
             },
         ))
         .await;
+    }
+
+    async fn defer_job(&self, job: &Job, envelope: Envelope) {
+        let span = envelope.span.clone();
+        let deferred = async {
+            self.publish_wait(job, DEFERRED_WAIT_MIN).await;
+            self.skip(SkipReason::Deferred, envelope).await;
+        };
+        span.within(deferred).await;
     }
 
     /// Makes the calls for the jobs that were claimed, and handles the other messages without a
@@ -220,7 +224,7 @@ impl Pipeline {
         for (outcome, (arrival, envelope)) in outcomes.into_iter().zip(arrived) {
             match outcome {
                 ClaimOutcome::Claimed(job) => {
-                    claimed.push(InFlightJob::new(*job, arrival, envelope));
+                    claimed.push(InFlightJob { job: *job, arrival, envelope });
                 }
                 other => others.push((other, envelope)),
             }
@@ -234,6 +238,11 @@ impl Pipeline {
 
     /// Handles a message that needs no call.
     async fn handle_unclaimed(&self, outcome: ClaimOutcome, envelope: Envelope) {
+        let span = envelope.span.clone();
+        span.within(self.handle_unclaimed_in_span(outcome, envelope)).await;
+    }
+
+    async fn handle_unclaimed_in_span(&self, outcome: ClaimOutcome, envelope: Envelope) {
         let why = match outcome {
             ClaimOutcome::Claimed(_) => unreachable!("claimed jobs are sent to Customer.io"),
             ClaimOutcome::Settled(report) => {
@@ -259,6 +268,7 @@ impl Pipeline {
     }
 
     async fn skip(&self, why: SkipReason, envelope: Envelope) {
+        envelope.record_outcome(why.as_str());
         self.metrics.skipped.with_label_values(&[why.as_str()]).inc();
         acknowledge(envelope).await;
     }
@@ -274,16 +284,17 @@ impl Pipeline {
             return BatchResult::default();
         }
         let (jobs, rest): (Vec<_>, Vec<_>) =
-            claimed.into_iter().map(|one| (one.job, (one.arrival, one.envelope, one.span))).unzip();
+            claimed.into_iter().map(|one| (one.job, (one.arrival, one.envelope))).unzip();
+        let spans: Vec<_> = rest.iter().map(|(_, envelope)| envelope.span.link()).collect();
         let retain_claimed = |jobs| -> BoxFuture<'_, _> { Box::pin(claim.retain_claimed(jobs)) };
-        let pushed = self.customerio.push(&jobs, permit, &retain_claimed).await;
+        let pushed = self.customerio.push(&jobs, &spans, permit, &retain_claimed).await;
         let (mut settlements, mut attempted) = (Vec::new(), Vec::new());
         let (mut lost, mut not_sent) = (Vec::new(), Vec::new());
-        for ((job, pushed), (arrival, envelope, span)) in jobs.iter().zip(pushed).zip(rest) {
+        for ((job, pushed), (arrival, envelope)) in jobs.iter().zip(pushed).zip(rest) {
             match pushed {
                 PushResult::Attempted { contact_id, attempt } => {
                     settlements.push(self.decide(job, contact_id, attempt));
-                    attempted.push((envelope, span));
+                    attempted.push(envelope);
                 }
                 PushResult::ClaimLost => lost.push(envelope),
                 PushResult::NotSent => not_sent.push((arrival, envelope)),
@@ -304,7 +315,7 @@ impl Pipeline {
         &self,
         claim: &BatchClaim,
         settlements: Vec<Settlement>,
-        attempted: Vec<(Envelope, Span)>,
+        attempted: Vec<Envelope>,
     ) -> Vec<Ending> {
         if settlements.is_empty() {
             return Vec::new();
@@ -313,8 +324,9 @@ impl Pipeline {
             retry_forever("settling jobs", || self.ledger.settle(claim.id, settlements.clone()))
                 .await;
         let settled = settled.into_iter().zip(settlements).zip(attempted);
-        let finished = join_all(settled.map(|((settled, settlement), (envelope, span))| {
-            self.finish(settled, settlement, envelope, span)
+        let finished = join_all(settled.map(|((settled, settlement), envelope)| {
+            let span = envelope.span.clone();
+            async move { span.within(self.finish(settled, settlement, envelope)).await }
         }));
         finished.await.into_iter().flatten().collect()
     }
@@ -339,19 +351,16 @@ impl Pipeline {
         settled: Settled,
         settlement: Settlement,
         envelope: Envelope,
-        span: Span,
     ) -> Option<Ending> {
         let ending = match settled {
-            Settled::Written(mut report) => {
+            Settled::Written(report) => {
                 self.count_attempt(&settlement);
-                log_attempt(&settlement, Some(&report.ending));
-                report.job.traceparent =
-                    trace::traceparent(&span, report.job.traceparent.as_deref());
+                record_attempt(&settlement, Some(&report.ending), &envelope);
                 self.publish_result(&report, &envelope).await;
                 Some(report.ending)
             }
             Settled::ClaimLost => {
-                log_attempt(&settlement, None);
+                record_attempt(&settlement, None, &envelope);
                 None
             }
         };
@@ -386,12 +395,20 @@ impl Pipeline {
     }
 
     async fn park_unprocessable(&self, envelope: Envelope, why: Rejected) {
+        let span = envelope.span.clone();
+        span.within(self.park_unprocessable_in_span(envelope, why)).await;
+    }
+
+    async fn park_unprocessable_in_span(&self, envelope: Envelope, why: Rejected) {
+        let reason = Reason::Unprocessable.as_str();
+        envelope.record_outcome(reason);
+        envelope.span.fail(reason);
         // Only the path is logged: the value that was found there may be a person's name.
         tracing::warn!(
             path = why.path,
             "a message is unprocessable, publishing it to the failure queue"
         );
-        let labels = [Reason::Unprocessable.as_str(), ErrorType::Other.as_str()];
+        let labels = [reason, ErrorType::Other.as_str()];
         self.metrics.failures.with_label_values(&labels).inc();
         self.publisher.publish(&envelope.unprocessable(&why)).await;
         acknowledge(envelope).await;
@@ -440,30 +457,11 @@ async fn requeue(envelopes: impl Iterator<Item = Envelope>) {
     }
 }
 
-impl InFlightJob {
-    pub(super) fn new(job: ClaimedJob, arrival: Arrival, envelope: Envelope) -> Self {
-        let span = attempt_span(&job.job, arrival.traceparent.as_deref());
-        Self { job, arrival, envelope, span }
-    }
-}
-
-fn attempt_span(job: &Job, traceparent: Option<&str>) -> Span {
-    let span = tracing::info_span!(
-        target: "otel",
-        "sync attempt",
-        job_id = %job.id,
-        sync_phase = job.phase.as_str(),
-        attempt = job.attempt,
-    );
-    trace::continue_from(&span, traceparent.or(job.traceparent.as_deref()));
-    span
-}
-
-/// Logs one line per attempt. It contains no address, name or body. If `ending` is `None`, the
-/// claim was lost.
-fn log_attempt(settlement: &Settlement, ending: Option<&Ending>) {
+/// Logs one line per attempt, and records the same in the span of its message. Neither contains an
+/// address, a name or a body. If `ending` is `None`, the claim was lost.
+fn record_attempt(settlement: &Settlement, ending: Option<&Ending>, envelope: &Envelope) {
     let Settlement { job, attempt, .. } = settlement;
-    let failure = attempt.outcome.failure();
+    let error_type = attempt.outcome.failure().map(|failure| failure.error_type.as_str());
     let wait = match ending {
         Some(Ending::Retrying { wait, .. }) => Some(*wait),
         _ => None,
@@ -478,8 +476,16 @@ fn log_attempt(settlement: &Settlement, ending: Option<&Ending>) {
         Some(Ending::Failed { reason, .. }) => {
             (Status::Failed.as_str(), format!("sync attempt failed ({reason}), no further retry"))
         }
-        None => ("claim_lost", "sync attempt ended after its claim was lost".to_owned()),
+        None => (
+            SkipReason::ClaimLost.as_str(),
+            "sync attempt ended after its claim was lost".to_owned(),
+        ),
     };
+    envelope.span.add(|| job_attributes(job));
+    envelope.record_outcome(outcome);
+    if let Some(error_type) = error_type {
+        envelope.span.fail(error_type);
+    }
     tracing::info!(
         job_id = %job.id,
         signup_id = %job.signup_id,
@@ -489,9 +495,18 @@ fn log_attempt(settlement: &Settlement, ending: Option<&Ending>) {
         outcome,
         status = attempt.http_status,
         mock = attempt.mock.then_some(true),
-        error_type = failure.map(|failure| failure.error_type.as_str()),
+        error_type,
         retry_in_seconds = wait.map(|wait| wait.as_secs_f64()),
         duration_ms = attempt.duration.as_secs_f64() * 1000.0,
         "{message}"
     );
+}
+
+fn job_attributes(job: &Job) -> Vec<KeyValue> {
+    vec![
+        KeyValue::new("customerio_sync.job.id", job.id.to_string()),
+        KeyValue::new("customerio_sync.job.phase", job.phase.as_str()),
+        KeyValue::new("customerio_sync.job.run", i64::from(job.run)),
+        KeyValue::new("customerio_sync.job.attempt", i64::from(job.attempt)),
+    ]
 }

@@ -10,8 +10,9 @@ use crate::{
         headers,
     },
     event::{self, EventType, RawEvent, Rejected, body_id},
-    job::{AttemptId, JobMessage},
+    job::{AttemptId, Job, JobMessage},
     ledger::{Arrival, Source},
+    runtime::trace::{KeyValue, SpanKind, SpanParent, SpanStart, TraceContext, TraceSpan},
 };
 
 /// A delivery, split into what it asks for and what is needed to park and acknowledge it.
@@ -34,7 +35,10 @@ pub(super) struct Envelope {
     body: Vec<u8>,
     /// Id of the failure that this message replays.
     replay_of: Option<String>,
+    trace: TraceContext,
     pub(super) acker: Option<Acker>,
+    /// It ends with the envelope.
+    pub(super) span: TraceSpan,
 }
 
 impl InboundMessage {
@@ -44,9 +48,17 @@ impl InboundMessage {
                 .map(|event| Source::Event(Box::new(event))),
             WorkQueue::Jobs => parse_job(&delivery).map(Source::Job),
         };
-        let traceparent = delivery.headers.text(headers::TRACEPARENT).map(str::to_owned);
-        let parsed =
-            source.map(|source| Arrival { source, redelivered: delivery.redelivered, traceparent });
+        let trace = delivery.trace_context();
+        let span = delivery.process_span(|| match queue {
+            // Later hops and redeliveries start a trace, so that no trace lasts for hours.
+            WorkQueue::Events(_) if !delivery.redelivered => SpanParent::Message(trace.clone()),
+            WorkQueue::Events(_) | WorkQueue::Jobs => SpanParent::LinkedMessage(trace.clone()),
+        });
+        let parsed = source.map(|source| Arrival {
+            source,
+            redelivered: delivery.redelivered,
+            trace: trace.clone(),
+        });
         let replay_of = delivery.headers.text(headers::REPLAY_OF).map(str::to_owned);
         let origin =
             Origin::of_delivery(&delivery.exchange, &delivery.routing_key, &delivery.headers);
@@ -61,7 +73,9 @@ impl InboundMessage {
                 content_type,
                 body,
                 replay_of,
+                trace,
                 acker,
+                span,
             },
             parsed,
         }
@@ -69,7 +83,14 @@ impl InboundMessage {
 }
 
 impl Envelope {
-    pub(super) fn of_operator() -> Self {
+    /// The envelope of a job that an operator runs.
+    pub(super) fn of_operator(job: &Job) -> Self {
+        let span = TraceSpan::start(|| SpanStart {
+            name: "process job".into(),
+            kind: SpanKind::Internal,
+            parent: SpanParent::LinkedMessage(job.trace_context()),
+            attributes: Vec::new(),
+        });
         Self {
             exchange: JOBS_EXCHANGE.to_owned(),
             routing_key: String::new(),
@@ -77,8 +98,15 @@ impl Envelope {
             content_type: None,
             body: Vec::new(),
             replay_of: None,
+            trace: TraceContext::default(),
             acker: None,
+            span,
         }
+    }
+
+    /// Records in the span how the message or the attempt ended.
+    pub(super) fn record_outcome(&self, outcome: &'static str) {
+        self.span.add(|| vec![KeyValue::new("customerio_sync.outcome", outcome)]);
     }
 
     /// When RabbitMQ delivered it. `None` for a job that an operator runs.
@@ -87,6 +115,7 @@ impl Envelope {
     }
 
     pub(super) async fn requeue(self) {
+        self.record_outcome("requeued");
         if let Some(acker) = self.acker {
             acker.requeue().await;
         }
@@ -114,6 +143,7 @@ impl Envelope {
             OriginalMessage {
                 message_id: self.message_id.as_deref(),
                 content_type: self.content_type.as_deref(),
+                trace: self.trace.clone(),
                 body: self.body.clone(),
             },
         )

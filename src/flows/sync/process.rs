@@ -8,6 +8,7 @@ use super::{Pipeline, batch::InFlightJob, inbound::Envelope};
 use crate::{
     job::{Ending, JobMessage, SyncPhase},
     ledger::{self, Arrival, ClaimOutcome, Source},
+    runtime::trace::TraceContext,
 };
 
 /// Number of jobs, by how their attempt ended.
@@ -76,7 +77,7 @@ impl Pipeline {
         let request = |message: &&JobMessage| Arrival {
             source: Source::Operator { message: **message, id: Uuid::new_v4() },
             redelivered: false,
-            traceparent: None,
+            trace: TraceContext::default(),
         };
         let arrivals: Vec<_> = batch.iter().map(request).collect();
         // Jobs that are not run now run when the breaker closes.
@@ -93,7 +94,8 @@ impl Pipeline {
         let claimed =
             outcomes.into_iter().zip(arrivals).filter_map(|(outcome, arrival)| match outcome {
                 ClaimOutcome::Claimed(job) => {
-                    Some(InFlightJob::new(*job, arrival, Envelope::of_operator()))
+                    let envelope = Envelope::of_operator(&job.job);
+                    Some(InFlightJob { job: *job, arrival, envelope })
                 }
                 _ => None,
             });
