@@ -2,13 +2,21 @@
 
 use std::{fmt::Display, time::Duration};
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
     admin::{
-        http::{extract::Query, problem::Problem},
+        http::{
+            extract::Query,
+            problem::{PROBLEM_JSON, Problem},
+        },
         state::{AppState, Check},
     },
     customerio::BreakerReason,
@@ -73,21 +81,25 @@ impl ReadinessProblems {
 pub(crate) async fn ready(
     State(state): State<AppState>,
     Query(ReadyQuery { verbose }): Query<ReadyQuery>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Response {
     let problems = check(&state).await;
-    let is_ready = problems.0.is_empty();
-    let mut answer = json!({
-        "status": if is_ready { "ready" } else { "not ready" },
-        "mode": state.customerio.mode(),
-    });
-    if !is_ready {
-        answer["reasons"] = json!(problems.reasons());
-    }
+    let reasons = problems.reasons();
+    let mut answer = if reasons.is_empty() {
+        json!({ "status": "ready" })
+    } else {
+        let mut problem = json!(Problem::unavailable(reasons.join("; ")));
+        problem["reasons"] = json!(reasons);
+        problem
+    };
+    answer["mode"] = json!(state.customerio.mode());
     if verbose.is_some() {
         answer["checks"] = json!(problems.checks());
     }
-    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((status, Json(answer)))
+    if reasons.is_empty() {
+        return Json(answer).into_response();
+    }
+    let content_type = [(CONTENT_TYPE, PROBLEM_JSON)];
+    (StatusCode::SERVICE_UNAVAILABLE, content_type, Json(answer)).into_response()
 }
 
 async fn check(state: &AppState) -> ReadinessProblems {

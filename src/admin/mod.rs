@@ -21,8 +21,9 @@ pub use api::PREFIX as API_PREFIX;
 use api::{asyncapi, openapi};
 pub use health::missing_credential;
 pub use http::{
-    auth::{AccessTokens, AccessTokensError, Role},
+    auth::{AccessTokens, AccessTokensError, LiveTokens, Role},
     login_throttle::LoginThrottle,
+    session_store::Sessions,
 };
 use http::{
     middleware as guard,
@@ -35,12 +36,31 @@ pub use state::{AppState, Check, Config, ConnectedServices, StartupStatus};
 /// Serves requests until the service ends.
 pub async fn serve(listener: TcpListener, state: AppState) {
     let (config, shutdown) = (state.config.clone(), state.shutdown.clone());
-    if config.admin_tokens.is_empty() {
+    log_access(&state);
+    let (sessions, tokens, ledger) =
+        (state.sessions.clone(), state.tokens.clone(), state.ledger.clone());
+    tokio::select! {
+        () = server::serve(listener, router(state), &config, shutdown) => {}
+        () = sessions.follow(&tokens, &ledger) => {}
+    }
+}
+
+/// Logs who has access.
+fn log_access(state: &AppState) {
+    if state.tokens.current().are_required {
+        tracing::info!("the admin API and the page require a token of ADMIN_TOKENS");
+    } else if state.config.addr.ip().to_canonical().is_loopback() {
         tracing::warn!(
-            "ADMIN_TOKENS is not set: the admin API and the page answer only loopback peers"
+            "ADMIN_TOKENS is not set: the admin API and the page answer only loopback peers that \
+                are no proxies"
+        );
+    } else {
+        tracing::warn!(
+            addr = %state.config.addr,
+            "ADMIN_TOKENS is not set, and the service listens on an address that is not loopback: \
+                the admin API and the page answer nobody; set ADMIN_TOKENS"
         );
     }
-    server::serve(listener, router(state), &config, shutdown).await;
 }
 
 fn router(state: AppState) -> Router {
@@ -56,7 +76,7 @@ fn router(state: AppState) -> Router {
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::render))
         .route("/asyncapi.json", get(asyncapi::show))
-        .route("/session", post(session::begin))
+        .route("/session", post(session::begin).delete(session::delete))
         .route("/session/end", post(session::end))
         .merge(openapi::docs(description));
     for (path, content_type, content) in page::ASSETS {
@@ -72,6 +92,7 @@ fn router(state: AppState) -> Router {
             )
         })
         .layer(middleware::from_fn_with_state(state.clone(), guard::limit))
+        .layer(middleware::from_fn(guard::catch_panic))
         .layer(middleware::from_fn(guard::headers))
         .layer(middleware::from_fn_with_state(request_metrics, requests::measure))
         .with_state(state)

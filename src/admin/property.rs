@@ -15,7 +15,7 @@ use crate::{
             middleware,
         },
     },
-    ledger::{MessageSelection, Selection},
+    ledger::{MessageSelection, Selection, SessionSalt},
 };
 
 /// Any query string is parsed, or the error names the query.
@@ -50,13 +50,15 @@ pub fn any_body_is_parsed_or_explained(body: &[u8]) {
 
 /// No header authenticates a client without a token.
 pub fn no_header_authenticates(value: &[u8]) {
-    let tokens: AccessTokens = "ann:operator:Zm9yIGFubg".parse().expect("a token");
+    let tokens: AccessTokens = "ann:operator:Zm9yIGFubiBhbG9uZQ".parse().expect("a token");
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
     let headers: HeaderMap = [header::COOKIE, header::HOST, header::ORIGIN]
         .map(|name| (name, value.clone()))
         .into_iter()
         .collect();
-    assert_eq!(middleware::session(&headers, &tokens, Utc::now()), None);
+    let session = middleware::session_cookie(&headers).unwrap_or_default();
+    let salt = SessionSalt::from(vec![0; 32]);
+    assert_eq!(tokens.identify_session(session, &salt, Utc::now()), None);
     let _ = (middleware::require_same_origin(&headers), middleware::is_for_loopback(&headers));
 }
 

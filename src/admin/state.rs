@@ -9,7 +9,12 @@ use std::{
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::http::{auth::AccessTokens, login_throttle::LoginThrottle, problem::Problem};
+use super::http::{
+    auth::{AccessTokens, LiveTokens},
+    login_throttle::LoginThrottle,
+    problem::Problem,
+    session_store::Sessions,
+};
 use crate::{
     broker::{Connection, Publisher, QueueMonitor},
     customerio::CustomerIo,
@@ -88,7 +93,8 @@ impl StartupStatus {
 pub struct Config {
     /// The address to listen on. Port 0 selects a free port.
     pub addr: SocketAddr,
-    /// The tokens for the admin API and the page.
+    /// The tokens for the admin API and the page, as the service starts. [`AppState::tokens`] are
+    /// the present ones.
     pub admin_tokens: AccessTokens,
     /// Maximum duration of a request, including its body.
     #[serde(with = "humantime_serde")]
@@ -96,7 +102,8 @@ pub struct Config {
     /// Maximum time until the head of the next request of a connection is complete.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
-    /// Maximum concurrent connections, not counting WebSockets.
+    /// Maximum concurrent connections, not counting WebSockets. Beyond it, the connection that has
+    /// been idle longest is closed.
     pub connections: usize,
     /// Maximum concurrent WebSocket clients.
     pub websocket_clients: usize,
@@ -136,7 +143,11 @@ pub struct AppState {
     pub live: LiveFeed,
     /// One permit per WebSocket client.
     pub websockets: Arc<Semaphore>,
-    /// Counts wrong tokens per address.
+    /// The tokens for the admin API and the page.
+    pub tokens: LiveTokens,
+    /// The sessions of browsers that were ended, and their salt.
+    pub sessions: Arc<Sessions>,
+    /// Delays the responses to wrong tokens.
     pub login_throttle: Arc<LoginThrottle>,
 }
 

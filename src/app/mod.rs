@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    admin,
+    admin::{self, LiveTokens},
     broker::{self, Connection, Topology},
     config::Config,
     customerio::{self, CustomerIo},
@@ -64,6 +64,7 @@ const SERVICES_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct App {
     shutdown: Shutdown,
     http_addr: SocketAddr,
+    tokens: LiveTokens,
     ledger: Ledger,
     /// Waits for the servers, and returns the parts that need them. `None` at shutdown.
     starting: JoinHandle<Option<Running>>,
@@ -97,6 +98,7 @@ impl App {
         let address = broker::Address::new(&config.broker, &config.tls)?;
         let connected = Arc::new(OnceLock::new());
         let startup = admin::StartupStatus::default();
+        let tokens = LiveTokens::new(config.http.admin_tokens.clone());
         let (replica, live) = (Replica::start(), LiveFeed::default());
         let state = admin::AppState {
             config: Arc::new(config.http.clone()),
@@ -110,6 +112,8 @@ impl App {
             connected: connected.clone(),
             live: live.clone(),
             websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
+            tokens: tokens.clone(),
+            sessions: Arc::default(),
             login_throttle: Arc::default(),
         };
         let (mut services, http_addr) = listen(config.http.addr, state).await?;
@@ -142,12 +146,17 @@ impl App {
             connected,
         };
         let starting = tokio::spawn(start.run(started));
-        Ok(Self { shutdown, http_addr, ledger, starting, has_started, services, grace })
+        Ok(Self { shutdown, http_addr, tokens, ledger, starting, has_started, services, grace })
     }
 
     /// The address of the HTTP server.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
+    }
+
+    /// The tokens of the HTTP server, which can be replaced while it runs.
+    pub fn tokens(&self) -> &LiveTokens {
+        &self.tokens
     }
 
     /// Waits until the service consumes messages.

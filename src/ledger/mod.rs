@@ -38,6 +38,7 @@ mod row;
 mod schema;
 mod search;
 mod selection;
+mod sessions;
 mod settle;
 mod stats;
 mod unprocessable;
@@ -74,7 +75,8 @@ pub use parked::ParkedFailure;
 pub use recover::{LostMessageScope, RecoveryLimits, Unmirrored, WaitingMessages};
 pub use schema::Schema;
 pub use search::{FailedJob, FailureGroup, FailurePage};
-pub use selection::{Preview, Selection, search_text, signature_text};
+pub use selection::{Preview, SearchMatch, Selection, search_text, signature_text};
+pub use sessions::{EndedSession, SessionSalt};
 pub use settle::{Settled, Settlement};
 pub use stats::{ActivityMinute, LiveCounts, Overview, RecentSignups, Stats};
 pub use unprocessable::{

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Ledger,
-    selection::{Selection, SelectionBase},
+    selection::{SearchMatch, Selection, SelectionBase},
 };
 use crate::{
     diagnosis::FailureFacts,
@@ -133,18 +133,19 @@ impl Ledger {
     pub async fn failures(
         &self,
         selection: &Selection,
+        search_match: SearchMatch,
         limit: i64,
         offset: i64,
     ) -> Result<FailurePage, Error> {
         // Counting stops after one failure more than the maximum: a page costs the same however
         // many failures are open.
         let mut count = QueryBuilder::new("SELECT count(*) FROM (SELECT 1");
-        selection.push(&mut count, SelectionBase::OpenFailures);
+        selection.push_with(&mut count, SelectionBase::OpenFailures, search_match);
         count.push(" LIMIT ").push_bind(EXACT_TOTAL_MAX + 1).push(") AS counted");
         let counted = count.build_query_scalar().persistent(false).fetch_one(&self.pool);
         let counted = async { counted.await.map_err(Error::doing("counting failures")) };
         let (items, counted): (_, i64) =
-            tokio::try_join!(self.page(selection, limit, offset), counted)?;
+            tokio::try_join!(self.page(selection, search_match, limit, offset), counted)?;
         let total_is_exact = counted <= EXACT_TOTAL_MAX;
         Ok(FailurePage { items, total: counted.min(EXACT_TOTAL_MAX), total_is_exact })
     }
@@ -152,12 +153,13 @@ impl Ledger {
     async fn page(
         &self,
         selection: &Selection,
+        search_match: SearchMatch,
         limit: i64,
         offset: i64,
     ) -> Result<Vec<FailedJob>, Error> {
         // An index alone finds the page; only then are its few rows read.
         let mut page = QueryBuilder::new("WITH page AS (SELECT j.id");
-        selection.push(&mut page, SelectionBase::OpenFailures);
+        selection.push_with(&mut page, SelectionBase::OpenFailures, search_match);
         page.push(ORDER)
             .push(" LIMIT ")
             .push_bind(limit)
@@ -204,7 +206,7 @@ impl Ledger {
         .map_err(Error::doing("grouping failures"))?;
         let ids = column!(rows, row => row.sample);
         let selection = Selection { job_ids: Some(ids), ..Selection::default() };
-        let samples = self.page(&selection, GROUPS_MAX, 0).await?;
+        let samples = self.page(&selection, SearchMatch::Part, GROUPS_MAX, 0).await?;
         let groups = rows.into_iter().filter_map(|row| {
             // If the sample was retried meanwhile, its group is left out of this response.
             let sample = samples.iter().find(|sample| sample.job_id == row.sample)?.clone();

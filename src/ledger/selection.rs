@@ -77,11 +77,24 @@ pub(super) enum SelectionBase {
     MockCompleted,
 }
 
+/// The comparison of a search text with the e-mail address and the name of a customer. Either way,
+/// case does not matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SearchMatch {
+    /// It is a part of one of them.
+    Part,
+    /// It is the whole address, or the whole name.
+    Whole,
+}
+
 /// The searched text: the expression of the index `failed_signups_by_text`.
 const SEARCHED: &str = concat!(
     r"(COALESCE(s.email, '') || E'\n' || COALESCE(s.first_name, '') || ' ' ",
     r"|| COALESCE(s.last_name, ''))",
 );
+
+/// The first and the last name, as far as they are known.
+const FULL_NAME: &str = "concat_ws(' ', s.first_name, s.last_name)";
 
 impl Selection {
     /// Appends `FROM` and `WHERE`, with the jobs as `j`.
@@ -89,6 +102,16 @@ impl Selection {
     /// The statement contains only the filters that are given, so that PostgreSQL can plan for
     /// them.
     pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>, base: SelectionBase) {
+        self.push_with(query, base, SearchMatch::Part);
+    }
+
+    /// As [`Selection::push`], with another comparison for the search text.
+    pub(super) fn push_with(
+        &self,
+        query: &mut QueryBuilder<Postgres>,
+        base: SelectionBase,
+        search_match: SearchMatch,
+    ) {
         query.push(" FROM signup_customerio_sync_jobs j WHERE ");
         query.push(match base {
             SelectionBase::OpenFailures => "j.status = 'failed' AND j.dismissed_at IS NULL",
@@ -107,12 +130,26 @@ impl Selection {
         if let Some(ids) = &self.job_ids {
             query.push(" AND j.id = ANY(").push_bind(ids.clone()).push(")");
         }
-        if let Some(search) = self.search.as_deref().filter(|text| !text.is_empty()) {
+        let search = self.search.as_deref().map(|text| match search_match {
+            SearchMatch::Part => text,
+            SearchMatch::Whole => text.trim(),
+        });
+        if let Some(search) = search.filter(|text| !text.is_empty()) {
             query.push(" AND j.signup_id IN (SELECT s.id FROM signups s WHERE ");
             if base == SelectionBase::OpenFailures {
                 query.push("s.customerio_sync_failed AND ");
             }
-            query.push(SEARCHED).push(" ILIKE ").push_bind(containing(search)).push(")");
+            query.push(SEARCHED).push(" ILIKE ").push_bind(containing(search));
+            if search_match == SearchMatch::Whole {
+                // The index finds the candidates by the condition above.
+                query
+                    .push(" AND lower(")
+                    .push_bind(search.to_owned())
+                    .push(") IN (lower(s.email), lower(")
+                    .push(FULL_NAME)
+                    .push("))");
+            }
+            query.push(")");
         }
     }
 }

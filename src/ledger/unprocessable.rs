@@ -170,6 +170,22 @@ impl Ledger {
         .map_err(Error::doing("reading a message to replay"))
     }
 
+    /// Returns one open message, and records in the audit log that `actor` revealed it.
+    pub async fn reveal_unprocessable(
+        &self,
+        id: Uuid,
+        actor: &str,
+        limits: MessageReadLimits,
+    ) -> Result<Option<UnprocessableMessage>, Error> {
+        let Some(message) = self.unprocessable_message(id, limits).await? else { return Ok(None) };
+        let mut connection =
+            self.pool.acquire().await.map_err(Error::doing("recording a reveal"))?;
+        let details = json!({ "failureId": id });
+        let entry = AuditEntry { action: AuditAction::Reveal, signup_id: None, details };
+        audit::insert(&mut connection, actor, &[entry]).await?;
+        Ok(Some(message))
+    }
+
     /// Records a bulk replay of the messages of `selection` that are open now and came from one of
     /// `sources`. The next step of any replica starts it.
     pub async fn replay_messages(

@@ -61,10 +61,11 @@ fn every_subcommand_has_help_and_the_program_has_a_version() {
 #[test]
 fn invalid_arguments_and_settings_exit_with_2_and_name_the_error() {
     type UsageCase<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
-    let cases: [UsageCase<'_>; 9] = [
+    let cases: [UsageCase<'_>; 10] = [
         (&[], &["failures", "retry"], "specify filters or jobs, or --all"),
         (&[], &["failures", "list", "--phase", "late"], "expected one of initial, enriched"),
         (&[("ADMIN_TOKENS", "ann:owner:hush")], &["serve"], "unknown role"),
+        (&[("ADMIN_TOKENS", "ann:viewer:hush")], &["serve"], "entry 1: the token is too short"),
         (&[], &["dance"], "unrecognized subcommand"),
         (&[], &["serve"], "DATABASE_URL is required"),
         (&[("CUSTOMERIO_SYNC__SYNC__SPEED", "9")], &["serve"], "unknown key \"sync.speed\""),
@@ -141,7 +142,7 @@ async fn publish_names_the_line_that_is_not_an_event() {
 }
 
 /// An operator's token and a viewer's.
-const TOKENS: &str = "ann:operator:s3cret,vera:viewer:looks";
+const TOKENS: &str = "ann:operator:the-s3cret-of-ann,vera:viewer:the-s3cret-of-vera";
 
 /// A terminal from which an operator controls the service at a URL.
 struct Terminal(String);
@@ -158,7 +159,7 @@ impl Terminal {
 
     /// Runs a subcommand as an operator and returns its output. It must succeed.
     fn run(&self, arguments: &[&str]) -> String {
-        let output = self.run_with_token("s3cret", arguments);
+        let output = self.run_with_token("the-s3cret-of-ann", arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
         stdout(&output)
     }
@@ -207,13 +208,14 @@ async fn a_refused_token_and_an_unreachable_service_are_reported() {
     let id = job["id"].as_str().expect("an id");
     let terminal = Terminal::new(&app);
 
-    let viewer = terminal.run_with_token("looks", &["failures", "retry", "--job", id]);
+    let viewer = terminal.run_with_token("the-s3cret-of-vera", &["failures", "retry", "--job", id]);
     assert_eq!(viewer.status.code(), Some(1));
     assert!(stderr(&viewer).contains("requires the role operator"));
     assert_eq!(world.job(signup, "initial").await.expect("the job")["status"], "failed");
     let unknown = terminal.run_with_token("wrong", &["stats"]);
     assert!(stderr(&unknown).contains("401 Unauthorized: unknown token"));
-    let unreachable = terminal.run_with_token("s3cret", &["stats", "--url", "http://127.0.0.1:1"]);
+    let arguments = ["stats", "--url", "http://127.0.0.1:1"];
+    let unreachable = terminal.run_with_token("the-s3cret-of-ann", &arguments);
     assert!(stderr(&unreachable).contains("no answer: "), "nothing listens there");
     app.stop().await;
 }

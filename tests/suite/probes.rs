@@ -2,7 +2,12 @@
 
 use crate::support::{Servers, TempServer, World, submitted, wait_for};
 use serde_json::{Value, json};
+use std::time::Duration;
 use test_servers::RabbitMq;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use uuid::Uuid;
 
 #[tokio::test]
@@ -115,5 +120,38 @@ async fn metrics_follow_the_prometheus_conventions() {
         let (name, kind) = name.split_once(' ').expect("a name and a type");
         assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn probes_answer_while_idle_connections_use_up_the_limit() {
+    const LIMIT: usize = 8;
+    let world = World::new().await.with("CUSTOMERIO_SYNC__HTTP__CONNECTIONS", &LIMIT.to_string());
+    let app = world.start().await;
+    // The body of this request is not complete.
+    let mut in_flight = TcpStream::connect(app.http_addr()).await.expect("connected");
+    let request = "POST /api/v1/signups/customerio/sync-failures/retry?dryRun=true HTTP/1.1\r\n\
+        Host: localhost\r\n\
+        Content-Type: application/json\r\n\
+        Content-Length: 2\r\n\
+        Connection: close\r\n\r\n{";
+    in_flight.write_all(request.as_bytes()).await.expect("written");
+    let mut idle = Vec::new();
+    for number in 0..5 * LIMIT {
+        let mut connection = TcpStream::connect(app.http_addr()).await.expect("connected");
+        if number % 2 == 0 {
+            let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+            connection.write_all(request).await.expect("written");
+        }
+        idle.push(connection);
+    }
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let probe = tokio::time::timeout(Duration::from_secs(20), world.get(&app, path));
+        assert_eq!(probe.await.expect("an answer in time").0, 200, "{path}");
+    }
+    in_flight.write_all(b"}").await.expect("written");
+    let mut response = String::new();
+    in_flight.read_to_string(&mut response).await.expect("read");
+    assert!(response.starts_with("HTTP/1.1 200"), "a request in flight is not cut: {response}");
     app.stop().await;
 }

@@ -11,6 +11,7 @@ use crate::{
         http::{
             auth::Identity,
             extract::{NoParameters, PathId, Query},
+            mask::mask_address,
             problem::{Problem, Problems},
         },
         state::AppState,
@@ -35,9 +36,11 @@ pub(crate) struct BulkRetryList {
 )]
 pub(crate) async fn list(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<BulkRetryList>, Problem> {
     let items = state.ledger.bulk_retries(DateTime::UNIX_EPOCH, ITEMS_MAX).await?;
+    let items = items.into_iter().map(|bulk| view(bulk, &identity)).collect();
     Ok(Json(BulkRetryList { items }))
 }
 
@@ -50,10 +53,12 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn show(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     PathId(id): PathId,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<BulkRetry>, Problem> {
-    state.ledger.bulk_retry(id).await?.map(Json).ok_or_else(unknown)
+    let bulk = state.ledger.bulk_retry(id).await?.ok_or_else(unknown)?;
+    Ok(Json(view(bulk, &identity)))
 }
 
 /// Cancel a bulk retry. The jobs that it has restarted continue.
@@ -77,7 +82,7 @@ pub(crate) async fn cancel(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<BulkRetry>, Problem> {
     match state.ledger.cancel_bulk_retry(id, &identity.name).await? {
-        Cancellation::Cancelled(bulk) => Ok(Json(*bulk)),
+        Cancellation::Cancelled(bulk) => Ok(Json(view(*bulk, &identity))),
         Cancellation::AlreadyEnded(bulk) => {
             let detail = format!(
                 "the bulk retry is already {}; only a running one can be cancelled",
@@ -87,6 +92,14 @@ pub(crate) async fn cancel(
         }
         Cancellation::Unknown => Err(unknown()),
     }
+}
+
+/// Masks the search text of a bulk retry, which may be a part of an address or of a name.
+fn view(mut bulk: BulkRetry, identity: &Identity) -> BulkRetry {
+    if identity.is_masked(false) {
+        bulk.selection.search = bulk.selection.search.as_deref().map(mask_address);
+    }
+    bulk
 }
 
 fn unknown() -> Problem {

@@ -1,6 +1,6 @@
 //! `GET /failure-groups`: groups the open failures by signature.
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -10,7 +10,9 @@ use crate::{
     admin::{
         api::view::diagnosis::DiagnosisView,
         http::{
+            auth::Identity,
             extract::{NoParameters, Query},
+            mask::mask_text,
             problem::{Problem, Problems},
         },
         state::AppState,
@@ -52,13 +54,16 @@ struct FailureGroupView {
 )]
 pub(crate) async fn list(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<FailureGroupList>, Problem> {
     let groups = state.ledger.groups().await?;
-    Ok(Json(FailureGroupList { items: groups.into_iter().map(view).collect() }))
+    let masked = identity.is_masked(false);
+    let items = groups.into_iter().map(|group| view(group, masked)).collect();
+    Ok(Json(FailureGroupList { items }))
 }
 
-fn view(group: FailureGroup) -> FailureGroupView {
+fn view(group: FailureGroup, masked: bool) -> FailureGroupView {
     let sample = group.sample;
     let verdict = DiagnosisView::of(&sample.facts());
     FailureGroupView {
@@ -70,7 +75,11 @@ fn view(group: FailureGroup) -> FailureGroupView {
         sample_job_id: sample.job_id,
         sample_signup_id: sample.signup_id,
         sample_sync_phase: sample.sync_phase,
-        sample_message: sample.error_message,
+        sample_message: if masked {
+            mask_text(&sample.error_message)
+        } else {
+            sample.error_message
+        },
         verdict,
     }
 }

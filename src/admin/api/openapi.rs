@@ -25,8 +25,9 @@ use crate::admin::{http::requests::Route, state::AppState};
         title = "customerio-sync",
         description = "Find, understand and fix what did not reach Customer.io.\n\nErrors are RFC \
             9457 problem details. With ADMIN_TOKENS set, every request needs a token: the role \
-            `viewer` allows reads, the role `operator` also allows changes. /asyncapi.json \
-            describes the messages.",
+            `viewer` allows reads, the role `operator` also allows changes. Personal data is \
+            masked for viewers, and in the session of a browser until it is revealed. \
+            /asyncapi.json describes the messages.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     security(("token" = [])),
@@ -76,6 +77,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(cleanup::cleanup))
         .routes(routes!(unprocessable::list::list))
         .routes(routes!(unprocessable::list::show))
+        .routes(routes!(unprocessable::reveal::reveal))
         .routes(routes!(unprocessable::replay::replay))
         .routes(routes!(unprocessable::dismiss::dismiss))
         .routes(routes!(unprocessable::replay::replay_all))

@@ -2,13 +2,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "an edge: the idle time of a connection")]
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use axum::{
+    Extension,
     extract::{
         State,
         ws::{
-            CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code,
+            CloseCode, CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code,
             rejection::WebSocketUpgradeRejection,
         },
     },
@@ -22,7 +23,11 @@ use tokio::{
 
 use crate::{
     admin::{
-        http::problem::{Problem, Problems},
+        http::{
+            auth::Identity,
+            client_access::ClientAccess,
+            problem::{Problem, Problems},
+        },
         state::AppState,
     },
     flows::feed::FeedSubscriber,
@@ -33,6 +38,8 @@ use crate::{
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Maximum time without a frame from the client, and maximum time for sending one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum time for sending a close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a frame from the client. It only sends control frames.
 const FRAME_BYTES_MAX: usize = 4096;
 
@@ -40,7 +47,9 @@ const FRAME_BYTES_MAX: usize = 4096;
 ///
 /// Each outcome message is one text frame, whichever replica did the work. `/asyncapi.json`
 /// describes the frames. A client that reads too slowly receives a frame `feed.missed` with the
-/// number of frames that it missed. There are no other frames.
+/// number of frames that it missed. There are no other frames. For the role viewer, and in the
+/// session of a browser, personal data is masked. When the token is removed, or the session ends,
+/// the WebSocket is closed with status 1008.
 #[utoipa::path(
     get, path = "/ws", operation_id = "watchOutcomes", tag = "overview",
     responses(
@@ -54,11 +63,13 @@ const FRAME_BYTES_MAX: usize = 4096;
 )]
 pub(crate) async fn outcomes(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let (upgrade, client) = accept(&state, upgrade)?;
     let subscriber = state.connected()?.outcomes.subscribe().await;
-    Ok(respond(upgrade, client, subscriber, state.shutdown))
+    let (access, shutdown) = (ClientAccess::new(state.clone(), identity), state.shutdown);
+    Ok(respond(upgrade, client, subscriber, access, shutdown))
 }
 
 /// Watch progress live.
@@ -79,10 +90,12 @@ pub(crate) async fn outcomes(
 )]
 pub(crate) async fn live(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let (upgrade, client) = accept(&state, upgrade)?;
-    Ok(respond(upgrade, client, state.live.subscribe(), state.shutdown))
+    let (access, subscriber) = (ClientAccess::new(state.clone(), identity), state.live.subscribe());
+    Ok(respond(upgrade, client, subscriber, access, state.shutdown))
 }
 
 /// One of the permitted clients, until it is dropped.
@@ -111,11 +124,12 @@ fn respond(
     upgrade: WebSocketUpgrade,
     client: CountedClient,
     subscriber: FeedSubscriber,
+    access: ClientAccess,
     shutdown: Shutdown,
 ) -> Response {
     let upgrade = upgrade.max_frame_size(FRAME_BYTES_MAX).max_message_size(FRAME_BYTES_MAX);
     upgrade.on_upgrade(async move |socket| {
-        serve(socket, subscriber, shutdown).await;
+        serve(socket, subscriber, access, shutdown).await;
         drop(client);
     })
 }
@@ -129,21 +143,29 @@ fn error_status(error: &WebSocketUpgradeRejection) -> StatusCode {
     }
 }
 
-async fn serve(mut socket: WebSocket, mut subscriber: FeedSubscriber, shutdown: Shutdown) {
+async fn serve(
+    mut socket: WebSocket,
+    mut subscriber: FeedSubscriber,
+    access: ClientAccess,
+    shutdown: Shutdown,
+) {
+    let mut access_ended = pin!(access.ended());
     let mut pings = interval(PING_INTERVAL);
     let mut last_received = Instant::now();
     loop {
         let message = tokio::select! {
             () = shutdown.draining() => {
-                let reason = Utf8Bytes::from_static("the service is stopping");
-                let close = CloseFrame { code: close_code::AWAY, reason };
-                let _ = socket.send(Message::Close(Some(close))).await;
-                return;
+                return close(socket, close_code::AWAY, "the service is stopping").await;
             }
-            frame = subscriber.next() => match frame.map(Utf8Bytes::try_from) {
-                Some(Ok(text)) => Message::Text(text),
-                // Frames are JSON, so this does not happen.
-                Some(Err(_)) => continue,
+            reason = access_ended.as_mut() => {
+                return close(socket, close_code::POLICY, reason).await;
+            }
+            frame = subscriber.next() => match frame {
+                Some(frame) => match access.frame(frame).map(Utf8Bytes::try_from) {
+                    Some(Ok(text)) => Message::Text(text),
+                    // Frames are JSON, so this does not happen.
+                    Some(Err(_)) | None => continue,
+                },
                 None => return,
             },
             _ = pings.tick() => {
@@ -160,8 +182,21 @@ async fn serve(mut socket: WebSocket, mut subscriber: FeedSubscriber, shutdown: 
                 }
             },
         };
-        if !matches!(timeout(IDLE_TIMEOUT, socket.send(message)).await, Ok(Ok(()))) {
+        // A client that does not read is disconnected without a close frame.
+        let is_sent = tokio::select! {
+            sent = timeout(IDLE_TIMEOUT, socket.send(message)) => matches!(sent, Ok(Ok(()))),
+            _ = access_ended.as_mut() => return,
+        };
+        if !is_sent {
             return;
         }
     }
+}
+
+/// Closes the connection with a reason.
+async fn close(mut socket: WebSocket, code: CloseCode, reason: &'static str) {
+    let reason = Utf8Bytes::from_static(reason);
+    let close = Message::Close(Some(CloseFrame { code, reason }));
+    // The client may not read, or be gone.
+    let _ = timeout(CLOSE_TIMEOUT, socket.send(close)).await;
 }

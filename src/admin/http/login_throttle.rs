@@ -1,8 +1,9 @@
-//! Limits guessing of tokens: after too many wrong tokens from one address, further tokens from it
-//! are refused unchecked for a while.
+//! Slows down the guessing of tokens: a wrong token is answered later, the more of them the address
+//! has presented.
 //!
-//! Sessions do not count: they are signed, and an expired session is not a guess. Each replica
-//! counts separately.
+//! A right token is never delayed or refused, since many clients may share one address. Sessions do
+//! not count: they are signed, and an expired session is not a guess. Each replica counts
+//! separately.
 
 #![expect(clippy::disallowed_methods, reason = "an edge: windows start when a token is refused")]
 
@@ -13,66 +14,95 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
-/// Maximum wrong tokens per address and [`WINDOW`]. A client with an outdated token that sends a
-/// request every few seconds stays below it.
-const FAILURES_MAX: u32 = 30;
-/// Duration of a window. It starts with the first wrong token.
+/// Delay of the response to the first wrong token of an address. Each further one is answered later
+/// by the same amount.
+const DELAY_STEP: Duration = Duration::from_millis(50);
+/// Maximum delay of a response.
+const DELAY_MAX: Duration = Duration::from_secs(3);
+/// Maximum responses that are delayed at the same time. Further wrong tokens are refused at once.
+const DELAYED_MAX: usize = 64;
+/// Time after which a wrong token no longer counts. It starts again with each wrong token.
 const WINDOW: Duration = Duration::from_mins(1);
-/// Maximum addresses that are counted separately. All others share one window.
+/// Wrong tokens per address that are logged, until it has presented none for [`WINDOW`].
+const LOGGED_MAX: u32 = 30;
+/// Maximum addresses that are counted separately. All others share one count.
 const ADDRESSES_MAX: usize = 10_000;
-/// Key of the shared window.
+/// Key of the shared count.
 const OTHERS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Wrong tokens per address.
-#[derive(Debug, Default)]
-pub struct LoginThrottle(Mutex<HashMap<IpAddr, Window>>);
+#[derive(Debug)]
+pub struct LoginThrottle {
+    counts: Mutex<HashMap<IpAddr, FailureCount>>,
+    /// One permit per delayed response.
+    delayed: Semaphore,
+}
 
 #[derive(Debug)]
-struct Window {
+struct FailureCount {
     ends: Instant,
     failures: u32,
 }
 
+/// Too many responses are delayed already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooManyDelayed {
+    /// Time after which the client may send another token.
+    pub(crate) retry_after: Duration,
+}
+
+impl Default for LoginThrottle {
+    fn default() -> Self {
+        Self { counts: Mutex::default(), delayed: Semaphore::new(DELAYED_MAX) }
+    }
+}
+
 impl LoginThrottle {
-    /// Returns how long tokens of `peer` are refused unchecked. `None` if they are checked.
-    pub(crate) fn blocked_for(&self, peer: IpAddr) -> Option<Duration> {
-        let windows = self.windows();
-        let window = windows.get(&network(peer)).or_else(|| windows.get(&OTHERS))?;
-        let left = window.ends.saturating_duration_since(Instant::now());
-        (window.failures >= FAILURES_MAX && !left.is_zero()).then_some(left)
+    /// Counts a wrong token of `peer`, and waits until it may be answered.
+    pub(crate) async fn delay(&self, peer: IpAddr) -> Result<(), TooManyDelayed> {
+        let delay = self.count(peer);
+        let Ok(_permit) = self.delayed.try_acquire() else {
+            return Err(TooManyDelayed { retry_after: DELAY_MAX });
+        };
+        tokio::time::sleep(delay).await;
+        Ok(())
     }
 
-    /// Counts a wrong token.
-    pub(crate) fn record_failure(&self, peer: IpAddr) {
-        let (mut windows, now) = (self.windows(), Instant::now());
+    /// Counts a wrong token, and returns the delay of its response.
+    fn count(&self, peer: IpAddr) -> Duration {
+        let (mut counts, now) = (self.counts(), Instant::now());
         let mut key = network(peer);
-        if windows.len() >= ADDRESSES_MAX && !windows.contains_key(&key) {
-            windows.retain(|_, window| window.ends > now);
-            if windows.len() >= ADDRESSES_MAX {
+        if counts.len() >= ADDRESSES_MAX && !counts.contains_key(&key) {
+            counts.retain(|_, count| count.ends > now);
+            if counts.len() >= ADDRESSES_MAX {
                 key = OTHERS;
             }
         }
-        let window = windows.entry(key).or_insert(Window { ends: now + WINDOW, failures: 0 });
-        if window.ends <= now {
-            *window = Window { ends: now + WINDOW, failures: 0 };
+        let count = counts.entry(key).or_insert(FailureCount { ends: now, failures: 0 });
+        if count.ends <= now {
+            count.failures = 0;
         }
-        window.failures += 1;
-        if window.failures == FAILURES_MAX {
-            tracing::warn!(
+        count.ends = now + WINDOW;
+        count.failures = count.failures.saturating_add(1);
+        match count.failures {
+            LOGGED_MAX => tracing::warn!(
                 %peer,
-                "{FAILURES_MAX} wrong tokens within {WINDOW:?}; further tokens are refused until \
-                    the window ends"
-            );
-        } else {
-            tracing::info!(%peer, "a wrong token was refused");
+                "{LOGGED_MAX} wrong tokens; further ones are not logged until there are none for \
+                    {WINDOW:?}"
+            ),
+            failures if failures < LOGGED_MAX => {
+                tracing::info!(%peer, "a wrong token was refused");
+            }
+            _ => {}
         }
+        DELAY_STEP.saturating_mul(count.failures).min(DELAY_MAX)
     }
 
-    fn windows(&self) -> MutexGuard<'_, HashMap<IpAddr, Window>> {
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, FailureCount>> {
         // An inexact count is better than none.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,60 +119,62 @@ fn network(peer: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
+
     use super::*;
 
-    fn guess(login_throttle: &LoginThrottle, peer: IpAddr, times: u32) {
-        for _ in 0..times {
-            login_throttle.record_failure(peer);
-        }
+    fn delay(login_throttle: &LoginThrottle, peer: &str) -> Duration {
+        login_throttle.count(peer.parse().expect("an address"))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn too_many_wrong_tokens_block_their_address_for_a_while() {
-        let (login_throttle, peer, other) =
-            (LoginThrottle::default(), [10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        guess(&login_throttle, peer, FAILURES_MAX - 1);
-        assert_eq!(login_throttle.blocked_for(peer), None);
-        tokio::time::advance(WINDOW / 4).await;
-        guess(&login_throttle, peer, 1);
-        assert_eq!(
-            (login_throttle.blocked_for(peer), login_throttle.blocked_for(other)),
-            (Some(WINDOW / 4 * 3), None)
-        );
-        tokio::time::advance(WINDOW / 4 * 3).await;
-        assert_eq!(login_throttle.blocked_for(peer), None);
-        guess(&login_throttle, peer, 1);
-        assert_eq!(login_throttle.blocked_for(peer), None, "a new window has started");
-    }
-
-    #[test]
-    fn an_ipv6_network_counts_as_one_and_a_mapped_address_as_ipv4() {
+    async fn each_wrong_token_is_answered_later_up_to_a_limit() {
         let login_throttle = LoginThrottle::default();
-        let blocked_for =
-            |peer: &str| login_throttle.blocked_for(peer.parse().expect("an address")).is_some();
-        guess(&login_throttle, "2001:db8::1".parse().expect("an address"), FAILURES_MAX);
-        assert!(blocked_for("2001:db8::2:ffff") && !blocked_for("2001:db8:0:1::1"));
-        guess(&login_throttle, "::ffff:10.0.0.1".parse().expect("an address"), FAILURES_MAX);
-        assert!(blocked_for("10.0.0.1"));
+        assert_eq!(delay(&login_throttle, "10.0.0.1"), DELAY_STEP);
+        assert_eq!(delay(&login_throttle, "10.0.0.1"), DELAY_STEP * 2);
+        assert_eq!(delay(&login_throttle, "10.0.0.2"), DELAY_STEP, "another address");
+        for _ in 0..100 {
+            delay(&login_throttle, "10.0.0.1");
+        }
+        assert_eq!(delay(&login_throttle, "10.0.0.1"), DELAY_MAX);
+        tokio::time::advance(WINDOW).await;
+        assert_eq!(delay(&login_throttle, "10.0.0.1"), DELAY_STEP, "a new window has started");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_number_of_windows_is_bounded() {
+    async fn responses_beyond_the_limit_are_not_delayed_but_refused() {
+        let login_throttle = LoginThrottle::default();
+        let peer = [10, 0, 0, 1].into();
+        let guesses = join_all((0..DELAYED_MAX + 3).map(|_| login_throttle.delay(peer))).await;
+        let refused = guesses.iter().filter(|guess| guess.is_err()).count();
+        assert_eq!(refused, 3);
+        assert_eq!(login_throttle.delay(peer).await, Ok(()), "the others have been answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ipv6_network_counts_as_one_and_a_mapped_address_as_ipv4() {
+        let login_throttle = LoginThrottle::default();
+        delay(&login_throttle, "2001:db8::1");
+        assert_eq!(delay(&login_throttle, "2001:db8::2:ffff"), DELAY_STEP * 2);
+        assert_eq!(delay(&login_throttle, "2001:db8:0:1::1"), DELAY_STEP);
+        delay(&login_throttle, "::ffff:10.0.0.1");
+        assert_eq!(delay(&login_throttle, "10.0.0.1"), DELAY_STEP * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_counted_addresses_is_bounded() {
         let login_throttle = LoginThrottle::default();
         let address = |number: usize| {
             IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(number).expect("small")))
         };
         for number in 0..ADDRESSES_MAX * 2 {
-            guess(&login_throttle, address(number), 1);
+            login_throttle.count(address(number));
         }
-        assert_eq!(login_throttle.windows().len(), ADDRESSES_MAX + 1);
-        assert!(
-            login_throttle.blocked_for(address(0)).is_none()
-                && login_throttle.blocked_for(address(ADDRESSES_MAX)).is_some()
-        );
+        assert_eq!(login_throttle.counts().len(), ADDRESSES_MAX + 1);
+        assert_eq!(login_throttle.count(address(ADDRESSES_MAX)), DELAY_MAX);
+        assert_eq!(login_throttle.count(address(0)), DELAY_STEP * 2);
         tokio::time::advance(WINDOW).await;
-        assert!(login_throttle.blocked_for(address(ADDRESSES_MAX)).is_none());
-        guess(&login_throttle, address(ADDRESSES_MAX), 1);
-        assert_eq!(login_throttle.windows().len(), 1);
+        assert_eq!(login_throttle.count(address(ADDRESSES_MAX * 2)), DELAY_STEP);
+        assert_eq!(login_throttle.counts().len(), 1);
     }
 }

@@ -15,6 +15,9 @@ use utoipa::ToSchema;
 
 use crate::ledger;
 
+/// The content type of a problem.
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+
 /// A problem (<https://www.rfc-editor.org/rfc/rfc9457>), sent as `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Problem {
@@ -70,7 +73,7 @@ impl IntoResponse for Problem {
         let retry_after = self.retry_after.map(HeaderValue::from);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         headers.extend(retry_after.map(|seconds| (RETRY_AFTER, seconds)));
         response
     }
@@ -117,10 +120,11 @@ pub(crate) enum Problems {
     /// The JSON does not have the expected shape. `detail` names the field.
     #[response(status = 422, content_type = "application/problem+json")]
     Unprocessable(Problem),
-    /// Too many wrong tokens from this address. `Retry-After` says when tokens are checked again.
+    /// The token is wrong, and too many wrong tokens are being answered. A right token never gets
+    /// this response.
     #[response(status = 429, content_type = "application/problem+json")]
     TooMany(Problem),
-    /// The database or RabbitMQ does not answer.
+    /// The database or RabbitMQ does not answer, or the request took too long.
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(Problem),
 }

@@ -59,6 +59,7 @@ export const api = {
   bulkActions: () => request("GET", `${API}/bulk-actions`),
   cancelBulkAction: (id) => request("POST", `${API}/bulk-actions/${id}/cancel`),
   unprocessable: () => request("GET", `${API}/unprocessable`),
+  revealMessage: (id) => request("POST", `${API}/unprocessable/${id}/reveal`),
   replayMessage: (id) => request("POST", `${API}/unprocessable/${id}/replay`),
   dismissMessage: (id, reason) => request("POST", `${API}/unprocessable/${id}/dismiss`, { reason }),
   replayMessages: (selection, dryRun) =>

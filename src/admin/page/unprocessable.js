@@ -4,8 +4,13 @@ import { act } from "./actions.js";
 import { api } from "./api.js";
 import { $, ago, button, confirmAction, h, number, plural, toast } from "./view.js";
 
+/** Bodies that the user revealed, by the id of their message. */
+const revealed = new Map();
+
 /** Draws the unprocessable messages; without any, the section is hidden. */
 export function drawUnprocessable({ items, total }) {
+  const ids = new Set(items.map(({ id }) => id));
+  for (const id of revealed.keys()) if (!ids.has(id)) revealed.delete(id);
   $("unprocessable-section").hidden = total === 0;
   $("unprocessable-total").textContent = number(total);
   $("unprocessable").replaceChildren(...items.map(messageItem));
@@ -20,7 +25,7 @@ function messageItem(message) {
     h("p", {}, errorMessage),
     h("p", { class: "muted" }, ago(failedAt), `, from ${exchange}, routing key ${routingKey}`),
     h("p", {}, h("strong", {}, "Next: "), verdict.next),
-    bodyDetails(message),
+    messageBody(message),
     h(
       "p",
       { class: "toolbar" },
@@ -30,6 +35,26 @@ function messageItem(message) {
       button("Dismiss all like this", () => dismissLike(message)),
     ),
   );
+}
+
+/** Body of a message. A masked one is a button that replaces itself with the body. */
+function messageBody(message) {
+  const shown = revealed.get(message.id) ?? message;
+  if (!shown.bodyIsMasked) return bodyDetails(shown);
+  const element = h("p", {}, `Body, ${number(message.bodyBytes)} bytes, masked `);
+  const reveal = async () => {
+    try {
+      const whole = await api.revealMessage(message.id);
+      revealed.set(message.id, whole);
+      const details = bodyDetails(whole);
+      details.open = true;
+      element.replaceWith(details);
+    } catch (error) {
+      toast(error.message);
+    }
+  };
+  element.append(button("Reveal", reveal, { title: "The audit log records who revealed it." }));
+  return element;
 }
 
 function bodyDetails({ body, bodyBase64, bodyBytes, bodyIsCut }) {

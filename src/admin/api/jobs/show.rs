@@ -1,6 +1,6 @@
 //! `GET /jobs/{jobId}`: shows everything that is known about one job.
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,12 +9,11 @@ use uuid::Uuid;
 
 use crate::{
     admin::{
-        api::view::{
-            customer::{CustomerView, mask},
-            diagnosis::DiagnosisView,
-        },
+        api::view::{customer::CustomerView, diagnosis::DiagnosisView},
         http::{
+            auth::Identity,
             extract::{PathId, Query},
+            mask::{mask, mask_identifier, mask_json, mask_text},
             problem::{Problem, Problems},
         },
         state::AppState,
@@ -31,7 +30,8 @@ use crate::{
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct JobParameters {
-    /// Whether e-mail addresses, names, phone number and attributes are masked.
+    /// Whether e-mail addresses, names, phone number and attributes are masked. They always are for
+    /// the role viewer and in the session of a browser.
     #[serde(default)]
     #[param(default = false)]
     masked: bool,
@@ -165,6 +165,7 @@ struct TierView {
 )]
 pub(crate) async fn show(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     PathId(id): PathId,
     Query(parameters): Query<JobParameters>,
 ) -> Result<Json<JobDetailView>, Problem> {
@@ -172,7 +173,8 @@ pub(crate) async fn show(
     let detail = detail.ok_or_else(|| Problem::not_found("no such job"))?;
     let queue = queue_of(&detail, &state.ladder);
     let queue_url = queue.and_then(|queue| state.config.queue_url(&queue));
-    Ok(Json(view(detail, &state.ladder, queue_url, parameters.masked)))
+    let masked = identity.is_masked(parameters.masked);
+    Ok(Json(view(detail, &state.ladder, queue_url, masked)))
 }
 
 /// The queue that contains the job's message, as far as the ledger shows.
@@ -212,7 +214,7 @@ fn view(
     JobDetailView {
         signup: signup_view(job.signup_id, signup, flags, masked),
         job: job_view(job, masked),
-        attempts: attempts.into_iter().map(AttemptView::from).collect(),
+        attempts: attempts.into_iter().map(|row| attempt_view(row, masked)).collect(),
         has_earlier_attempts: detail.has_earlier_attempts,
         has_earlier_audit: detail.has_earlier_audit,
         audit: audit.into_iter().map(|row| audit_view(row, masked)).collect(),
@@ -235,7 +237,7 @@ fn job_view(job: StoredJob, masked: bool) -> JobView {
         next_retry_at: job.next_retry_at,
         last_attempt_at: job.last_attempt_at,
         error_type: job.error_type,
-        error_message: job.error_message,
+        error_message: free_text(job.error_message, masked),
         signature: job.error_signature,
         reason: known(job.reason.as_deref()),
         manual_retry: job.manual_retry,
@@ -249,7 +251,7 @@ fn job_view(job: StoredJob, masked: bool) -> JobView {
         failed_at: job.failed_at,
         completed_at: job.completed_at,
         dismissed_at: job.dismissed_at,
-        dismissed_reason: job.dismissed_reason,
+        dismissed_reason: free_text(job.dismissed_reason, masked),
     }
 }
 
@@ -263,7 +265,7 @@ fn signup_view(signup_id: Uuid, signup: Signup, flags: SignupFlags, masked: bool
         confidence: slip.confidence,
     });
     // Any attribute may be personal data: upstream services choose them.
-    let shown = |(name, value): (String, Value)| (name, if masked { "•••".into() } else { value });
+    let shown = |(name, value): (String, Value)| (name, if masked { "***".into() } else { value });
     SignupView {
         signup_id,
         operator_id: signup.operator_id,
@@ -278,35 +280,37 @@ fn signup_view(signup_id: Uuid, signup: Signup, flags: SignupFlags, masked: bool
         customerio_synced_at: flags.synced_at,
         customerio_contact_id: contact(flags.contact_id, masked),
         customerio_sync_failed: flags.sync_failed,
-        customerio_sync_error: flags.sync_error,
+        customerio_sync_error: free_text(flags.sync_error, masked),
     }
 }
 
 /// A person identifier, which may be an e-mail address.
 fn contact(id: Option<String>, masked: bool) -> Option<String> {
-    let view = CustomerView { id, email: None, first_name: None, last_name: None };
-    view.masked_if(masked).id
+    if masked { id.as_deref().map(mask_identifier) } else { id }
 }
 
-impl From<StoredAttempt> for AttemptView {
-    fn from(row: StoredAttempt) -> Self {
-        Self {
-            run: row.run,
-            attempt: row.attempt,
-            started_at: row.started_at,
-            duration_ms: row.duration_ms,
-            http_status: row.http_status,
-            error_type: row.error_type,
-            error_message: row.error_message,
-            tier: row.tier,
-        }
+/// A text that may quote personal data.
+fn free_text(text: Option<String>, masked: bool) -> Option<String> {
+    if masked { text.as_deref().map(mask_text) } else { text }
+}
+
+fn attempt_view(row: StoredAttempt, masked: bool) -> AttemptView {
+    AttemptView {
+        run: row.run,
+        attempt: row.attempt,
+        started_at: row.started_at,
+        duration_ms: row.duration_ms,
+        http_status: row.http_status,
+        error_type: row.error_type,
+        error_message: free_text(row.error_message, masked),
+        tier: row.tier,
     }
 }
 
 fn audit_view(row: StoredAudit, masked: bool) -> AuditView {
     let mut details = row.details;
-    if let Some(Value::String(id)) = details.get_mut("contactId") {
-        *id = contact(Some(std::mem::take(id)), masked).unwrap_or_default();
+    if masked {
+        mask_json(&mut details);
     }
     AuditView { action: row.action, actor: row.actor, details, created_at: row.created_at }
 }

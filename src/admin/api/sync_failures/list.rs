@@ -1,6 +1,6 @@
 //! `GET /sync-failures`: lists the open failures, one page per request.
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -10,13 +10,15 @@ use crate::{
     admin::{
         api::view::{customer::CustomerView, diagnosis::DiagnosisView},
         http::{
+            auth::{Identity, Role},
             extract::{Limit, Offset, Query},
+            mask::mask_text,
             problem::{Problem, Problems},
         },
         state::AppState,
     },
     job::{ErrorType, Status, SyncPhase},
-    ledger::{FailedJob, FailurePage, Selection, search_text, signature_text},
+    ledger::{FailedJob, FailurePage, SearchMatch, Selection, search_text, signature_text},
 };
 
 /// The filters and the page.
@@ -30,7 +32,8 @@ pub(crate) struct FailureListParameters {
     /// Only this kind of error.
     #[param(inline)]
     error_type: Option<ErrorType>,
-    /// A part of the customer's e-mail address or name, case-insensitive.
+    /// A part of the customer's e-mail address or name, case-insensitive. With the role viewer, the
+    /// whole address or the whole name.
     #[serde(default, deserialize_with = "search_text")]
     #[param(max_length = 200, pattern = r"^[^\u0000]*$")]
     search: Option<String>,
@@ -44,7 +47,8 @@ pub(crate) struct FailureListParameters {
     /// Number of items to skip.
     #[param(value_type = Option<i64>, minimum = 0, maximum = 1_000_000_000, default = 0)]
     offset: Option<Offset>,
-    /// Whether e-mail addresses and names are masked.
+    /// Whether e-mail addresses and names are masked. They always are for the role viewer and in
+    /// the session of a browser.
     #[serde(default)]
     #[param(default = false)]
     masked: bool,
@@ -107,7 +111,7 @@ impl FailureItem {
             attempt_count: job.attempt_count,
             max_attempts: job.max_attempts,
             error_type: job.error_type,
-            error_message: job.error_message,
+            error_message: if masked { mask_text(&job.error_message) } else { job.error_message },
             signature: job.error_signature,
             last_attempt_at: job.last_attempt_at,
             failed_at: job.failed_at,
@@ -126,6 +130,7 @@ impl FailureItem {
 )]
 pub(crate) async fn list(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     Query(parameters): Query<FailureListParameters>,
 ) -> Result<Json<FailureList>, Problem> {
     let selection = Selection {
@@ -138,8 +143,14 @@ pub(crate) async fn list(
     };
     let limit = parameters.limit.map_or(50, |limit| limit.0);
     let offset = parameters.offset.map_or(0, |offset| offset.0);
+    // By parts, a viewer could reconstruct what is masked.
+    let search_match = match identity.role {
+        Role::Viewer => SearchMatch::Whole,
+        Role::Operator => SearchMatch::Part,
+    };
     let FailurePage { items, total, total_is_exact } =
-        state.ledger.failures(&selection, limit, offset).await?;
-    let items = items.into_iter().map(|job| FailureItem::new(job, parameters.masked)).collect();
+        state.ledger.failures(&selection, search_match, limit, offset).await?;
+    let masked = identity.is_masked(parameters.masked);
+    let items = items.into_iter().map(|job| FailureItem::new(job, masked)).collect();
     Ok(Json(FailureList { items, total, total_is_exact, limit, offset }))
 }

@@ -2,7 +2,7 @@
 //!
 //! Of each message, a bounded part is read: anybody may publish large ones.
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use base64::Engine;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,9 @@ use crate::{
     admin::{
         api::view::diagnosis::DiagnosisView,
         http::{
+            auth::Identity,
             extract::{Limit, NoParameters, Offset, PathId, Query},
+            mask::{mask_json, mask_text},
             problem::{Problem, Problems},
         },
         state::AppState,
@@ -30,7 +32,7 @@ const LISTED: MessageReadLimits =
     MessageReadLimits { body_bytes: 16 * 1024, header_bytes: 16 * 1024 };
 /// What is read of a single message: several times more than a valid event, and than the headers of
 /// any message.
-const SHOWN: MessageReadLimits =
+pub(super) const SHOWN: MessageReadLimits =
     MessageReadLimits { body_bytes: 1024 * 1024, header_bytes: 1024 * 1024 };
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -75,19 +77,23 @@ pub(crate) struct UnprocessableView {
     /// Whether the headers are left out because they are too large. The list leaves out more than
     /// 16 KiB of JSON.
     headers_are_cut: bool,
-    /// The start of the body, if it is UTF-8: 16 KiB in the list, 1 MiB of a single message.
+    /// The start of the body, if it is UTF-8 and not masked: 16 KiB in the list, 1 MiB of a single
+    /// message.
     body: Option<String>,
-    /// The start of the body in Base64, if it is not UTF-8.
+    /// The start of the body in Base64, if it is not UTF-8 and not masked.
     body_base64: Option<String>,
     /// Size of the whole body in bytes.
     body_bytes: i32,
+    /// Whether the body is masked: for the role viewer, and in the session of a browser until it is
+    /// revealed.
+    body_is_masked: bool,
     /// Whether only the start of the body is shown.
     body_is_cut: bool,
     verdict: DiagnosisView,
 }
 
 impl UnprocessableView {
-    fn new(message: UnprocessableMessage, read: MessageReadLimits) -> Self {
+    pub(crate) fn new(message: UnprocessableMessage, read: MessageReadLimits) -> Self {
         let reason = known(Some(&message.reason)).unwrap_or(Reason::Unprocessable);
         let verdict = DiagnosisView::of(&FailureFacts {
             reason: Some(reason),
@@ -112,9 +118,22 @@ impl UnprocessableView {
             body,
             body_base64,
             body_bytes: message.body_bytes,
+            body_is_masked: false,
             body_is_cut,
             verdict,
         }
+    }
+
+    /// Leaves the body out, and masks the texts that may quote it, if `masked`.
+    fn masked_if(mut self, masked: bool) -> Self {
+        if masked {
+            self.path = self.path.as_deref().map(mask_text);
+            self.error_message = mask_text(&self.error_message);
+            mask_json(&mut self.headers);
+            (self.body, self.body_base64) = (None, None);
+            self.body_is_masked = true;
+        }
+        self
     }
 }
 
@@ -144,16 +163,21 @@ fn body_text(mut body: Vec<u8>, is_cut: bool) -> (Option<String>, Option<String>
 )]
 pub(crate) async fn list(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     Query(parameters): Query<UnprocessableParameters>,
 ) -> Result<Json<UnprocessableList>, Problem> {
     let limit = parameters.limit.map_or(50, |limit| limit.0);
     let offset = parameters.offset.map_or(0, |offset| offset.0);
     let (items, total) = state.ledger.unprocessable(limit, offset, LISTED).await?;
-    let items = items.into_iter().map(|message| UnprocessableView::new(message, LISTED)).collect();
+    let items = items
+        .into_iter()
+        .map(|message| UnprocessableView::new(message, LISTED))
+        .map(|view| view.masked_if(identity.is_masked(false)))
+        .collect();
     Ok(Json(UnprocessableList { items, total, limit, offset }))
 }
 
-/// Show one message with up to 1 MiB of its body.
+/// Show one message with up to 1 MiB of its body, unless that is masked.
 #[utoipa::path(
     get, path = "/unprocessable/{failureId}",
     operation_id = "showUnprocessable", tag = "unprocessable",
@@ -162,11 +186,13 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn show(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     PathId(id): PathId,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<UnprocessableView>, Problem> {
     let message = state.ledger.unprocessable_message(id, SHOWN).await?.ok_or_else(unknown)?;
-    Ok(Json(UnprocessableView::new(message, SHOWN)))
+    let view = UnprocessableView::new(message, SHOWN);
+    Ok(Json(view.masked_if(identity.is_masked(false))))
 }
 
 pub(crate) fn unknown() -> Problem {

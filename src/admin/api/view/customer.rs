@@ -3,7 +3,10 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::event::Customer;
+use crate::{
+    admin::http::mask::{mask, mask_address, mask_identifier},
+    event::Customer,
+};
 
 /// The person who signed up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -29,25 +32,11 @@ impl CustomerView {
             return self;
         }
         Self {
-            // The id may be an e-mail address.
-            id: self.id.map(|id| if id.contains('@') { mask_address(&id) } else { id }),
+            id: self.id.as_deref().map(mask_identifier),
             email: self.email.as_deref().map(mask_address),
             first_name: self.first_name.as_deref().map(mask),
             last_name: self.last_name.as_deref().map(mask),
         }
-    }
-}
-
-/// Masks all but the first character, and hides the length.
-pub(crate) fn mask(text: &str) -> String {
-    text.chars().take(1).chain("•••".chars()).collect()
-}
-
-/// Masks all but the first characters of the name and of the domain.
-pub(crate) fn mask_address(address: &str) -> String {
-    match address.rsplit_once('@') {
-        Some((name, domain)) => format!("{}@{}", mask(name), mask(domain)),
-        None => mask(address),
     }
 }
 
@@ -65,8 +54,8 @@ mod tests {
         };
         assert_eq!(customer.clone().masked_if(false), customer);
         let masked = customer.masked_if(true);
-        assert_eq!(masked.email.as_deref(), Some("a•••@e•••"));
-        assert_eq!(masked.first_name.as_deref(), Some("Ä•••"));
+        assert_eq!(masked.email.as_deref(), Some("a***@e***.com"));
+        assert_eq!(masked.first_name.as_deref(), Some("Ä***"));
         assert_eq!((masked.id.as_deref(), masked.last_name), (Some("c-991"), None));
     }
 }
