@@ -99,10 +99,9 @@ impl App {
         let connected = Arc::new(OnceLock::new());
         let startup = admin::StartupStatus::default();
         let tokens = LiveTokens::new(config.http.admin_tokens.clone());
-        let (replica, live) = (Replica::start(), LiveFeed::default());
         let state = admin::AppState {
             config: Arc::new(config.http.clone()),
-            replica: replica.clone(),
+            replica: Replica::start(),
             ledger: ledger.clone(),
             metrics: metrics.clone(),
             customerio: customerio.clone(),
@@ -110,27 +109,14 @@ impl App {
             shutdown: shutdown.clone(),
             startup: startup.clone(),
             connected: connected.clone(),
-            live: live.clone(),
+            live: LiveFeed::default(),
             websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
             tokens: tokens.clone(),
             sessions: Arc::default(),
             login_throttle: Arc::default(),
         };
-        let (mut services, http_addr) = listen(config.http.addr, state).await?;
-        let ledger_gauges = LedgerGauges {
-            config: config.metrics.clone(),
-            ledger: ledger.clone(),
-            metrics: metrics.clone(),
-        };
-        services.spawn(ledger_gauges.run(shutdown.clone()));
-        services.spawn(live.run(ledger.clone(), customerio.watch_breaker(), shutdown.clone()));
-        services.spawn(rate_limit::run(
-            replica,
-            config.customerio.requests_per_second,
-            customerio.clone(),
-            ledger.clone(),
-            shutdown.clone(),
-        ));
+        let (mut services, http_addr) = listen(config.http.addr, state.clone()).await?;
+        start_services(&config, state, &mut services);
         let grace = config.lifecycle.grace;
         let (started, has_started) = watch::channel(false);
         let start = Start {
@@ -197,6 +183,20 @@ impl Running {
             connection.close().await;
         }
     }
+}
+
+/// Starts what needs neither RabbitMQ nor a schema.
+fn start_services(config: &Config, state: admin::AppState, services: &mut JoinSet<()>) {
+    let admin::AppState { ledger, metrics, customerio, shutdown, live, replica, .. } = state;
+    let ledger_gauges = LedgerGauges {
+        config: config.metrics.clone(),
+        ledger: ledger.clone(),
+        metrics,
+    };
+    services.spawn(ledger_gauges.run(shutdown.clone()));
+    services.spawn(live.run(ledger.clone(), customerio.watch_breaker(), shutdown.clone()));
+    let rate = config.customerio.requests_per_second;
+    services.spawn(rate_limit::run(replica, rate, customerio, ledger, shutdown));
 }
 
 async fn listen(
