@@ -188,11 +188,8 @@ impl Running {
 /// Starts what needs neither RabbitMQ nor a schema.
 fn start_services(config: &Config, state: admin::AppState, services: &mut JoinSet<()>) {
     let admin::AppState { ledger, metrics, customerio, shutdown, live, replica, .. } = state;
-    let ledger_gauges = LedgerGauges {
-        config: config.metrics.clone(),
-        ledger: ledger.clone(),
-        metrics,
-    };
+    let ledger_gauges =
+        LedgerGauges { config: config.metrics.clone(), ledger: ledger.clone(), metrics };
     services.spawn(ledger_gauges.run(shutdown.clone()));
     services.spawn(live.run(ledger.clone(), customerio.watch_breaker(), shutdown.clone()));
     let rate = config.customerio.requests_per_second;

@@ -16,8 +16,7 @@ use tokio::{
 
 use crate::{
     proxy::{Mode, Proxy},
-    stage::authority,
-    support::{TempServer, World, http_client, wait_for},
+    support::{TempServer, World, authority, http_client, wait_for},
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];

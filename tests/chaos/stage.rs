@@ -14,7 +14,7 @@ use crate::{
     cluster::Cluster,
     fault::Peer,
     proxy::{Mode, Proxy},
-    support::{Process, Servers, TempServer, World, free_addr},
+    support::{Process, Servers, TempServer, World, authority, free_addr, program_at},
 };
 
 /// Time for killed servers to come back, and for the replicas to become ready after them.
@@ -57,16 +57,22 @@ pub(crate) struct Replica {
     logs: String,
 }
 
-/// Returns the `host:port` of a URL.
-pub(crate) fn authority(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let rest = rest.split('/').next().unwrap_or(rest);
-    rest.rsplit('@').next().unwrap_or(rest)
-}
-
 impl Stage {
     /// Sets up a new database and virtual host on the servers, and starts the replicas.
     pub(crate) async fn start(
+        replicas: usize,
+        rabbitmq: Cluster,
+        postgres: TempServer<Postgres>,
+    ) -> Self {
+        let mut stage = Self::set_up(replicas, rabbitmq, postgres).await;
+        for replica in &mut stage.replicas {
+            replica.start(&stage.world);
+        }
+        stage
+    }
+
+    /// Sets up a new database and virtual host on the servers, and replicas that are not started.
+    pub(crate) async fn set_up(
         replicas: usize,
         rabbitmq: Cluster,
         postgres: TempServer<Postgres>,
@@ -82,7 +88,7 @@ impl Stage {
         }
         let mut stage = Self { world, rabbitmq, postgres, replicas: Vec::new() };
         for number in 0..replicas {
-            let mut replica = Replica {
+            let replica = Replica {
                 rabbitmq: Proxy::start(stage.rabbitmq.authorities(number)).await,
                 postgres: Proxy::start(vec![authority(&stage.world.database_url).to_owned()]).await,
                 customerio: Proxy::start(vec![stage.world.simulator.addr().to_string()]).await,
@@ -90,7 +96,6 @@ impl Stage {
                 process: None,
                 logs: String::new(),
             };
-            replica.start(&stage.world);
             stage.replicas.push(replica);
         }
         stage
@@ -113,6 +118,12 @@ impl Stage {
                 replica.start(&self.world);
             }
         }
+        self.wait_until_ready().await
+    }
+
+    /// Waits until all replicas are ready. Fails with the reason why one is not ready after
+    /// [`READINESS_TIMEOUT`].
+    pub(crate) async fn wait_until_ready(&self) -> Result<(), String> {
         let began = Instant::now();
         for (number, replica) in self.replicas.iter().enumerate() {
             loop {
@@ -186,15 +197,28 @@ impl Replica {
         }
     }
 
+    /// Starts the program that is tested.
     pub(crate) fn start(&mut self, world: &World) {
+        self.start_program(Path::new(env!("CARGO_BIN_EXE_customerio-sync")), world, &[]);
+    }
+
+    /// Starts a program with further settings.
+    pub(crate) fn start_program(
+        &mut self,
+        program: &Path,
+        world: &World,
+        further: &[(&str, String)],
+    ) {
         let via = |url: &str, proxy: &Proxy| url.replace(authority(url), &proxy.addr().to_string());
-        let settings = [
+        let mut settings = vec![
             ("AMQP_URL", via(&world.amqp_url, &self.rabbitmq)),
             ("DATABASE_URL", via(&world.database_url, &self.postgres)),
             ("CUSTOMERIO_TRACK_URL", format!("http://{}", self.customerio.addr())),
             ("HTTP_ADDR", self.http_addr.to_string()),
         ];
-        self.process = Some(world.spawn_with(&settings));
+        settings.extend_from_slice(further);
+        let command = program_at(program, &world.settings_with(&settings));
+        self.process = Some(Process::start(command, &["serve"]));
     }
 
     /// Removes the process, which has ended, and keeps its log.

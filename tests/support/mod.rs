@@ -2,12 +2,16 @@
 //! and servers and processes that a test can stop.
 
 mod api;
+mod certificates;
 mod collector;
 mod events;
+mod forwarder;
+mod https;
 mod ledger;
 mod postgres;
 mod process;
 mod rabbitmq;
+mod service;
 mod simulator;
 mod temp_server;
 mod wait;
@@ -15,11 +19,15 @@ mod world;
 
 use std::path::Path;
 
+pub(crate) use certificates::{Authority, CertificateFiles, SERVER_NAMES};
 pub(crate) use collector::{CollectedSpan, Collector};
 pub(crate) use events::{confirmed, contact, submitted};
+pub(crate) use forwarder::{Forwarder, address, authority};
+pub(crate) use https::HttpsFront;
 pub(crate) use ledger::{arrival, completion};
-pub(crate) use process::{Process, program};
+pub(crate) use process::{Process, program, program_at};
 pub(crate) use rabbitmq::{Received, publish_on};
+pub(crate) use service::Service;
 pub(crate) use temp_server::TempServer;
 pub(crate) use wait::wait_for;
 pub(crate) use world::{SHORT_LADDER, Servers, World, http_client};
@@ -29,6 +37,13 @@ pub(crate) fn free_addr() -> std::net::SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a port")
+}
+
+/// Replaces a file at once, so that no reader finds half of it.
+pub(crate) fn replace_file(path: &Path, content: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, content).expect("written");
+    std::fs::rename(new, path).expect("renamed");
 }
 
 /// The root of the checkout.

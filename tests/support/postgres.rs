@@ -1,7 +1,7 @@
 //! The database of a world.
 
 use serde_json::Value;
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{AssertSqlSafe, Executor, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{World, wait_for};
@@ -12,6 +12,21 @@ impl World {
             .fetch_all(&self.pool)
             .await
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Executes statements that return nothing.
+    pub(crate) async fn execute(&self, sql: &str) {
+        let executed = self.pool.execute(AssertSqlSafe(sql.to_owned())).await;
+        executed.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    /// Ends every session of the database but this one, so that clients have to connect again.
+    pub(crate) async fn end_sessions(&self) {
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        .await;
     }
 
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {

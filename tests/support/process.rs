@@ -1,7 +1,7 @@
 //! The program as a process of its own.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -16,10 +16,15 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn spawn(arguments: &[&str], settings: &[(String, String)]) -> Self {
+        Self::start(program(settings), arguments)
+    }
+
+    /// Starts a program whose log is its standard error.
+    pub(crate) fn start(mut program: Command, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let log = folder.path().join("log");
         let file = std::fs::File::create(&log).expect("a log file");
-        let child = program(settings)
+        let child = program
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::from(file))
@@ -70,7 +75,12 @@ impl Drop for Process {
 
 /// The program, with these settings and no other environment.
 pub(crate) fn program(settings: &[(String, String)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_customerio-sync"));
+    program_at(Path::new(env!("CARGO_BIN_EXE_customerio-sync")), settings)
+}
+
+/// A program elsewhere, with these settings and no other environment.
+pub(crate) fn program_at(path: &Path, settings: &[(String, String)]) -> Command {
+    let mut command = Command::new(path);
     command.env_clear().envs(settings.iter().cloned());
     command
 }

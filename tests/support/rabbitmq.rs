@@ -9,7 +9,7 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{World, wait::WAIT_TIMEOUT, wait_for};
 
@@ -140,6 +140,30 @@ impl World {
             (queues.as_array().expect("a list").iter().map(total).sum::<u64>() == 0).then_some(())
         })
         .await;
+    }
+
+    /// Creates a user, or changes its password, and permits it to configure, write and read what
+    /// these patterns match.
+    pub(crate) async fn permit(&self, user: &str, password: &str, patterns: [&str; 3]) {
+        let [configure, write, read] = patterns;
+        let account = json!({ "password": password, "tags": "" });
+        self.put(&format!("users/{user}"), &account).await;
+        let permissions = json!({ "configure": configure, "write": write, "read": read });
+        self.put(&format!("permissions/{}/{user}", self.vhost), &permissions).await;
+    }
+
+    /// Creates or changes an object by the management API.
+    pub(crate) async fn put(&self, path: &str, body: &Value) {
+        let request = self.http.put(format!("{}/api/{path}", self.management_url));
+        let request = request.header("content-type", "application/json").body(body.to_string());
+        let response = request.send().await.expect("the management API answers");
+        assert!(response.status().is_success(), "PUT {path}: {}", response.status());
+    }
+
+    /// The AMQP URL of this virtual host for a user.
+    pub(crate) fn amqp_url_of(&self, user: &str, password: &str) -> String {
+        let (_, address) = self.amqp_url.rsplit_once('@').expect("a URL with a user");
+        format!("amqp://{user}:{password}@{address}")
     }
 
     /// Returns a response of the management API about this virtual host.

@@ -167,9 +167,14 @@ impl World {
 
     /// Starts the service as a process of its own, with further settings.
     pub(crate) fn spawn_with(&self, further: &[(&str, String)]) -> Process {
+        Process::spawn(&["serve"], &self.settings_with(further))
+    }
+
+    /// The settings of the service, and further ones, which come last and so take effect.
+    pub(crate) fn settings_with(&self, further: &[(&str, String)]) -> Vec<(String, String)> {
         let mut settings = self.settings.clone();
         settings.extend(further.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        Process::spawn(&["serve"], &settings)
+        settings
     }
 
     /// Creates a signup whose initial job was refused.

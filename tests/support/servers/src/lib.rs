@@ -5,15 +5,22 @@
 //! another Debian, they run in there, by `chroot`; see [`run_in_trixie`].
 
 mod installation;
+mod pgbouncer;
 mod postgres;
+mod previous;
 mod process;
 mod rabbitmq;
 mod trixie;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 pub use installation::{are_servers_installed, postgres as postgres_programs};
+pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::Postgres;
+pub use previous::previous_release;
 pub use process::{free_port, make_reachable, temporary_folder};
 pub use rabbitmq::{Node, RabbitMq};
 pub use trixie::run_in_trixie;
@@ -46,6 +53,17 @@ impl std::fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// The files of a server that speaks TLS, in PEM.
+#[derive(Debug, Clone, Copy)]
+pub struct TlsFiles<'a> {
+    /// Certificate of the server.
+    pub certificate: &'a Path,
+    /// Its private key.
+    pub key: &'a Path,
+    /// Certificates of the authorities whose client certificates the server accepts.
+    pub client_authority: &'a Path,
+}
 
 /// A server that can be stopped, killed and started again with the same data.
 pub trait Server {

@@ -7,6 +7,9 @@
 //! test-servers stop FOLDER     stops both; their data stays
 //! test-servers remove FOLDER   stops both and removes their data
 //! test-servers free-port       prints a free port
+//! test-servers previous ROOT FOLDER
+//!                              builds the release before that of the checkout ROOT, unless FOLDER
+//!                              has it, and prints its path
 //! test-servers in-trixie FOLDER PROGRAM ARGUMENTS...
 //!                              runs a program that finds the servers of Debian trixie
 //! ```
@@ -18,7 +21,7 @@ use std::{
 
 use test_servers::{
     Error, Postgres, RabbitMq, Server, are_servers_installed, free_port, make_reachable,
-    postgres_programs, run_in_trixie, temporary_folder,
+    postgres_programs, previous_release, run_in_trixie, temporary_folder,
 };
 
 fn main() -> ExitCode {
@@ -34,12 +37,19 @@ fn main() -> ExitCode {
             println!("{}", free_port());
             Ok(true)
         }
+        ["previous", root, folder] => {
+            previous_release(root.as_ref(), folder.as_ref()).map(|path| {
+                println!("{}", path.unwrap_or_default().display());
+                true
+            })
+        }
         ["in-trixie", folder, ref program @ ..] if !program.is_empty() => {
             Err(run_in_trixie(folder.as_ref(), program))
         }
         _ => {
             eprintln!(
-                "usage: test-servers installed|running|start|stop|remove|free-port|in-trixie ..."
+                "usage: test-servers \
+                    installed|running|start|stop|remove|free-port|previous|in-trixie ..."
             );
             return ExitCode::from(2);
         }

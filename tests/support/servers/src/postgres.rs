@@ -1,10 +1,14 @@
 //! A PostgreSQL server.
 
-use std::{os::unix::fs::chown, path::PathBuf, process::Command};
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use crate::{
-    Error, SERVER_TIMEOUT, Server, installation,
-    process::{accepts_connections, free_port, io, is_root, output, read, unprivileged, write},
+    Error, SERVER_TIMEOUT, Server, TlsFiles, installation,
+    process::{accepts_connections, free_port, hand_over, io, output, read, unprivileged, write},
 };
 
 /// Connections of a whole test run.
@@ -16,7 +20,38 @@ pub struct Postgres {
     folder: PathBuf,
 }
 
+/// TLS in `postgresql.auto.conf`, whose other settings are given on the command line.
+const TLS_SETTINGS: &str = "ssl = on\nssl_ca_file = 'ca.pem'\n";
+
 impl Postgres {
+    /// Makes the server speak TLS with these files, from the next connection on; plain connections
+    /// are still accepted. The server must be running.
+    pub fn serve_tls(&self, files: TlsFiles<'_>) -> Result<(), Error> {
+        self.install(files.certificate, "server.crt")?;
+        self.install(files.key, "server.key")?;
+        self.install(files.client_authority, "ca.pem")?;
+        write(&self.folder.join("data/postgresql.auto.conf"), TLS_SETTINGS)?;
+        self.pg_ctl(&["reload"])
+    }
+
+    /// Decides how roles prove who they are, from the next connection on: lines of `pg_hba.conf`
+    /// (<https://www.postgresql.org/docs/current/auth-pg-hba-conf.html>). Roles that no line
+    /// concerns are trusted. The server must be running.
+    pub fn authenticate(&self, lines: &str) -> Result<(), Error> {
+        let rest = "host all all 127.0.0.1/32 trust\n";
+        write(&self.folder.join("data/pg_hba.conf"), &format!("{lines}\n{rest}"))?;
+        self.pg_ctl(&["reload"])
+    }
+
+    /// Copies a file into the data folder, where only the server can read it.
+    fn install(&self, file: &Path, name: &str) -> Result<(), Error> {
+        let installed = self.folder.join("data").join(name);
+        std::fs::copy(file, &installed).map_err(|error| io(file, error))?;
+        let secret = Permissions::from_mode(0o600);
+        std::fs::set_permissions(&installed, secret).map_err(|error| io(&installed, error))?;
+        hand_over(&installed)
+    }
+
     fn pg_ctl(&self, arguments: &[&str]) -> Result<(), Error> {
         let mut command = unprivileged(&installation::postgres()?.join("pg_ctl"))?;
         command.arg("-D").arg(self.folder.join("data")).arg("-w").args(arguments);
@@ -25,11 +60,7 @@ impl Postgres {
 
     fn initialize(&self) -> Result<(), Error> {
         std::fs::create_dir_all(&self.folder).map_err(|error| io(&self.folder, error))?;
-        if is_root() {
-            let id = output(Command::new("id").args(["-u", "nobody"]))?;
-            let id = id.parse().expect("id prints a number");
-            chown(&self.folder, Some(id), None).map_err(|error| io(&self.folder, error))?;
-        }
+        hand_over(&self.folder)?;
         let mut initdb = unprivileged(&installation::postgres()?.join("initdb"))?;
         initdb.arg("-D").arg(self.folder.join("data"));
         initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]);

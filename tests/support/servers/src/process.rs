@@ -5,7 +5,7 @@
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     net::{TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -39,8 +39,12 @@ pub(crate) fn unprivileged(program: &Path) -> Result<Command, Error> {
     if !is_root() {
         return Ok(installation::command(program));
     }
+    as_nobody(installation::command("setpriv"), program)
+}
+
+/// Makes a command that runs `setpriv` run a program as `nobody`.
+pub(crate) fn as_nobody(mut command: Command, program: &Path) -> Result<Command, Error> {
     let group = output(Command::new("id").args(["-g", "nobody"]))?;
-    let mut command = installation::command("setpriv");
     command.args(["--reuid=nobody", &format!("--regid={group}"), "--clear-groups", "--"]);
     command.arg(program);
     Ok(command)
@@ -62,6 +66,16 @@ pub fn temporary_folder() -> Result<PathBuf, Error> {
     let folder = PathBuf::from(created);
     make_reachable(&folder)?;
     Ok(folder)
+}
+
+/// Makes the user that PostgreSQL runs as the owner of `path`.
+pub(crate) fn hand_over(path: &Path) -> Result<(), Error> {
+    if is_root() {
+        let id = output(Command::new("id").args(["-u", "nobody"]))?;
+        let id = id.parse().expect("id prints a number");
+        chown(path, Some(id), None).map_err(|error| io(path, error))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn io(path: &Path, error: std::io::Error) -> Error {
@@ -90,6 +104,18 @@ pub fn free_port() -> u16 {
 
 pub(crate) fn accepts_connections(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+/// Waits until something listens on `port`.
+pub(crate) fn wait_for_port(port: u16) -> Result<(), Error> {
+    let deadline = Instant::now() + SERVER_TIMEOUT;
+    while !accepts_connections(port) {
+        if Instant::now() > deadline {
+            return Err(Error::Timeout(format!("listening on port {port}")));
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    Ok(())
 }
 
 /// The command of the shell: a machine may lack the program.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    Error, SERVER_TIMEOUT, Server, installation,
+    Error, SERVER_TIMEOUT, Server, TlsFiles, installation,
     process::{accepts_connections, free_port, io, output, read, signal, wait_for_end, write},
 };
 
@@ -43,6 +43,44 @@ impl RabbitMq {
         // Erlang refuses a cookie that others can read.
         let secret = std::os::unix::fs::PermissionsExt::from_mode(0o400);
         std::fs::set_permissions(&cookie, secret).map_err(|error| io(&cookie, error))
+    }
+
+    /// Makes the node also accept TLS connections (<https://www.rabbitmq.com/docs/ssl>), from its
+    /// next start on. It checks the certificates of clients that present one; with
+    /// `is_certificate_required` it refuses the others.
+    pub fn serve_tls(
+        &self,
+        files: TlsFiles<'_>,
+        is_certificate_required: bool,
+    ) -> Result<(), Error> {
+        let conf_d = self.folder.join("conf.d");
+        std::fs::create_dir_all(&conf_d).map_err(|error| io(&conf_d, error))?;
+        let port = free_port();
+        write(&self.folder.join("tls-port"), &port.to_string())?;
+        write(
+            &conf_d.join("tls.conf"),
+            &format!(
+                "listeners.ssl.1 = 127.0.0.1:{port}\n\
+                 ssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
+                 ssl_options.keyfile = {}\nssl_options.verify = verify_peer\n\
+                 ssl_options.fail_if_no_peer_cert = {is_certificate_required}\n",
+                files.client_authority.display(),
+                files.certificate.display(),
+                files.key.display(),
+            ),
+        )
+    }
+
+    /// Makes the node read its certificates again, and ends every connection.
+    pub fn reload_certificates(&self) -> Result<(), Error> {
+        // Erlang keeps the content of the files for two minutes.
+        self.control(&["eval", "ssl:clear_pem_cache()."])?;
+        self.control(&["close_all_connections", "new certificates"]).map(drop)
+    }
+
+    /// The port for TLS connections, after [`RabbitMq::serve_tls`].
+    pub fn tls_port(&self) -> Result<u16, Error> {
+        self.port("tls-port")
     }
 
     /// Runs `rabbitmqctl` and returns what it printed.
