@@ -1,5 +1,6 @@
 //! Rules of style that neither rustfmt nor clippy checks: the length of lines, the wording of
-//! everything that people read, literals that have one place, unique type names, and links.
+//! everything that people read, literals that have one place, unique type names, links, and
+//! migrations that the release before can work with.
 //!
 //! Each rule is a function from text to violations, and is tested with planted faults.
 
@@ -9,6 +10,8 @@ mod figures;
 mod links;
 #[path = "tidy/literals.rs"]
 mod literals;
+#[path = "tidy/migrations.rs"]
+mod migrations;
 #[path = "tidy/source.rs"]
 mod source;
 #[path = "tidy/wording.rs"]
@@ -131,6 +134,15 @@ fn no_type_name_is_used_twice() {
         .filter(|(name, places)| places.len() > 1 && !REPEATED_TYPE_NAMES.contains(&name.as_str()));
     let violations: Vec<_> =
         repeated.map(|(name, places)| format!("{name}: {}", places.join(", "))).collect();
+    assert_none(&violations);
+}
+
+#[test]
+fn every_migration_works_with_the_release_before() {
+    let migrations = files(&["migrations"], &["sql"]);
+    let new = migrations.iter().filter(|(path, _)| migrations::applies_to(path));
+    let violations: Vec<_> =
+        new.flat_map(|(path, text)| migrations::violations(path, text)).collect();
     assert_none(&violations);
 }
 

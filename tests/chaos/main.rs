@@ -15,6 +15,7 @@ mod stage;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the suite uses more of it")]
 mod support;
+mod upgrade;
 
 use std::time::{Duration, Instant};
 use test_servers::Postgres;
