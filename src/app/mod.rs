@@ -5,6 +5,7 @@
 
 mod flows;
 mod labels;
+mod reload;
 mod start;
 
 use std::{
@@ -21,13 +22,14 @@ use tokio::{
 
 use crate::{
     admin::{self, LiveTokens},
-    broker::{self, Connection, Topology},
+    broker::{self, Address, Connection, Topology},
     config::Config,
     customerio::{self, CustomerIo},
     flows::{feed::LiveFeed, gauges::LedgerGauges, rate_limit},
     ledger::{self, Ledger},
     runtime::{replica::Replica, shutdown::Shutdown},
 };
+use reload::Reload;
 use start::Start;
 
 /// Why the service could not start. Only wrong settings and a port in use prevent that; the service
@@ -91,11 +93,13 @@ impl App {
         config.require_broker()?;
         let metrics = Arc::new(labels::metrics(&config.retry.delays));
         let shutdown = Shutdown::default();
+        let breaker = config.breaker.clone();
         let customerio =
-            Arc::new(CustomerIo::new(&config.customerio, config.breaker.clone(), metrics.clone())?);
+            CustomerIo::new(&config.customerio, &config.tls, breaker, metrics.clone())?;
+        let customerio = Arc::new(customerio);
         let max_attempts = config.retry.delays.max_attempts();
         let ledger = Ledger::new(&config.database, &config.tls, max_attempts)?;
-        let address = broker::Address::new(&config.broker, &config.tls)?;
+        let address = Address::new(&config.broker, &config.tls)?;
         let connected = Arc::new(OnceLock::new());
         let startup = admin::StartupStatus::default();
         let tokens = LiveTokens::new(config.http.admin_tokens.clone());
@@ -116,7 +120,7 @@ impl App {
             login_throttle: Arc::default(),
         };
         let (mut services, http_addr) = listen(config.http.addr, state.clone()).await?;
-        start_services(&config, state, &mut services);
+        start_services(&config, state, address.clone(), &mut services);
         let grace = config.lifecycle.grace;
         let (started, has_started) = watch::channel(false);
         let start = Start {
@@ -186,8 +190,22 @@ impl Running {
 }
 
 /// Starts what needs neither RabbitMQ nor a schema.
-fn start_services(config: &Config, state: admin::AppState, services: &mut JoinSet<()>) {
-    let admin::AppState { ledger, metrics, customerio, shutdown, live, replica, .. } = state;
+fn start_services(
+    config: &Config,
+    state: admin::AppState,
+    address: Arc<Address>,
+    services: &mut JoinSet<()>,
+) {
+    let admin::AppState { ledger, metrics, customerio, shutdown, live, replica, tokens, .. } =
+        state;
+    let reload = Reload {
+        ledger: ledger.clone(),
+        address,
+        customerio: customerio.clone(),
+        tokens,
+        shutdown: shutdown.clone(),
+    };
+    services.spawn(reload.run(config));
     let ledger_gauges =
         LedgerGauges { config: config.metrics.clone(), ledger: ledger.clone(), metrics };
     services.spawn(ledger_gauges.run(shutdown.clone()));

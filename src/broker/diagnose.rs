@@ -24,8 +24,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 const VERSION_MIN: (u32, u32) = (3, 10);
 /// The exchanges and queues that the service uses, as a pattern of RabbitMQ's permissions
 /// (<https://www.rabbitmq.com/docs/access-control#authorisation>). `amq.gen-…` is the queue of
-/// the live feed.
-const NAMES_PATTERN: &str = r"^(signup\.(events|updates)|customerio-sync\..*|amq\.gen.*)$";
+/// the live feed, and `amq.default` the exchange of replays.
+const NAMES_PATTERN: &str =
+    r"^(signup\.(events|updates)|customerio-sync\..*|amq\.(default|gen.*))$";
 /// The pattern for the permission to configure if everything is declared by somebody else.
 const NO_NAMES_PATTERN: &str = "^$";
 /// A routing key that no binding has.

@@ -58,7 +58,7 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
     let (database, broker, credentials) = tokio::join!(
         database(config),
         broker(config),
-        customerio::check(&config.customerio, config.breaker.clone())
+        customerio::check(&config.customerio, &config.tls, config.breaker.clone())
     );
     results.extend(database.into_iter().chain(broker).chain(credentials));
     match print(&args, &results) {

@@ -7,6 +7,7 @@ use figment::{
     providers::{Format, Toml},
     value::{Dict, Map, Num, Value},
 };
+use secrecy::{ExposeSecret, SecretString};
 
 use super::{Error, RenamedKey};
 
@@ -72,7 +73,7 @@ impl SettingsSource {
 }
 
 /// A file that contains the value of a secret. It is read again while the service runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct SecretFile {
     /// The environment variable that names it.
     pub variable: String,
@@ -80,21 +81,27 @@ pub struct SecretFile {
     pub key: &'static str,
     /// Its path.
     pub path: PathBuf,
+    /// The secret that it contained when the settings were read.
+    pub secret: SecretString,
 }
 
 impl SecretFile {
-    /// Reads the secret, without surrounding white space. The error never contains the secret.
-    pub fn read(&self) -> Result<String, String> {
-        let size = std::fs::metadata(&self.path).map_err(|error| error.to_string())?.len();
-        if size > SECRET_BYTES_MAX {
-            return Err(format!("{size} bytes; expected at most {SECRET_BYTES_MAX}"));
-        }
-        let bytes = std::fs::read(&self.path).map_err(|error| error.to_string())?;
-        let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
-        match text.trim() {
-            "" => Err("it is empty; expected a secret".to_owned()),
-            secret => Ok(secret.to_owned()),
-        }
+    /// Reads the present secret, without surrounding white space. The error never contains it.
+    pub fn read(&self) -> Result<SecretString, String> {
+        read_secret(&self.path)
+    }
+}
+
+fn read_secret(path: &Path) -> Result<SecretString, String> {
+    let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    if size > SECRET_BYTES_MAX {
+        return Err(format!("{size} bytes; expected at most {SECRET_BYTES_MAX}"));
+    }
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
+    match text.trim() {
+        "" => Err("it is empty; expected a secret".to_owned()),
+        secret => Ok(secret.into()),
     }
 }
 
@@ -168,15 +175,14 @@ pub(super) fn read_environment(
     let mut secret_files = Vec::new();
     for (name, text) in environment.into_iter().filter(|(_, text)| !text.is_empty()) {
         let from = format!("the environment variable {name}");
-        if let Some(file) = secret_file(&name, &text) {
-            let problem = |problem| Error::Unreadable {
-                from: format!("{} ({name})", file.path.display()),
-                problem,
-            };
-            let secret = file.read().map_err(problem)?;
-            let source = source_of(format!("{from} and its file"), file.key, secret.into());
-            ranked.push(((false, true), source));
-            secret_files.push(file);
+        if let Some(key) = key_of_secret_file(&name) {
+            let path = PathBuf::from(text);
+            let from_file = format!("{} ({name})", path.display());
+            let secret = read_secret(&path)
+                .map_err(|problem| Error::Unreadable { from: from_file.clone(), problem })?;
+            let value = secret.expose_secret().into();
+            ranked.push(((false, true), source_of(from_file, key, value)));
+            secret_files.push(SecretFile { variable: name, key, path, secret });
             continue;
         }
         let conventional = CONVENTIONAL.iter().find(|(variable, _)| *variable == name);
@@ -213,11 +219,11 @@ fn source_of(name: String, key: &str, value: Value) -> SettingsSource {
     SettingsSource { name, values: nested.into_dict().unwrap_or_default() }
 }
 
-/// The file that the variable `name` names, if it is the variable of a secret with `_FILE`.
-fn secret_file(name: &str, path: &str) -> Option<SecretFile> {
+/// The key that a file sets, if `name` is the variable of a secret with `_FILE`.
+fn key_of_secret_file(name: &str) -> Option<&'static str> {
     let variable = name.strip_suffix(FILE_SUFFIX)?;
-    let (_, key) = CONVENTIONAL.iter().find(|(one, key)| *one == variable && is_secret(key))?;
-    Some(SecretFile { variable: name.to_owned(), key, path: Path::new(path).to_owned() })
+    let is_named = |one: &&(&str, &str)| one.0 == variable && is_secret(one.1);
+    CONVENTIONAL.iter().find(is_named).map(|(_, key)| *key)
 }
 
 /// Rejects a secret that the environment gives in a file and also directly.
@@ -230,7 +236,10 @@ fn refuse_double_secrets<'a>(
             return Err(Error::BadValue {
                 key: file.key.to_owned(),
                 from: format!("the environment variable {}", file.variable),
-                problem: "it is also set directly; expected one of the two".to_owned(),
+                problem: format!(
+                    "{} is also set; expected one of the two",
+                    file.variable.trim_end_matches(FILE_SUFFIX)
+                ),
             });
         }
     }

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashSet,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -56,6 +56,9 @@ pub enum Error {
     /// The credentials contain bytes that a header can't carry.
     #[error("the Customer.io credentials can't be sent in a header; expected printable characters")]
     Credentials,
+    /// A certificate file can't be read.
+    #[error(transparent)]
+    Certificate(#[from] tls::UnreadableFile),
     /// The HTTP client could not be built.
     #[error("building the HTTP client: {0}")]
     Http(#[from] reqwest::Error),
@@ -127,7 +130,8 @@ pub enum Account {
 /// A client of the Track API.
 #[derive(Debug)]
 pub struct CustomerIo {
-    transport: Transport,
+    /// Replaced when a credential or a certificate is renewed.
+    transport: RwLock<Arc<Transport>>,
     identifier: Identifier,
     max_jobs: usize,
     rate_limiter: RateLimiter,
@@ -166,6 +170,7 @@ impl CustomerIo {
     /// Builds a client. Without credentials it runs in mock mode: it makes no calls and warns once.
     pub fn new(
         config: &Config,
+        tls: &tls::Config,
         breaker: BreakerConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
@@ -174,7 +179,7 @@ impl CustomerIo {
             .with_label_values(&[CallRateOf::All.as_str()])
             .set(config.requests_per_second.get().into());
         let client = Self {
-            transport: Transport::new(config)?,
+            transport: RwLock::new(Arc::new(Transport::new(config, tls)?)),
             identifier: config.identifier,
             max_jobs: (config.max_operations / 2).max(1),
             rate_limiter: RateLimiter::new(),
@@ -188,7 +193,7 @@ impl CustomerIo {
     /// Whether jobs are sent. A client with one of the two credentials is live, and sends nothing
     /// until it has the other ([`Self::missing_credential`]).
     pub fn mode(&self) -> Mode {
-        match self.transport {
+        match *self.transport() {
             Transport::Mock => Mode::Mock,
             Transport::HalfConfigured { .. } | Transport::Http(_) => Mode::Live,
         }
@@ -197,7 +202,7 @@ impl CustomerIo {
     /// The environment variable of the missing credential, if exactly one of the two is set and
     /// `customerio.allow_mock` is false. Then no job is sent, and none counts as accepted.
     pub fn missing_credential(&self) -> Option<&'static str> {
-        match self.transport {
+        match *self.transport() {
             Transport::HalfConfigured { missing } => Some(missing),
             Transport::Mock | Transport::Http(_) => None,
         }
@@ -260,19 +265,22 @@ impl CustomerIo {
     /// Asks Customer.io for the account's region. The answer also shows whether it accepts the
     /// credentials.
     pub async fn account(&self) -> Account {
-        #[derive(serde::Deserialize)]
-        struct RegionResponse {
-            region: String,
+        self.transport().account().await
+    }
+
+    /// Uses the credentials of `config`, and the present certificates, for all further calls, if
+    /// Customer.io accepts them. Until then, the ones in use stay.
+    pub async fn replace(&self, config: &Config, tls: &tls::Config) -> Result<Account, Error> {
+        let transport = Transport::new(config, tls)?;
+        let account = transport.account().await;
+        if matches!(account, Account::Accepted { .. }) {
+            *self.transport.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(transport);
         }
-        let Transport::Http(http) = &self.transport else { return Account::Mock };
-        match exchange(http.region_request()).await {
-            Err(error) => Account::NoAnswer(describe(&error)),
-            Ok(HttpResponse { status: 401 | 403, .. }) => Account::Refused,
-            Ok(response) => match serde_json::from_slice::<RegionResponse>(&response.body) {
-                Ok(RegionResponse { region }) => Account::Accepted { region },
-                Err(_) => Account::Other { status: response.status },
-            },
-        }
+        Ok(account)
+    }
+
+    fn transport(&self) -> Arc<Transport> {
+        self.transport.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether Customer.io answers and accepts the credentials.
@@ -280,7 +288,8 @@ impl CustomerIo {
     /// Asks for the account's region, which changes nothing. An unclear answer leaves the decision
     /// to a job's call: a proxy may forward the batch endpoint alone.
     async fn is_answering(&self, permit: &Permit<'_>) -> bool {
-        let Transport::Http(http) = &self.transport else { return true };
+        let transport = self.transport();
+        let Transport::Http(http) = &*transport else { return true };
         self.wait_for_rate().await;
         let result = match self.exchange(http.region_request()).await {
             Ok(HttpResponse { status: 401 | 403, .. }) => CallResult::Refused,
@@ -376,7 +385,8 @@ impl CustomerIo {
                 jobs.into_iter().partition(|job| claimed.contains(&job.job));
             let mut results: Vec<_> =
                 lost.into_iter().map(|job| (job.index, PushResult::ClaimLost)).collect();
-            let http = match &self.transport {
+            let transport = self.transport();
+            let http = match &*transport {
                 Transport::Http(http) if permit.is_valid() && !jobs.is_empty() => http,
                 Transport::Mock if permit.is_valid() && !jobs.is_empty() => {
                     permit.record(CallResult::Answered);
@@ -498,10 +508,10 @@ fn record_status(span: &TraceSpan, status: u16) {
 }
 
 impl Transport {
-    fn new(config: &Config) -> Result<Self, Error> {
+    fn new(config: &Config, tls: &tls::Config) -> Result<Self, Error> {
         let (site_id, api_key) = (config.site_id.trim(), config.api_key.expose_secret().trim());
         let missing = match (site_id.is_empty(), api_key.is_empty()) {
-            (false, false) => return Self::http(config, basic_auth(site_id, api_key)?),
+            (false, false) => return Self::http(config, tls, basic_auth(site_id, api_key)?),
             (true, false) if !config.allow_mock => "CUSTOMERIO_SITE_ID",
             (false, true) if !config.allow_mock => "CUSTOMERIO_API_KEY",
             _ => {
@@ -520,12 +530,31 @@ impl Transport {
         Ok(Self::HalfConfigured { missing })
     }
 
-    fn http(config: &Config, authorization: HeaderValue) -> Result<Self, Error> {
+    async fn account(&self) -> Account {
+        #[derive(serde::Deserialize)]
+        struct RegionResponse {
+            region: String,
+        }
+        let Self::Http(http) = self else { return Account::Mock };
+        match exchange(http.region_request()).await {
+            Err(error) => Account::NoAnswer(describe(&error)),
+            Ok(HttpResponse { status: 401 | 403, .. }) => Account::Refused,
+            Ok(response) => match serde_json::from_slice::<RegionResponse>(&response.body) {
+                Ok(RegionResponse { region }) => Account::Accepted { region },
+                Err(_) => Account::Other { status: response.status },
+            },
+        }
+    }
+
+    fn http(config: &Config, tls: &tls::Config, authorization: HeaderValue) -> Result<Self, Error> {
         // Tests build the client without the command line.
         tls::install_crypto_provider();
+        let authorities = tls.authorities()?.unwrap_or_default();
+        let authorities = reqwest::Certificate::from_pem_bundle(&authorities)?;
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
             .connect_timeout(config.connect_timeout)
+            .tls_certs_merge(authorities)
             .pool_idle_timeout(IDLE_TIMEOUT)
             // A redirect means the wrong region. Following it would send the data through that one.
             .redirect(reqwest::redirect::Policy::none())

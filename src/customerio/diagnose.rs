@@ -5,7 +5,7 @@ use std::sync::Arc;
 use secrecy::ExposeSecret;
 
 use super::{Account, BreakerConfig, Config, CustomerIo, Error};
-use crate::runtime::{certificate::tls_fix, check::CheckResult, metrics::Metrics};
+use crate::runtime::{certificate::tls_fix, check::CheckResult, metrics::Metrics, tls};
 
 const SET_CREDENTIALS: &str =
     "set CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY to the Track API credentials of the workspace";
@@ -34,9 +34,13 @@ pub fn check_mode(config: &Config, mock_is_allowed: bool) -> CheckResult {
 
 /// Checks that Customer.io accepts the credentials and keeps the account's data in the configured
 /// region. `None` if a credential is missing, which [`check_mode`] reports.
-pub async fn check(config: &Config, breaker: BreakerConfig) -> Option<CheckResult> {
+pub async fn check(
+    config: &Config,
+    tls: &tls::Config,
+    breaker: BreakerConfig,
+) -> Option<CheckResult> {
     let failed = |detail: String, fix: String| CheckResult::failed("credentials", detail, fix);
-    let client = match CustomerIo::new(config, breaker, Arc::new(Metrics::default())) {
+    let client = match CustomerIo::new(config, tls, breaker, Arc::new(Metrics::default())) {
         Ok(client) => client,
         Err(error @ Error::Credentials) => {
             return Some(failed(error.to_string(), SET_CREDENTIALS.to_owned()));

@@ -131,7 +131,7 @@ async fn claimed_jobs(world: &World, signups: &[Uuid]) -> Vec<ClaimedJob> {
 /// A client with a rate limit that the test does not reach.
 fn client(world: &World) -> CustomerIo {
     let config = world.config();
-    let client = CustomerIo::new(&config.customerio, config.breaker, Arc::default())
+    let client = CustomerIo::new(&config.customerio, &config.tls, config.breaker, Arc::default())
         .expect("the settings are valid");
     client.rate_limiter().grant(900.0, tokio::time::Instant::now() + Duration::from_secs(3600));
     client
