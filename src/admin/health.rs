@@ -65,15 +65,30 @@ impl ReadinessProblems {
         };
         self.0.iter().map(reason).collect()
     }
+}
 
-    fn checks(&self) -> Vec<Value> {
-        let result = |&check: &Check| {
-            let problem = self.of(check);
-            let status = if problem.is_none() { CheckStatus::Passed } else { CheckStatus::Failed };
-            json!({ "name": check, "status": status, "detail": problem.unwrap_or_default() })
-        };
-        Check::ALL.iter().map(result).collect()
-    }
+/// All checks whose result is known. Those of certificate files are only shown: a connection that
+/// cannot use its file is not ready in any case.
+fn checks(state: &AppState, problems: &ReadinessProblems) -> Vec<Value> {
+    let result = |&check: &Check| {
+        let problem = problems.of(check);
+        let status = if problem.is_none() { CheckStatus::Passed } else { CheckStatus::Failed };
+        json!({ "name": check, "status": status, "detail": problem.unwrap_or_default() })
+    };
+    let is_read_now = |check: &Check| {
+        matches!(
+            check,
+            Check::Configuration
+                | Check::Database
+                | Check::Schema
+                | Check::Queues
+                | Check::Credentials
+                | Check::Shutdown
+        )
+    };
+    let is_known = |check: &&Check| is_read_now(check) || state.startup.is_known(**check);
+    let checks = Check::ALL.iter().filter(is_known).map(result);
+    checks.chain(state.certificates.check().iter().map(|file| json!(file))).collect()
 }
 
 /// Reports whether the service is ready to work. A 503 lists the reasons why it is not, and
@@ -93,7 +108,7 @@ pub(crate) async fn ready(
     };
     answer["mode"] = json!(state.customerio.mode());
     if verbose.is_some() {
-        answer["checks"] = json!(problems.checks());
+        answer["checks"] = json!(checks(&state, &problems));
     }
     if reasons.is_empty() {
         return Json(answer).into_response();
@@ -113,11 +128,12 @@ async fn check(state: &AppState) -> ReadinessProblems {
         Ok(Err(error)) => {
             problems.add(Check::Database, format!("{error}; {}", state.ledger.fix(&error)))
         }
-        Err(_) => {
-            problems.add(Check::Database, format!("no answer within {DATABASE_TIMEOUT:?}"));
-        }
+        Err(_) => problems.add(
+            Check::Database,
+            format!("no answer within {DATABASE_TIMEOUT:?}; {}", state.ledger.fix_of_silence()),
+        ),
     }
-    if let Some((check, reason)) = state.startup.obstacle() {
+    for (check, reason) in state.startup.obstacles() {
         // It has the cause of a refused connection, which the pool does not report.
         problems.0.retain(|(one, _)| *one != check);
         problems.add(check, reason);
@@ -153,7 +169,9 @@ fn check_broker(state: &AppState, problems: &mut ReadinessProblems) {
     let Some(connected) = state.connected.get() else { return };
     for connection in &connected.connections {
         if !connection.is_connected() {
-            problems.add(Check::Broker, format!("the {} connection is down", connection.name()));
+            let cause = connection.problem().unwrap_or_else(|| "it was lost".to_owned());
+            let problem = format!("the {} connection is down: {cause}", connection.name());
+            problems.add(Check::Broker, problem);
         }
         for queue in connection.consumers().lost_for(CONSUMER_REPLACEMENT_TIME) {
             problems.add(Check::Queues, format!("{queue} is not consumed by this replica"));

@@ -1,8 +1,9 @@
 //! The settings of the HTTP server, and the state that its endpoints share.
 
 use std::{
+    collections::{HashMap, HashSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +25,10 @@ use crate::{
     },
     ledger::Ledger,
     retry::Ladder,
-    runtime::{metrics::Metrics, replica::Replica, shutdown::Shutdown, text_enum::text_enum},
+    runtime::{
+        certificate::CertificateFiles, metrics::Metrics, replica::Replica, shutdown::Shutdown,
+        text_enum::text_enum,
+    },
 };
 
 text_enum! {
@@ -44,8 +48,6 @@ text_enum! {
         Queues = "queues",
         /// Customer.io has not refused the credentials.
         Credentials = "credentials",
-        /// The configured certificates are valid.
-        Certificates = "certificates",
         /// The service is not stopping.
         Shutdown = "shutdown",
     }
@@ -55,35 +57,53 @@ text_enum! {
 #[derive(Debug, Clone, Default)]
 pub struct StartupStatus(Arc<Mutex<StartupPhase>>);
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-enum StartupPhase {
-    /// The first attempts have not ended yet.
-    #[default]
-    Starting,
-    Waiting(Check, String),
-    Started,
+#[derive(Debug, Default)]
+struct StartupPhase {
+    /// The problem of each check that has failed.
+    obstacles: HashMap<Check, String>,
+    passed: HashSet<Check>,
+    has_started: bool,
 }
 
 impl StartupStatus {
-    /// Records what the service waits for. Returns whether it waited for something else before.
+    /// Records that a check failed. Returns whether the reason is new.
     pub fn report(&self, check: Check, reason: &str) -> bool {
-        let waiting = StartupPhase::Waiting(check, reason.to_owned());
-        let mut phase = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *phase, waiting.clone()) != waiting
+        let mut phase = self.phase();
+        phase.passed.remove(&check);
+        phase.obstacles.insert(check, reason.to_owned()).as_deref() != Some(reason)
+    }
+
+    /// Records that a check passed.
+    pub fn pass(&self, check: Check) {
+        let mut phase = self.phase();
+        phase.obstacles.remove(&check);
+        phase.passed.insert(check);
     }
 
     /// Records that the service has started.
-    pub fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = StartupPhase::Started;
+    pub fn start(&self) {
+        *self.phase() = StartupPhase { has_started: true, ..StartupPhase::default() };
     }
 
-    /// What the service waits for. `None` once it has started.
-    pub(crate) fn obstacle(&self) -> Option<(Check, String)> {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            StartupPhase::Starting => Some((Check::Queues, "the service is starting".to_owned())),
-            StartupPhase::Waiting(check, reason) => Some((*check, reason.clone())),
-            StartupPhase::Started => None,
-        }
+    /// The problems for which the service waits. Empty once it has started.
+    pub(crate) fn obstacles(&self) -> Vec<(Check, String)> {
+        let phase = self.phase();
+        let waiting = "the service has not started to consume";
+        let missing = (!phase.has_started).then(|| (Check::Queues, waiting.to_owned()));
+        let found = Check::ALL
+            .iter()
+            .filter_map(|check| Some((*check, phase.obstacles.get(check)?.clone())));
+        found.chain(missing).collect()
+    }
+
+    /// Whether the result of `check` is known.
+    pub(crate) fn is_known(&self, check: Check) -> bool {
+        let phase = self.phase();
+        phase.has_started || phase.passed.contains(&check) || phase.obstacles.contains_key(&check)
+    }
+
+    fn phase(&self) -> MutexGuard<'_, StartupPhase> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,6 +155,8 @@ pub struct AppState {
     pub ladder: Ladder,
     /// Whether the service is stopping.
     pub shutdown: Shutdown,
+    /// The files with certificates and keys.
+    pub certificates: CertificateFiles,
     /// What the service waits for until it consumes messages.
     pub startup: StartupStatus,
     /// The services that need RabbitMQ, once it is connected.

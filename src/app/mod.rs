@@ -114,6 +114,7 @@ impl App {
             startup: startup.clone(),
             connected: connected.clone(),
             live: LiveFeed::default(),
+            certificates: config.certificate_files(),
             websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
             tokens: tokens.clone(),
             sessions: Arc::default(),
@@ -168,7 +169,8 @@ impl App {
             tracing::debug!("the HTTP server did not end in time and is aborted");
         }
         self.services.shutdown().await;
-        self.ledger.close().await;
+        // A connection to a server that no longer answers would not be released.
+        let _ = tokio::time::timeout(SERVICES_SHUTDOWN_TIMEOUT, self.ledger.close()).await;
     }
 }
 
@@ -203,6 +205,7 @@ fn start_services(
         address,
         customerio: customerio.clone(),
         tokens,
+        metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     };
     services.spawn(reload.run(config));

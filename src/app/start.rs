@@ -8,8 +8,10 @@ use std::{
     fmt::Display,
     net::SocketAddr,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::watch;
 
 use super::{Running, flows::FlowContext};
@@ -18,9 +20,12 @@ use crate::{
     broker::{self, Address, Connection, Publisher, Topology},
     config::Config,
     customerio::CustomerIo,
-    ledger::{self, Ledger, Schema},
+    ledger::{self, Ledger, POOLER_FIX, POOLER_PROBLEM, Schema},
     runtime::{backoff::Backoff, metrics::Metrics, shutdown::Shutdown},
 };
+
+/// Maximum time for reading the version of the schema.
+const SCHEMA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The parts that exist before the servers are usable.
 pub(super) struct Start {
@@ -45,12 +50,15 @@ struct Obstacle {
 }
 
 impl Start {
-    /// Waits for each condition in turn, then starts the flows. Returns `None` at shutdown.
+    /// Waits until database and broker are usable, then starts the flows. Returns `None` at
+    /// shutdown.
     pub(super) async fn run(self, started: watch::Sender<bool>) -> Option<Running> {
-        self.wait_for(|| self.prepare_database()).await?;
-        let consuming = self.wait_for(|| self.open("consume")).await?;
-        let publishing = self.wait_for(|| self.open("publish")).await?;
-        self.wait_for(async || self.require_credentials()).await?;
+        let database = self.wait_for(|| self.prepare_database().boxed());
+        let consuming = self.wait_for(|| self.open("consume").boxed());
+        let (database, consuming) = tokio::join!(database, consuming);
+        let ((), consuming) = database.zip(consuming)?;
+        let publishing = self.wait_for(|| self.open("publish").boxed()).await?;
+        self.wait_for(|| std::future::ready(self.require_credentials()).boxed()).await?;
         let context = FlowContext {
             publisher: Publisher::new(
                 publishing.clone(),
@@ -65,7 +73,7 @@ impl Start {
             customerio: self.customerio.clone(),
         };
         let flows = context.start(self.config, &self.connected);
-        self.status.clear();
+        self.status.start();
         started.send_replace(true);
         tracing::info!(http_addr = %self.http_addr, "the service is running");
         Some(Running { connections: vec![consuming, publishing], flows })
@@ -73,9 +81,9 @@ impl Start {
 
     /// Repeats `attempt` until it succeeds. Returns `None` at shutdown. A problem is logged when it
     /// is new.
-    async fn wait_for<T, F: Future<Output = Result<T, Obstacle>>>(
-        &self,
-        attempt: impl Fn() -> F,
+    async fn wait_for<'a, T>(
+        &'a self,
+        attempt: impl Fn() -> BoxFuture<'a, Result<T, Obstacle>>,
     ) -> Option<T> {
         let mut backoff = Backoff::default();
         let waiting = async {
@@ -96,24 +104,40 @@ impl Start {
         }
     }
 
-    /// Applies the migrations, or checks that somebody has.
+    /// Applies the migrations that are missing, or checks that somebody has.
     async fn prepare_database(&self) -> Result<(), Obstacle> {
-        let unusable = |error: ledger::Error| {
-            obstacle(Check::Database, format!("{error}; {}", self.ledger.fix(&error)))
-        };
+        let with_fix = |error: &ledger::Error| format!("{error}; {}", self.ledger.fix(error));
+        let unusable = |error: ledger::Error| obstacle(Check::Database, with_fix(&error));
         if self.ledger.has_transaction_pooler().await.map_err(unusable)? {
-            let reason = "the connections go through a pooler in transaction mode, where prepared \
-                statements and advisory locks do not work; use its session mode, or PostgreSQL's \
-                own address";
+            let reason = format!("{POOLER_PROBLEM}; {POOLER_FIX}");
             return Err(obstacle(Check::Database, reason));
         }
-        if self.config.database.migrate {
-            self.ledger.migrate().await.map_err(|error| obstacle(Check::Schema, error))?;
+        self.status.pass(Check::Database);
+        let mut schema = self.schema().await?;
+        if schema.problem().is_some() && self.config.database.migrate {
+            // Another replica may take long to apply them.
+            self.status.report(Check::Schema, "applying the migrations");
+            let migrated = self.ledger.migrate().await;
+            migrated.map_err(|error| obstacle(Check::Schema, with_fix(&error)))?;
+            schema = self.schema().await?;
         }
-        match self.ledger.schema().await.map_err(unusable)?.problem() {
-            Some(problem) => Err(obstacle(Check::Schema, format!("{problem}; {}", Schema::FIX))),
-            None => Ok(()),
+        if let Some(problem) = schema.problem() {
+            return Err(obstacle(Check::Schema, format!("{problem}; {}", Schema::FIX)));
         }
+        self.status.pass(Check::Schema);
+        Ok(())
+    }
+
+    async fn schema(&self) -> Result<Schema, Obstacle> {
+        let read = tokio::time::timeout(SCHEMA_TIMEOUT, self.ledger.schema()).await;
+        let silence = || format!("no answer within {SCHEMA_TIMEOUT:?}");
+        let read = read.map_err(|_| {
+            let reason = format!("{}; {}", silence(), self.ledger.fix_of_silence());
+            obstacle(Check::Database, reason)
+        })?;
+        read.map_err(|error| {
+            obstacle(Check::Database, format!("{error}; {}", self.ledger.fix(&error)))
+        })
     }
 
     /// Fails if one of the two credentials is missing: messages would wait unacknowledged.
@@ -127,13 +151,19 @@ impl Start {
     }
 
     async fn open(&self, name: &'static str) -> Result<Arc<Connection>, Obstacle> {
-        let opened =
-            Connection::open(name, self.address.clone(), self.topology.clone(), &self.metrics);
-        opened.await.map_err(|error| {
+        let topology = self.topology.clone();
+        let opened = Connection::open(name, self.address.clone(), topology, &self.metrics).await;
+        let connection = opened.map_err(|error| {
             let check = if is_about_topology(&error) { Check::Topology } else { Check::Broker };
+            if check == Check::Topology {
+                self.status.pass(Check::Broker);
+            }
             let fix = broker::fix(&self.address, self.config.topology.declare, &error);
-            obstacle(check, format!("{error}; {fix}"))
-        })
+            obstacle(check, format!("{}; {fix}", broker::detail(&error)))
+        })?;
+        self.status.pass(Check::Broker);
+        self.status.pass(Check::Topology);
+        Ok(connection)
     }
 }
 

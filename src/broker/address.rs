@@ -2,10 +2,10 @@
 //! it.
 //!
 //! lapin's own parser reads an IPv6 address as `localhost`, and its own connection attempt waits
-//! for an address that does not answer until the whole attempt fails. Hence both are done here.
+//! for an address that does not answer until the whole attempt fails. So both are done here.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
@@ -23,7 +23,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::{Config, Error};
+use super::{Config, Error, version::server_version};
 use crate::runtime::tls;
 
 /// Maximum time to wait for an address, if the host has others.
@@ -31,7 +31,6 @@ const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 const EXPECTED: &str = "expected amqp://user:password@host:5672/vhost, or amqps://";
 
 /// The server, the credentials and the certificates.
-#[derive(Debug)]
 pub struct Address {
     /// The URL in use. Every new connection reads it.
     uri: RwLock<Arc<AMQPUri>>,
@@ -40,6 +39,13 @@ pub struct Address {
     tls: tls::Config,
     client_certificate: PathBuf,
     client_key: PathBuf,
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL has a password.
+        f.debug_struct("Address").finish_non_exhaustive()
+    }
 }
 
 impl Address {
@@ -74,25 +80,32 @@ impl Address {
         self.connect_to(&self.uri(), name).await
     }
 
-    /// Opens a stream to the server without logging in.
-    pub(super) async fn stream(&self) -> Result<impl AsyncRead + AsyncWrite + Unpin, Error> {
+    /// The version that the server sends before the login, if it sends one.
+    pub(super) async fn version(&self) -> Option<String> {
         let uri = self.uri();
-        let tls = self.tls_config(&uri)?;
+        let asking = async {
+            let address = self.first_reachable(&uri).await.ok()?;
+            server_version(self.open(&uri, address).await.ok()?).await
+        };
+        timeout(self.connect_timeout, asking).await.ok().flatten()
+    }
+
+    /// Opens a stream to one address of the server. The caller limits the time.
+    async fn open(
+        &self,
+        uri: &AMQPUri,
+        address: SocketAddr,
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, Error> {
+        let tls = self.tls_config(uri)?;
         let runtime = default_runtime().map_err(Error::Connect)?;
-        let dialing = async {
-            let stream = first_reachable(&uri.authority, async |address| {
-                AsyncTcpStream::connect(&runtime, address).await
-            })
-            .await?;
+        let opening = async {
+            let stream = AsyncTcpStream::connect(&runtime, address).await?;
             match uri.scheme {
                 AMQPScheme::AMQP => Ok(stream),
                 AMQPScheme::AMQPS => stream.into_tls(&uri.authority.host, tls.as_ref()).await,
             }
         };
-        timeout(self.connect_timeout, dialing)
-            .await
-            .map_err(|_| Error::ConnectTimeout(self.connect_timeout))?
-            .map_err(|error| Error::Connect(error.into()))
+        opening.await.map_err(|error: io::Error| Error::Connect(error.into()))
     }
 
     /// The URL in use.
@@ -109,27 +122,51 @@ impl Address {
             .with_connection_name(format!("customerio-sync {name}").into());
         let tls = self.tls_config(uri)?;
         let runtime = default_runtime().map_err(Error::Connect)?;
-        let connecting = lapin::Connection::connector(
-            uri.clone(),
-            runtime,
-            async move |uri, runtime| {
-                let stream = first_reachable(&uri.authority, async |address| {
-                    AsyncTcpStream::connect(&runtime, address).await
-                })
-                .await?;
-                match uri.scheme {
-                    AMQPScheme::AMQP => Ok(stream),
-                    AMQPScheme::AMQPS => {
-                        Ok(stream.into_tls(&uri.authority.host, tls.as_ref()).await?)
+        let connecting = async {
+            let address = self.first_reachable(uri).await?;
+            let connecting = lapin::Connection::connector(
+                uri.clone(),
+                runtime,
+                async move |uri, runtime| {
+                    let stream = AsyncTcpStream::connect(&runtime, address).await?;
+                    match uri.scheme {
+                        AMQPScheme::AMQP => Ok(stream),
+                        AMQPScheme::AMQPS => {
+                            Ok(stream.into_tls(&uri.authority.host, tls.as_ref()).await?)
+                        }
                     }
-                }
-            },
-            properties,
-        );
+                },
+                properties,
+            );
+            connecting.await.map_err(Error::Connect)
+        };
         timeout(self.connect_timeout, connecting)
             .await
-            .map_err(|_| Error::ConnectTimeout(self.connect_timeout))?
-            .map_err(Error::Connect)
+            .unwrap_or(Err(Error::ConnectTimeout(self.connect_timeout)))
+    }
+
+    /// The first address of the host at which RabbitMQ answers. If the host has only one, it is not
+    /// asked first: RabbitMQ logs a client that leaves before its login.
+    async fn first_reachable(&self, uri: &AMQPUri) -> Result<SocketAddr, Error> {
+        let unreachable = |error: io::Error| Error::Connect(error.into());
+        let AMQPAuthority { host, port, .. } = &uri.authority;
+        let found = tokio::net::lookup_host((host.as_str(), *port)).await.map_err(unreachable)?;
+        let addresses: Vec<_> = found.collect();
+        let Some((last, others)) = addresses.split_last() else {
+            let nothing = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+            return Err(unreachable(nothing));
+        };
+        for address in others {
+            let answering = async {
+                let stream = self.open(uri, *address).await.ok()?;
+                server_version(stream).await
+            };
+            if timeout(ADDRESS_TIMEOUT, answering).await.is_ok_and(|version| version.is_some()) {
+                return Ok(*address);
+            }
+            tracing::debug!(%address, "RabbitMQ does not answer at this address of its host");
+        }
+        Ok(*last)
     }
 
     /// Reads the certificates, so that renewed ones apply.
@@ -145,31 +182,6 @@ impl Address {
             cert_chain: authorities.map(|pem| String::from_utf8_lossy(&pem).into_owned()),
         })
     }
-}
-
-/// Connects to the first address of the host that answers.
-async fn first_reachable<T>(
-    authority: &AMQPAuthority,
-    connect: impl AsyncFn(SocketAddr) -> io::Result<T>,
-) -> io::Result<T> {
-    let AMQPAuthority { host, port, .. } = authority;
-    let addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), *port)).await?.collect();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-    for (index, address) in addresses.iter().enumerate() {
-        let connecting = connect(*address);
-        // The last address has the rest of the time of the whole attempt.
-        let connected = if index + 1 < addresses.len() {
-            let connected = timeout(ADDRESS_TIMEOUT, connecting).await;
-            connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        } else {
-            connecting.await
-        };
-        match connected {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
-        }
-    }
-    Err(last)
 }
 
 /// Describes what is wrong with the URL. The text contains no part of it: it has a password.

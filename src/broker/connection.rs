@@ -1,6 +1,6 @@
 //! A connection to RabbitMQ that is reopened when it is lost.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, RwLock};
 
 use lapin::{Channel, options::QueueDeclareOptions, types::FieldTable};
 use prometheus::{IntCounter, IntGaugeVec};
@@ -8,6 +8,7 @@ use tokio::{sync::Mutex, time::timeout};
 
 use super::{
     Address, ConsumerStates, Error, FAILED_QUEUE, Topology, WorkQueue,
+    diagnose::{detail, fix},
     spans::ServerAddress,
     while_connected::{connection_lost, request, while_connected},
 };
@@ -45,7 +46,11 @@ pub struct Connection {
     address: Arc<Address>,
     server: ServerAddress,
     topology: Arc<Topology>,
-    current: Mutex<Option<Arc<lapin::Connection>>>,
+    /// Held while the connection is reopened, so that one attempt is made at a time.
+    reopening: Mutex<()>,
+    current: RwLock<Option<Arc<lapin::Connection>>>,
+    /// Why the last attempt to connect failed, and the fix.
+    problem: StdMutex<Option<String>>,
     reconnects: IntCounter,
     consumers: ConsumerStates,
     /// Failed attempts to connect.
@@ -67,14 +72,16 @@ impl Connection {
             server: ServerAddress::of(&address.uri()),
             address,
             topology,
-            current: Mutex::new(None),
+            reopening: Mutex::new(()),
+            current: RwLock::default(),
+            problem: StdMutex::default(),
             reconnects: metrics.reconnects.with_label_values(&[name]),
             consumers: ConsumerStates::default(),
             failures: metrics.connections.failures.with_label_values(&[name]),
             consuming: metrics.queues.consuming.clone(),
         };
         let first = connection.connect().await?;
-        *connection.current.lock().await = Some(Arc::new(first));
+        connection.set_current(Some(Arc::new(first)));
         Ok(Arc::new(connection))
     }
 
@@ -88,10 +95,24 @@ impl Connection {
         &self.server
     }
 
-    /// Whether the connection is open. False while it is being opened.
+    /// Whether the connection is open.
     pub fn is_connected(&self) -> bool {
-        let Ok(current) = self.current.try_lock() else { return false };
-        current.as_ref().is_some_and(|connection| connection.status().connected())
+        self.current().is_some()
+    }
+
+    /// Why the connection is down, and the fix. `None` if it is open, or was lost just now.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The connection, if it is open.
+    fn current(&self) -> Option<Arc<lapin::Connection>> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        current.filter(|connection| connection.status().connected())
+    }
+
+    fn set_current(&self, connection: Option<Arc<lapin::Connection>>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = connection;
     }
 
     /// The consumers on this connection.
@@ -164,7 +185,9 @@ impl Connection {
 
     /// Closes the connection. RabbitMQ redelivers unacknowledged messages.
     pub async fn close(&self) {
-        let Some(connection) = self.current.lock().await.take() else { return };
+        let _reopening = self.reopening.lock().await;
+        let Some(connection) = self.current() else { return };
+        self.set_current(None);
         let closed = async {
             connection.close(200, "stopping".into()).await.map_err(Error::doing("closing"))
         };
@@ -175,17 +198,19 @@ impl Connection {
 
     /// Returns the open connection, or tries once to open it. Callers pause between attempts.
     async fn connection(&self) -> Result<Arc<lapin::Connection>, Error> {
-        let mut current = self.current.lock().await;
-        if let Some(connection) =
-            current.as_ref().filter(|connection| connection.status().connected())
-        {
-            return Ok(connection.clone());
+        if let Some(connection) = self.current() {
+            return Ok(connection);
         }
-        *current = None;
+        let _reopening = self.reopening.lock().await;
+        // Another caller may have reopened it meanwhile.
+        if let Some(connection) = self.current() {
+            return Ok(connection);
+        }
+        self.set_current(None);
         let connection = Arc::new(self.connect().await?);
         self.reconnects.inc();
         tracing::info!(connection = self.name, "reconnected to RabbitMQ");
-        *current = Some(connection.clone());
+        self.set_current(Some(connection.clone()));
         Ok(connection)
     }
 
@@ -196,9 +221,11 @@ impl Connection {
             Ok(connection)
         };
         let connected = self.in_time(connecting).await;
-        if connected.is_err() {
+        let problem = connected.as_ref().err().map(|error| {
             self.failures.inc();
-        }
+            format!("{}; {}", detail(error), fix(&self.address, self.topology.declares(), error))
+        });
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
         connected
     }
 

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use lapin::{
     Channel, Connection,
-    options::{BasicConsumeOptions, ExchangeUnbindOptions, QueueDeclareOptions},
+    options::{
+        BasicConsumeOptions, ExchangeUnbindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    },
     types::{AMQPValue, FieldTable},
-    uri::AMQPUri,
+    uri::{AMQPScheme, AMQPUri},
 };
 use serde_json::Value;
 
@@ -14,7 +16,7 @@ use super::{
     Address, Error, Topology, WorkQueue,
     names::{EVENTS_EXCHANGE, FAILED_QUEUE, MIRROR_QUEUE},
     topology::amqp_code,
-    version::{is_at_least, server_version},
+    version::is_at_least,
 };
 use crate::runtime::{certificate::tls_fix, check::CheckResult};
 
@@ -28,7 +30,9 @@ const VERSION_MIN: (u32, u32) = (3, 10);
 const NAMES_PATTERN: &str =
     r"^(signup\.(events|updates)|customerio-sync\..*|amq\.(default|gen.*))$";
 /// The pattern for the permission to configure if everything is declared by somebody else.
-const NO_NAMES_PATTERN: &str = "^$";
+const NO_NAMES_PATTERN: &str = r"^amq\.gen-.+$";
+/// A name like that of the queue of the live feed.
+const FEED_QUEUE: &str = "amq.gen-customerio-sync.doctor";
 /// A routing key that no binding has.
 const UNUSED_ROUTING_KEY: &str = "customerio-sync.doctor";
 /// Checks the connection, the version, the permissions, the topology and the consumers.
@@ -46,23 +50,25 @@ pub async fn check(
         Err(error) => return failed(&error),
     };
     let uri = address.uri();
-    let version = tokio::time::timeout(address.connect_timeout(), server_version(address)).await;
-    let mut results = vec![check_version(version.ok().flatten(), &uri)];
+    let version = address.version().await;
+    let mut results = vec![check_version(version, &uri)];
     let place = Place::of(&uri);
     let inspecting = async {
         let differences = topology.differences(&connection).await?;
         let definitions = topology.definitions(place.vhost);
         let refusals = refusals(&connection, &definitions).await?;
         let queues = check_consumers(&connection).await?;
-        Ok::<_, Error>((differences, refusals, queues))
+        let feed = check_feed(&connection, place).await?;
+        Ok::<_, Error>((differences, refusals, queues, feed))
     };
     match tokio::time::timeout(CHECK_TIMEOUT, inspecting).await {
         Err(_) => results.extend(failed(&Error::ConnectTimeout(CHECK_TIMEOUT))),
         Ok(Err(error)) => results.extend(failed(&error)),
-        Ok(Ok((differences, refusals, queues))) => {
+        Ok(Ok((differences, refusals, queues, feed))) => {
             results.extend(check_topology(&differences, declares, is_compared_elsewhere, place));
             results.push(check_permissions(&refusals, declares, place));
             results.push(queues);
+            results.extend(feed);
         }
     }
     // Channels that found a difference may still be closing; the connection closes in any case.
@@ -107,6 +113,11 @@ pub fn fix(address: &Address, declares: bool, error: &Error) -> String {
         Error::Missing(_) => return declare_fix(declares).to_owned(),
         Error::Inequivalent(text) => return fix_of_difference(text, declares),
         Error::NotPermitted { .. } => return place.set_permissions(declares),
+        Error::Certificate(_) => {
+            return "let the user of the service read the file, or correct tls.ca_file, \
+                    broker.client_certificate or broker.client_key"
+                .to_owned();
+        }
         _ => return reach,
     };
     match amqp_code(source) {
@@ -126,12 +137,23 @@ pub fn fix(address: &Address, declares: bool, error: &Error) -> String {
         }
         Some((403 | 530, _)) => place.set_permissions(true),
         Some((541, _)) => format!("rabbitmqctl restart_vhost -p '{vhost}'"),
-        _ => tls_fix(&source.to_string(), &server, "tls.ca_file").unwrap_or(reach),
+        _ => {
+            let client = "broker.client_certificate and broker.client_key";
+            let fix = tls_fix(&source.to_string(), &server, "tls.ca_file", Some(client));
+            // A server that requires a client's certificate may just close the connection.
+            let reach = match uri.scheme {
+                AMQPScheme::AMQP => reach,
+                AMQPScheme::AMQPS => {
+                    format!("{reach}; if it requires a client's certificate, set {client}")
+                }
+            };
+            fix.unwrap_or(reach)
+        }
     }
 }
 
 /// The error in words. Never contains the URL.
-fn detail(error: &Error) -> String {
+pub fn detail(error: &Error) -> String {
     match error {
         Error::Connect(source) | Error::Request { source, .. } => {
             amqp_code(source).map_or_else(|| error.to_string(), |(_, text)| text)
@@ -283,6 +305,23 @@ async fn refusals(connection: &Connection, definitions: &Value) -> Result<Vec<St
         note_refusal(&mut refusals, "reading from", queue, requested.map(drop))?;
     }
     Ok(refusals)
+}
+
+/// Warns if this user may not configure the queue of the live feed. The request deletes a queue
+/// that does not exist.
+async fn check_feed(
+    connection: &Connection,
+    place: Place<'_>,
+) -> Result<Option<CheckResult>, Error> {
+    let channel = open(connection).await?;
+    let options = QueueDeleteOptions { if_unused: true, if_empty: true, ..Default::default() };
+    let mut refusals = Vec::new();
+    let deleted = channel.queue_delete(FEED_QUEUE.into(), options).await.map(drop);
+    note_refusal(&mut refusals, "configuring", FEED_QUEUE, deleted)?;
+    Ok(refusals.pop().map(|detail| {
+        let detail = format!("{detail}; so the WebSocket /ws sends no outcomes");
+        CheckResult::warning("feed", detail, place.set_permissions(false))
+    }))
 }
 
 /// RabbitMQ closes a channel with the error of a request, so each request has its own.

@@ -12,7 +12,7 @@ use super::{
     Config, Topology, WorkQueue, address::vhost, diagnose::declare_fix,
     topology::UNLIMITED_DELIVERIES,
 };
-use crate::runtime::{check::CheckResult, tls};
+use crate::runtime::{certificate::tls_fix, check::CheckResult, tls};
 
 /// Maximum duration of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,6 +81,9 @@ pub async fn check(
 
 impl Unusable {
     fn unreachable(detail: String) -> Self {
+        if let Some(fix) = tls_fix(&detail, "the management API", "tls.ca_file", None) {
+            return Self { detail, fix };
+        }
         let fix = "start RabbitMQ with the plugin rabbitmq_management (rabbitmq-plugins enable \
             rabbitmq_management), or correct the address in broker.management_api";
         Self { detail, fix: fix.to_owned() }
@@ -105,7 +108,7 @@ struct Management {
 }
 
 /// A queue as the API describes it, and as the topology does.
-struct QueueState {
+struct ComparedQueue {
     name: String,
     expected: Value,
     actual: Value,
@@ -168,13 +171,13 @@ impl Management {
     }
 
     /// The queues of the topology that exist.
-    async fn queues(&self, definitions: &Value) -> Result<Vec<QueueState>, Unusable> {
+    async fn queues(&self, definitions: &Value) -> Result<Vec<ComparedQueue>, Unusable> {
         let mut queues = Vec::new();
         for expected in definitions["queues"].as_array().into_iter().flatten() {
             let name = expected["name"].as_str().unwrap_or_default();
             if let Answer::Found(body) = self.get(&["queues", &self.vhost, name]).await? {
                 let (name, expected) = (name.to_owned(), expected.clone());
-                queues.push(QueueState { name, expected, actual: parse(&body)? });
+                queues.push(ComparedQueue { name, expected, actual: parse(&body)? });
             }
         }
         Ok(queues)
@@ -208,10 +211,10 @@ impl Management {
     /// acknowledge with the time for which this service may not.
     async fn check_consumer_timeout(
         &self,
-        queues: &[QueueState],
+        queues: &[ComparedQueue],
         hold: Duration,
     ) -> Result<CheckResult, Unusable> {
-        let is_work_queue = |queue: &&QueueState| {
+        let is_work_queue = |queue: &&ComparedQueue| {
             WorkQueue::ALL.iter().any(|work_queue| work_queue.name() == queue.name)
         };
         let of_policies = queues
@@ -302,7 +305,7 @@ impl Management {
     }
 }
 
-impl QueueState {
+impl ComparedQueue {
     /// What policies and operator policies define for it, merged.
     fn policies(&self) -> &Value {
         &self.actual["effective_policy_definition"]
@@ -330,7 +333,7 @@ fn describe(error: &reqwest::Error) -> String {
     text
 }
 
-fn check_arguments(queues: &[QueueState]) -> CheckResult {
+fn check_arguments(queues: &[ComparedQueue]) -> CheckResult {
     let different: Vec<_> = queues
         .iter()
         .filter(|queue| queue.actual["arguments"] != queue.expected["arguments"])
@@ -350,7 +353,7 @@ fn check_arguments(queues: &[QueueState]) -> CheckResult {
     )
 }
 
-fn check_policies(queues: &[QueueState], vhost: &str) -> Vec<CheckResult> {
+fn check_policies(queues: &[ComparedQueue], vhost: &str) -> Vec<CheckResult> {
     let results: Vec<_> = queues.iter().filter_map(|queue| check_policy(queue, vhost)).collect();
     if results.is_empty() {
         return vec![CheckResult::passed("policies", "none changes a queue")];
@@ -358,7 +361,7 @@ fn check_policies(queues: &[QueueState], vhost: &str) -> Vec<CheckResult> {
     results
 }
 
-fn check_policy(queue: &QueueState, vhost: &str) -> Option<CheckResult> {
+fn check_policy(queue: &ComparedQueue, vhost: &str) -> Option<CheckResult> {
     let policies = queue.policies();
     let limits = |key: &&&str| {
         let Some(limit) = policies[**key].as_i64() else { return false };
@@ -414,8 +417,8 @@ mod tests {
 
     use super::*;
 
-    fn queue(arguments: Value, policies: Value) -> QueueState {
-        QueueState {
+    fn queue(arguments: Value, policies: Value) -> ComparedQueue {
+        ComparedQueue {
             name: "q".to_owned(),
             expected: json!({ "arguments": arguments }),
             actual: json!({

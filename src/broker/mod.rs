@@ -35,7 +35,7 @@ use crate::runtime::tls;
 pub use address::{Address, check_url, vhost};
 pub use connection::{Backlog, Connection, QueueState};
 pub use consumer::{AckResult, Acker, ConsumerStates, Delivery, consume};
-pub use diagnose::{check, fix};
+pub use diagnose::{check, detail, fix};
 pub use header_map::{HeaderMap, capped};
 pub use management::check as check_management;
 pub use message::{

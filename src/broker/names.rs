@@ -132,6 +132,27 @@ pub mod headers {
     /// RabbitMQ's record of dead-lettering (<https://www.rabbitmq.com/docs/dlx>).
     pub const DEATH: &str = "x-death";
 
+    /// All of them. Other headers are the publisher's.
+    pub const ALL: [&str; 17] = [
+        JOB_ID,
+        SIGNUP_ID,
+        SYNC_PHASE,
+        ATTEMPT,
+        ERROR_TYPE,
+        ERROR_MESSAGE,
+        ERROR_PATH,
+        FIRST_FAILED_AT,
+        REASON,
+        FAILED_AT,
+        ORIGINAL_EXCHANGE,
+        ORIGINAL_ROUTING_KEY,
+        ORIGINAL_MESSAGE_ID,
+        REPLAY_OF,
+        TRACEPARENT,
+        TRACESTATE,
+        DEATH,
+    ];
+
     /// The headers of a job's messages, besides [`ATTEMPT`], which is a number, and the trace
     /// context.
     pub const OF_JOB: [&str; 5] = [JOB_ID, SIGNUP_ID, SYNC_PHASE, ERROR_TYPE, FIRST_FAILED_AT];

@@ -1,12 +1,10 @@
 //! The version of RabbitMQ, which it sends before the login. lapin does not keep it.
 
-use futures_util::{AsyncReadExt, AsyncWriteExt};
+use futures_util::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use lapin::{
     protocol::{AMQPClass, connection::AMQPMethod, parse_class},
     types::AMQPValue,
 };
-
-use super::Address;
 
 /// The protocol header of AMQP 0-9-1 (section 4.2.2 of its specification).
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -15,10 +13,11 @@ const FRAME_HEAD_BYTES: usize = 7;
 /// Maximum payload that is read. RabbitMQ sends less than 1 KiB.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Opens a connection, reads the version from `connection.start`, and closes it. Returns `None` if
-/// the server does not answer like RabbitMQ. The caller limits the time.
-pub(super) async fn server_version(address: &Address) -> Option<String> {
-    let mut stream = address.stream().await.ok()?;
+/// Reads the version from `connection.start`, and closes the stream. Returns `None` if the server
+/// does not answer like RabbitMQ. The caller limits the time.
+pub(super) async fn server_version(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+) -> Option<String> {
     stream.write_all(PROTOCOL_HEADER).await.ok()?;
     stream.flush().await.ok()?;
     let mut head = [0; FRAME_HEAD_BYTES];

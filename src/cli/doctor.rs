@@ -10,7 +10,6 @@ use crate::{
     customerio,
     ledger::Ledger,
     runtime::{
-        certificate,
         check::{CheckResult, CheckStatus},
         telemetry,
     },
@@ -53,7 +52,7 @@ fn print(args: &Args, results: &[CheckResult]) -> usize {
 /// Checks everything that the service needs. Fails if any check failed; a warning does not count.
 pub(super) async fn run(config: &Config, args: Args) -> Result<(), Error> {
     let mut results = configuration(config);
-    results.extend(certificates(config));
+    results.extend(config.certificate_files().check());
     results.push(customerio::check_mode(&config.customerio, args.allow_mock));
     let (database, broker, credentials) = tokio::join!(
         database(config),
@@ -80,22 +79,6 @@ fn configuration(config: &Config) -> Vec<CheckResult> {
         CheckResult::warning(NAME, detail, format!("rename it to {present:?}"))
     };
     config.renamed.iter().map(warn).collect()
-}
-
-/// Checks the files that settings name.
-fn certificates(config: &Config) -> Vec<CheckResult> {
-    let Config { tls, database, broker, .. } = config;
-    certificate::check(
-        &[
-            ("tls.ca_file", tls.ca_file.as_path()),
-            ("database.client_certificate", database.client_certificate.as_path()),
-            ("broker.client_certificate", broker.client_certificate.as_path()),
-        ],
-        &[
-            ("database.client_key", database.client_key.as_path()),
-            ("broker.client_key", broker.client_key.as_path()),
-        ],
-    )
 }
 
 async fn database(config: &Config) -> Vec<CheckResult> {

@@ -16,10 +16,10 @@ use crate::{
     admin, broker, customerio,
     flows::{bulk_retry, gauges, integrity, mirror, recovery, sync},
     ledger, retry,
-    runtime::{shutdown, telemetry, tls},
+    runtime::{certificate::CertificateFiles, shutdown, telemetry, tls},
 };
 pub use source::SecretFile;
-use source::{SettingsSource, check_keys, is_secret, read_environment, read_toml, rename_keys};
+use source::{SettingsSource, check_keys, is_hidden, read_environment, read_toml, rename_keys};
 
 const DEFAULTS: &str = include_str!("../../config/default.toml");
 
@@ -165,6 +165,16 @@ impl Config {
         }
     }
 
+    /// The files with certificates and keys.
+    pub fn certificate_files(&self) -> CertificateFiles {
+        let Self { tls, broker, database, .. } = self;
+        CertificateFiles {
+            authorities: tls.ca_file.clone(),
+            broker: (broker.client_certificate.clone(), broker.client_key.clone()),
+            database: (database.client_certificate.clone(), database.client_key.clone()),
+        }
+    }
+
     /// Fails if the database URL is not set.
     pub fn require_database(&self) -> Result<(), Error> {
         let example = "postgres://user:password@localhost:5432/customerio_sync";
@@ -192,7 +202,7 @@ fn bad_value(error: &figment::Error, sources: &[SettingsSource]) -> Error {
     let key = error.path.join(".");
     let problem = match &error.kind {
         // The parser quotes the value that it found.
-        figment::error::Kind::InvalidType(..) if is_secret(&key) => "expected a string".to_owned(),
+        figment::error::Kind::InvalidType(..) if is_hidden(&key) => "expected a string".to_owned(),
         kind => kind.to_string(),
     };
     Error::BadValue { from: name_of_source(sources, &key), key, problem }
@@ -385,6 +395,9 @@ mod tests {
             "[customerio]\napi_key = \"123454321\" x",
             "[customerio]\nsite_id = [123454321]",
             "[broker]\nurl = \"amqp:u:123454321@h\"",
+            "[broker]\nmanagement_api = 123454321",
+            "[customerio]\ntrack_url = 123454321",
+            "[telemetry]\notlp_endpoint = 123454321",
         ];
         for file in files {
             let message = problem(Some(file), &[]);

@@ -35,9 +35,13 @@ const CONVENTIONAL: [(&str, &str); 12] = [
 ];
 
 /// Keys whose values are secrets. A conventional variable of such a key can name a file instead,
-/// with [`FILE_SUFFIX`]. The values appear in no error.
+/// with [`FILE_SUFFIX`].
 const SECRETS: [&str; 5] =
     ["database.url", "broker.url", "customerio.site_id", "customerio.api_key", "http.admin_tokens"];
+
+/// Further keys whose values appear in no error: URLs that may have a password.
+const HIDDEN: [&str; 3] =
+    ["broker.management_api", "customerio.track_url", "telemetry.otlp_endpoint"];
 
 /// Keys of earlier releases, and their present names. An old key sets the present one, so that one
 /// file works with both releases during an upgrade or a rollback. If both are set, the current one
@@ -113,8 +117,9 @@ pub(super) struct Environment {
     pub(super) secret_files: Vec<SecretFile>,
 }
 
-pub(super) fn is_secret(key: &str) -> bool {
-    SECRETS.contains(&key)
+/// Whether the value may appear in no error.
+pub(super) fn is_hidden(key: &str) -> bool {
+    SECRETS.contains(&key) || HIDDEN.contains(&key)
 }
 
 /// Parses a TOML file. An error names the line, and does not quote it: it may contain a secret.
@@ -222,7 +227,7 @@ fn source_of(name: String, key: &str, value: Value) -> SettingsSource {
 /// The key that a file sets, if `name` is the variable of a secret with `_FILE`.
 fn key_of_secret_file(name: &str) -> Option<&'static str> {
     let variable = name.strip_suffix(FILE_SUFFIX)?;
-    let is_named = |one: &&(&str, &str)| one.0 == variable && is_secret(one.1);
+    let is_named = |one: &&(&str, &str)| one.0 == variable && SECRETS.contains(&one.1);
     CONVENTIONAL.iter().find(is_named).map(|(_, key)| *key)
 }
 

@@ -127,6 +127,17 @@ pub enum Account {
     },
 }
 
+/// Whether new credentials replace those in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replacement {
+    /// They are in use.
+    InUse,
+    /// Customer.io refuses them.
+    Refused,
+    /// There was no usable answer, for this reason.
+    NoAnswer(String),
+}
+
 /// A client of the Track API.
 #[derive(Debug)]
 pub struct CustomerIo {
@@ -268,15 +279,21 @@ impl CustomerIo {
         self.transport().account().await
     }
 
-    /// Uses the credentials of `config`, and the present certificates, for all further calls, if
-    /// Customer.io accepts them. Until then, the ones in use stay.
-    pub async fn replace(&self, config: &Config, tls: &tls::Config) -> Result<Account, Error> {
+    /// Uses the credentials of `config`, and the present certificates, for all further calls,
+    /// unless Customer.io refuses them or does not answer. Then the ones in use stay.
+    pub async fn replace(&self, config: &Config, tls: &tls::Config) -> Result<Replacement, Error> {
         let transport = Transport::new(config, tls)?;
-        let account = transport.account().await;
-        if matches!(account, Account::Accepted { .. }) {
-            *self.transport.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(transport);
+        match transport.account().await {
+            Account::Refused => return Ok(Replacement::Refused),
+            Account::NoAnswer(reason) => return Ok(Replacement::NoAnswer(reason)),
+            Account::Other { status } if status >= 500 || matches!(status, 408 | 429) => {
+                return Ok(Replacement::NoAnswer(format!("Customer.io answers with {status}")));
+            }
+            // A proxy may forward the batch endpoint alone.
+            Account::Other { .. } | Account::Accepted { .. } | Account::Mock => {}
         }
-        Ok(account)
+        *self.transport.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(transport);
+        Ok(Replacement::InUse)
     }
 
     fn transport(&self) -> Arc<Transport> {
@@ -582,6 +599,12 @@ impl Transport {
 /// password.
 pub fn check_url(config: &Config) -> Result<(), String> {
     if config.track_url.is_empty() { Ok(()) } else { parse_url(&config.track_url).map(drop) }
+}
+
+/// The URL without user and password, for people.
+pub(super) fn display_url(url: &str) -> String {
+    let url = parse_url(url).map(|url| without_credentials(&url)).unwrap_or_default();
+    url.trim_end_matches('/').to_owned()
 }
 
 fn parse_url(url: &str) -> Result<Url, String> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use secrecy::ExposeSecret;
 
-use super::{Account, BreakerConfig, Config, CustomerIo, Error};
+use super::{Account, BreakerConfig, Config, CustomerIo, Error, client::display_url};
 use crate::runtime::{certificate::tls_fix, check::CheckResult, metrics::Metrics, tls};
 
 const SET_CREDENTIALS: &str =
@@ -50,14 +50,14 @@ pub async fn check(
         }
     };
     let url = match config.track_url.as_str() {
-        "" => config.region.track_url(),
-        url => url,
+        "" => config.region.track_url().to_owned(),
+        url => display_url(url),
     };
     Some(match client.account().await {
         Account::Mock => return None,
         Account::Refused => failed("the credentials are refused".to_owned(), credentials_fix()),
         Account::NoAnswer(reason) => {
-            let fix = no_answer_fix(&reason, url);
+            let fix = no_answer_fix(&reason, &url);
             failed(reason, fix)
         }
         Account::Other { status } => {
@@ -82,7 +82,7 @@ fn credentials_fix() -> String {
 }
 
 fn no_answer_fix(reason: &str, url: &str) -> String {
-    if let Some(fix) = tls_fix(reason, url, "tls.ca_file") {
+    if let Some(fix) = tls_fix(reason, url, "tls.ca_file", None) {
         return fix;
     }
     if reason.contains("dns error") {

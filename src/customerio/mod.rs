@@ -20,7 +20,9 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use breaker::{BreakerReason, BreakerState, BreakerStatus, Config as BreakerConfig, Permit};
-pub use client::{Account, CustomerIo, Error, Mode, PushResult, RetainClaimed, check_url};
+pub use client::{
+    Account, CustomerIo, Error, Mode, PushResult, Replacement, RetainClaimed, check_url,
+};
 pub use diagnose::{check, check_mode};
 pub use labels::{CallRateOf, CallStatus};
 pub use rate_limiter::RateLimiter;

@@ -36,17 +36,17 @@ impl DatabaseAddress {
     /// settings.
     pub(super) fn options(&self, url: &SecretString) -> Result<PgConnectOptions, Error> {
         let parsed = parse(url).map_err(Error::Url)?;
-        let sets = |name| parsed.query_pairs().any(|(one, _)| one == name);
+        let sets = |names: &[&str]| parsed.query_pairs().any(|(one, _)| names.contains(&&*one));
         // The driver's error may quote the parameter that it refuses.
         let options = PgConnectOptions::from_str(parsed.as_str())
             .map_err(|_| Error::Url(format!("a parameter is not valid; {EXPECTED}")))?;
         // Numbers travel in binary, so the setting has no effect, and PgBouncer refuses it.
         let mut options = options.extra_float_digits(None);
         let is_set = |path: &Path| !path.as_os_str().is_empty();
-        if is_set(&self.ca_file) && !sets("sslrootcert") {
+        if is_set(&self.ca_file) && !sets(&["sslrootcert", "ssl-root-cert", "ssl-ca"]) {
             options = options.ssl_root_cert(&self.ca_file);
         }
-        if is_set(&self.client_certificate) && !sets("sslcert") {
+        if is_set(&self.client_certificate) && !sets(&["sslcert", "ssl-cert"]) {
             options =
                 options.ssl_client_cert(&self.client_certificate).ssl_client_key(&self.client_key);
         }

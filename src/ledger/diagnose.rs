@@ -25,9 +25,17 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 const MAJOR_VERSION_MIN: i32 = 14;
 /// Difference between two clocks from which the check warns. A due time would be off by as much.
 const CLOCK_DIFFERENCE_MAX: TimeDelta = TimeDelta::seconds(60);
+/// What to do about a migration with another content.
+const OTHER_CONTENT_FIX: &str =
+    "run the build of customerio-sync that set this database up, or use another database";
+/// What a pooler in transaction mode leads to.
+pub const POOLER_PROBLEM: &str = "the connections go through a pooler in transaction mode, where \
+    prepared statements and advisory locks do not work";
 /// What to do about a pooler in transaction mode.
-const POOLER_FIX: &str = "use the pooler in session mode (pool_mode = session in PgBouncer), or \
-    set DATABASE_URL to the address of PostgreSQL itself";
+pub const POOLER_FIX: &str = "use the pooler in session mode (pool_mode = session in PgBouncer), \
+    or set DATABASE_URL to the address of PostgreSQL itself";
+/// The settings with the client's certificate.
+const CLIENT_SETTINGS: &str = "database.client_certificate and database.client_key";
 /// The settings that add a certificate authority.
 const CA_SETTINGS: &str = "tls.ca_file, or sslrootcert in DATABASE_URL,";
 
@@ -63,7 +71,10 @@ FROM (
     ('bulk_retries', 'SELECT INSERT UPDATE'),
     ('call_shares', 'SELECT INSERT UPDATE DELETE'),
     ('call_hold', 'SELECT INSERT UPDATE'),
-    ('taken_in', 'SELECT INSERT DELETE')
+    ('taken_in', 'SELECT INSERT DELETE'),
+    ('bulk_actions', 'SELECT INSERT UPDATE'),
+    ('session_salt', 'SELECT INSERT'),
+    ('ended_sessions', 'SELECT INSERT UPDATE DELETE')
 ) AS needed (name, privileges), unnest(string_to_array(needed.privileges, ' ')) AS privilege
 -- Both functions return null for a table that does not exist.
 WHERE NOT has_table_privilege(to_regclass(name)::oid, privilege)
@@ -113,12 +124,7 @@ impl Ledger {
             Err(_) => self.no_answer("pooler"),
             Ok(Err(error)) => self.failed("pooler", &error),
             Ok(Ok(false)) => CheckResult::passed("pooler", "none in transaction mode"),
-            Ok(Ok(true)) => CheckResult::failed(
-                "pooler",
-                "two connections share a session: a pooler in transaction mode is in between, and \
-                    prepared statements and session locks do not work",
-                POOLER_FIX,
-            ),
+            Ok(Ok(true)) => CheckResult::failed("pooler", POOLER_PROBLEM, POOLER_FIX),
         });
         results
     }
@@ -148,30 +154,63 @@ impl Ledger {
         CheckResult::failed(name, error.detail(), self.fix(error))
     }
 
+    /// What to do if the server does not answer.
+    pub fn fix_of_silence(&self) -> String {
+        reach(&server_of(&self.pool.connect_options()))
+    }
+
     fn no_answer(&self, name: &'static str) -> CheckResult {
         let detail = format!("no answer within {CHECK_TIMEOUT:?}");
-        CheckResult::failed(name, detail, reach(&server_of(&self.pool.connect_options())))
+        CheckResult::failed(name, detail, self.fix_of_silence())
     }
 
     /// Returns what to do about an error, by its SQLSTATE
     /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>) or the error of the
     /// connection.
     pub fn fix(&self, error: &Error) -> String {
+        if let Error::Migrate(error) = error
+            && let Some(fix) = fix_of_migration(error)
+        {
+            return fix.to_owned();
+        }
         let options = self.pool.connect_options();
         let server = server_of(&options);
         match error.source_of_driver() {
             Some(sqlx::Error::Database(refusal)) => {
                 let code = refusal.code().unwrap_or_default();
+                if code == "28000" && refusal.message().contains("certificate") {
+                    return format!(
+                        "set {CLIENT_SETTINGS} to a certificate for the user {}, and its key",
+                        options.get_username()
+                    );
+                }
                 let is_connected =
                     !matches!(error, Error::Statement { doing, .. } if *doing == CONNECTING);
                 fix_of_code(&code, is_connected, &options)
             }
             Some(error @ (sqlx::Error::Io(_) | sqlx::Error::Tls(_))) => {
-                let fix = tls_fix(&error.to_string(), &server, CA_SETTINGS);
+                let fix = tls_fix(&error.to_string(), &server, CA_SETTINGS, Some(CLIENT_SETTINGS));
                 fix.unwrap_or_else(|| reach(&server))
             }
             _ => reach(&server),
         }
+    }
+}
+
+fn fix_of_migration(error: &MigrateError) -> Option<&'static str> {
+    match error {
+        MigrateError::VersionMismatch(_) => Some(OTHER_CONTENT_FIX),
+        MigrateError::Dirty(_) => Some("run `customerio-sync doctor`, which says how to undo it"),
+        MigrateError::Execute(sqlx::Error::Database(refusal))
+        | MigrateError::ExecuteMigration(sqlx::Error::Database(refusal), _)
+            if refusal.code().as_deref() == Some("42501") =>
+        {
+            Some(
+                "run `customerio-sync migrate` as the owner of the tables, and set \
+                    database.migrate = false for the service",
+            )
+        }
+        _ => None,
     }
 }
 
@@ -397,7 +436,7 @@ fn check_migration(applied: &AppliedMigration, ours: &Migrator) -> Option<CheckR
         CheckResult::failed(
             "schema",
             format!("migration {version} was applied with another content"),
-            "run the build of customerio-sync that set this database up, or use another database",
+            OTHER_CONTENT_FIX,
         )
     })
 }

@@ -56,6 +56,7 @@ use crate::runtime::tls;
 use address::DatabaseAddress;
 pub use address::check_url;
 use diagnose::CONNECTING;
+pub use diagnose::{POOLER_FIX, POOLER_PROBLEM};
 
 pub use arrival::{Arrival, Source};
 pub use audit::{AuditAction, SERVICE};

@@ -3,12 +3,16 @@
 //! Prepared statements and advisory locks belong to a session, so they do not work through such a
 //! pooler (<https://www.pgbouncer.org/features.html>).
 
-use sqlx::{Connection, PgConnection, Row};
+use std::time::Duration;
+
+use sqlx::{PgConnection, Row};
 
 use super::{Error, Ledger};
 
 /// Number of comparisons. One suffices unless other clients use the same pooler meanwhile.
 const ROUNDS: usize = 5;
+/// Maximum time for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Ledger {
     /// Whether the connections go through a pooler that assigns server connections per transaction
@@ -26,15 +30,16 @@ impl Ledger {
             let found = (process(&mut first).await?, process(&mut second).await?);
             is_pooled |= found != expected;
         }
-        for connection in [first, second] {
-            connection.close().await.map_err(Error::doing("closing a connection"))?;
-        }
+        // The server ends the sessions in any case.
+        drop((first, second));
         Ok(is_pooled)
     }
 }
 
 async fn process(connection: &mut PgConnection) -> Result<i32, Error> {
     // Unprepared: a prepared statement may fail through such a pooler.
-    let row = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection).await;
+    let asked = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection);
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
+    let row = answered.unwrap_or(Err(sqlx::Error::PoolTimedOut));
     row.and_then(|row| row.try_get(0)).map_err(Error::doing("detecting a connection pooler"))
 }

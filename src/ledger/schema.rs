@@ -3,6 +3,8 @@
 //! Each migration works with the release before it. So a program runs on a newer schema, after
 //! another release has been rolled back, and not on an older one.
 
+use sqlx::postgres::PgPoolOptions;
+
 use super::{Error, Ledger};
 
 /// The schema in the database, compared with the one that this version needs.
@@ -13,7 +15,7 @@ pub enum Schema {
         /// The version that is needed.
         needed: i64,
     },
-    /// It is older than needed.
+    /// A migration of this version is missing.
     Older {
         /// The version that was found.
         found: i64,
@@ -31,7 +33,7 @@ pub enum Schema {
 
 impl Schema {
     /// Makes a schema sufficient.
-    pub const FIX: &str = "run `customerio-sync migrate` of this version";
+    pub const FIX: &str = "run `customerio-sync migrate`";
 
     /// What is missing. `None` if the schema is sufficient.
     pub fn problem(self) -> Option<String> {
@@ -39,9 +41,9 @@ impl Schema {
             Self::Absent { needed } => {
                 Some(format!("there is no schema yet; this program needs version {needed}"))
             }
-            Self::Older { found, needed } => Some(format!(
-                "the schema is at version {found}; this program needs version {needed}"
-            )),
+            Self::Older { found, needed } => {
+                Some(format!("the schema is at version {found}; this program needs {needed}"))
+            }
             Self::Sufficient { .. } => None,
         }
     }
@@ -53,7 +55,15 @@ impl Ledger {
     pub async fn migrate(&self) -> Result<(), Error> {
         let mut migrator = sqlx::migrate!();
         migrator.set_ignore_missing(true);
-        Ok(migrator.run(&self.pool).await?)
+        // A session of its own: after an error, the migrator leaves its advisory lock to it, and in
+        // the pool that would keep everybody else from migrating.
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(self.acquire_timeout)
+            .connect_lazy_with((*self.pool.connect_options()).clone());
+        let migrated = migrator.run(&pool).await;
+        pool.close().await;
+        Ok(migrated?)
     }
 
     /// Compares the schema with the one that this version needs.
@@ -68,10 +78,21 @@ impl Ledger {
         if !exists {
             return Ok(Schema::Absent { needed });
         }
-        Ok(match self.schema_version().await? {
-            None => Schema::Absent { needed },
-            Some(found) if found < needed => Schema::Older { found, needed },
-            Some(found) => Schema::Sufficient { found, needed },
+        // The migrator creates this table; no migration does.
+        let applied: Vec<i64> =
+            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(Error::doing("reading the version of the schema"))?;
+        let Some(found) = applied.iter().max().copied() else {
+            return Ok(Schema::Absent { needed });
+        };
+        let migrator = sqlx::migrate!();
+        let mut versions = migrator.iter().map(|migration| migration.version);
+        Ok(if versions.all(|version| applied.contains(&version)) {
+            Schema::Sufficient { found, needed }
+        } else {
+            Schema::Older { found, needed }
         })
     }
 

@@ -2,16 +2,28 @@
 
 #![expect(clippy::disallowed_methods, reason = "an edge: certificates expire by the clock")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_cert::{Certificate, der::Decode};
 
-use super::check::CheckResult;
+use super::{check::CheckResult, metrics::ServerConnection};
 
 /// Time before the expiry of a certificate from which the check warns.
 const EXPIRY_WARNING: TimeDelta = TimeDelta::days(30);
+/// Alerts (RFC 8446, section 6.2) of a server that refuses a client's certificate, or misses one.
+const REFUSALS_OF_CLIENTS: [&str; 9] = [
+    "certificaterequired",
+    "unknownca",
+    "badcertificate",
+    "unsupportedcertificate",
+    "certificaterevoked",
+    "certificateexpired",
+    "certificateunknown",
+    "accessdenied",
+    "handshakefailure",
+];
 /// Name of the check.
 const CHECK: &str = "certificates";
 
@@ -46,21 +58,52 @@ pub fn expiry(pem: &[u8]) -> Result<Vec<DateTime<Utc>>, CertificateProblem> {
     if times.is_empty() { Err(CertificateProblem::Missing) } else { Ok(times) }
 }
 
-/// Checks the files that settings name. `certificates` and `keys` are the settings with their
-/// paths; an empty path counts as absent.
-pub fn check(certificates: &[(&str, &Path)], keys: &[(&str, &Path)]) -> Vec<CheckResult> {
-    let is_set = |&&(_, path): &&(&str, &Path)| !path.as_os_str().is_empty();
-    let mut results: Vec<_> = certificates
-        .iter()
-        .filter(is_set)
-        .map(|(setting, path)| check_certificate(setting, path, Utc::now()))
-        .collect();
-    let keys = keys.iter().filter(is_set);
-    results.extend(keys.filter_map(|(setting, path)| check_key(setting, path)));
-    if results.is_empty() {
-        results.push(CheckResult::passed(CHECK, "no certificate files are configured"));
+/// The files with certificates and keys that the settings name. An empty path counts as absent.
+#[derive(Debug, Clone, Default)]
+pub struct CertificateFiles {
+    /// `tls.ca_file`.
+    pub authorities: PathBuf,
+    /// `broker.client_certificate` and `broker.client_key`.
+    pub broker: (PathBuf, PathBuf),
+    /// `database.client_certificate` and `database.client_key`.
+    pub database: (PathBuf, PathBuf),
+}
+
+impl CertificateFiles {
+    /// Checks that each file can be read and parsed, and when it expires.
+    pub fn check(&self) -> Vec<CheckResult> {
+        let is_set = |(_, path): &(&str, &PathBuf)| !path.as_os_str().is_empty();
+        let certificates = [
+            ("tls.ca_file", &self.authorities),
+            ("broker.client_certificate", &self.broker.0),
+            ("database.client_certificate", &self.database.0),
+        ];
+        let keys =
+            [("broker.client_key", &self.broker.1), ("database.client_key", &self.database.1)];
+        let certificates = certificates.into_iter().filter(is_set);
+        let mut results: Vec<_> = certificates
+            .map(|(setting, path)| check_certificate(setting, path, Utc::now()))
+            .collect();
+        let keys = keys.into_iter().filter(is_set);
+        results.extend(keys.filter_map(|(setting, path)| check_key(setting, path)));
+        if results.is_empty() {
+            results.push(CheckResult::passed(CHECK, "no certificate files are configured"));
+        }
+        results
     }
-    results
+
+    /// When the first certificate expires that a connection to this server uses. `None` if no file
+    /// is configured, or if none can be read.
+    pub fn first_expiry(&self, connection: ServerConnection) -> Option<DateTime<Utc>> {
+        let client = match connection {
+            ServerConnection::Consume | ServerConnection::Publish => Some(&self.broker.0),
+            ServerConnection::Database => Some(&self.database.0),
+            ServerConnection::CustomerIo => None,
+        };
+        let files = client.into_iter().chain([&self.authorities]);
+        let files = files.filter_map(|path| std::fs::read(path).ok());
+        files.filter_map(|pem| expiry(&pem).ok()).flatten().min()
+    }
 }
 
 fn check_certificate(setting: &str, path: &Path, now: DateTime<Utc>) -> CheckResult {
@@ -110,14 +153,24 @@ fn unreadable(setting: &str, path: &Path, error: &std::io::Error) -> CheckResult
 
 /// Returns the fix of an error of TLS with `server`, by the text of rustls
 /// (<https://docs.rs/rustls/latest/rustls/enum.CertificateError.html>). `None` if it is another
-/// error. `ca` names the settings that add a certificate authority.
-pub fn tls_fix(error: &str, server: &str, ca: &str) -> Option<String> {
+/// error. `ca` names the settings that add a certification authority, and `client` those with the
+/// client's certificate, if the server may ask for one.
+pub fn tls_fix(error: &str, server: &str, ca: &str, client: Option<&str>) -> Option<String> {
     let error = error.to_lowercase();
     let is = |part: &str| error.contains(part);
     if is("corrupt message") || is("does not support tls") {
         return Some(format!(
             "{server} does not speak TLS on this port: correct the port, enable TLS there, or use \
              a URL without TLS"
+        ));
+    }
+    let is_alert = error
+        .split("received fatal alert: ")
+        .nth(1)
+        .is_some_and(|alert| REFUSALS_OF_CLIENTS.iter().any(|refusal| alert.starts_with(refusal)));
+    if let Some(client) = client.filter(|_| is_alert) {
+        return Some(format!(
+            "set {client} to a certificate of an authority that {server} trusts, and its key"
         ));
     }
     if !is("certificate") && !is("tls") {
@@ -132,7 +185,7 @@ pub fn tls_fix(error: &str, server: &str, ca: &str) -> Option<String> {
     } else if is("not valid for name") || is("notvalidforname") {
         format!("use a host name that the certificate of {server} contains")
     } else {
-        format!("correct the certificate of {server}, the client certificate, or {ca}")
+        format!("correct the certificate of {server}, or {ca}")
     };
     Some(fix)
 }
@@ -179,10 +232,13 @@ mod tests {
 
     #[test]
     fn an_error_of_tls_has_a_fix_that_names_the_settings() {
-        let fix = |error| tls_fix(error, "PostgreSQL", "tls.ca_file").unwrap_or_default();
+        let fix = |error| {
+            tls_fix(error, "PostgreSQL", "tls.ca_file", Some("the key")).unwrap_or_default()
+        };
         assert!(fix("invalid peer certificate: UnknownIssuer").starts_with("set tls.ca_file"));
         assert!(fix("invalid peer certificate: certificate expired: …").starts_with("renew"));
         assert!(fix("received corrupt message of type InvalidContentType").contains("the port"));
+        assert!(fix("received fatal alert: CertificateRequired").starts_with("set the key to"));
         assert_eq!(fix("connection refused"), "");
     }
 }

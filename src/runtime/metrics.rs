@@ -99,7 +99,7 @@ pub struct ConnectionMetrics {
 }
 
 impl ConnectionMetrics {
-    /// Sets the Unix time at which the server's certificate expires.
+    /// Sets the Unix time at which the first of the connection's configured certificates expires.
     pub fn set_certificate_expiry(&self, connection: ServerConnection, expires_at: i64) {
         self.certificate_expiry.with_label_values(&[connection.as_str()]).set(expires_at);
     }
@@ -307,7 +307,7 @@ impl Registrar {
             failures: self.counters("connection_failures_total", &["connection"],
                 "Failed attempts to connect, and pings that the database did not answer."),
             certificate_expiry: self.gauges("certificate_expiry_timestamp_seconds", "connection",
-                "Unix time at which the certificate of the server expires."),
+                "Unix time at which the first configured certificate of the connection expires."),
         }
     }
 

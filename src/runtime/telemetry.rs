@@ -5,9 +5,10 @@ use std::{fmt, io::IsTerminal, path::Path, time::Duration};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde::Deserialize;
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
+    filter::{FilterExt, filter_fn},
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt,
     registry::LookupSpan,
@@ -101,7 +102,14 @@ pub fn init(config: &Config, ca_file: &Path) -> Result<TelemetryGuard, Error> {
             .map_event_format(|format| WithTraceIds { format: format.with_ansi(colors), is_json })
             .boxed()
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    // lapin logs returned messages, and at this level all frames, with bodies and the password.
+    let without_bodies = filter_fn(|metadata| {
+        let is_of = |library| metadata.target().starts_with(library);
+        let is_traced = *metadata.level() == Level::TRACE;
+        !is_of("lapin::returned_messages")
+            && !(is_traced && (is_of("lapin") || is_of("tungstenite")))
+    });
+    tracing_subscriber::registry().with(lines.with_filter(filter.and(without_bodies))).init();
     let target = ExportTarget::read(&config.otlp_endpoint, |name| std::env::var(name).ok())?;
     let Some(target) = target else { return Ok(TelemetryGuard(None)) };
     let provider = target.provider(ca_file)?;

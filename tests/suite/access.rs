@@ -493,7 +493,7 @@ async fn without_a_database_logins_wait_and_tokens_still_work() {
         .with("DATABASE_URL", "postgres://127.0.0.1:1/nowhere")
         .with("CUSTOMERIO_SYNC__DATABASE__MIGRATE", "false")
         .with("CUSTOMERIO_SYNC__LIFECYCLE__GRACE", "1s");
-    let app = world.start().await;
+    let app = world.start_waiting().await;
     let browser = Browser::new(&app);
     let login = browser.log_in(ANN, &browser.origin).await;
     assert_eq!(login.status().as_u16(), 503);

@@ -10,6 +10,7 @@ use crate::{
         http::{
             auth::Identity,
             extract::{NoParameters, PathId, Query},
+            mask::{mask_json, mask_text},
             problem::{Problem, Problems},
         },
         state::AppState,
@@ -35,9 +36,11 @@ pub(crate) struct BulkActionList {
 )]
 pub(crate) async fn list(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<BulkActionList>, Problem> {
     let items = state.ledger.bulk_actions(ITEMS_MAX).await?;
+    let items = items.into_iter().map(|action| view(action, &identity)).collect();
     Ok(Json(BulkActionList { items }))
 }
 
@@ -50,10 +53,12 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn show(
     State(state): State<AppState>,
+    Extension(identity): Extension<Identity>,
     PathId(id): PathId,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<BulkAction>, Problem> {
-    state.ledger.bulk_action(id).await?.map(Json).ok_or_else(unknown)
+    let action = state.ledger.bulk_action(id).await?.ok_or_else(unknown)?;
+    Ok(Json(view(action, &identity)))
 }
 
 /// Cancel a bulk action. What it has dismissed or replayed stays so.
@@ -77,7 +82,7 @@ pub(crate) async fn cancel(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Json<BulkAction>, Problem> {
     match state.ledger.cancel_bulk_action(id, &identity.name).await? {
-        ActionCancellation::Cancelled(action) => Ok(Json(*action)),
+        ActionCancellation::Cancelled(action) => Ok(Json(view(*action, &identity))),
         ActionCancellation::AlreadyEnded(action) => {
             let detail = format!(
                 "the bulk action is already {}; only a running one can be cancelled",
@@ -87,6 +92,16 @@ pub(crate) async fn cancel(
         }
         ActionCancellation::Unknown => Err(unknown()),
     }
+}
+
+/// The action as the user may see it: the selection may contain a part of a name, and the reason
+/// anything.
+fn view(mut action: BulkAction, identity: &Identity) -> BulkAction {
+    if identity.is_masked(false) {
+        mask_json(&mut action.selection);
+        action.reason = action.reason.as_deref().map(mask_text);
+    }
+    action
 }
 
 fn unknown() -> Problem {

@@ -154,6 +154,8 @@ async fn serve(
     let mut last_received = Instant::now();
     loop {
         let message = tokio::select! {
+            // The end of the access comes before further frames.
+            biased;
             () = shutdown.draining() => {
                 return close(socket, close_code::AWAY, "the service is stopping").await;
             }

@@ -13,6 +13,8 @@ static PERSONAL: LazyLock<Regex> = LazyLock::new(|| {
         r#"(?P<address>[^\s@"'`<>(),;:=]+@[^\s@"'`<>(),;:]+)"#,
         r#"|(?P<quoted>"(?:[^"\\]|\\(?s:.))*(?:"|\\?$))"#,
         r"|\+\d[\d ().-]{5,}\d",
+        // The parser of JSON quotes numbers like this, and names of fields.
+        r"|`[+-]?\d[^`]*`",
     );
     Regex::new(pattern).expect("a valid pattern")
 });

@@ -16,6 +16,7 @@ use axum::http::StatusCode;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    time::{Sleep, sleep},
 };
 
 use crate::admin::http::{
@@ -29,6 +30,8 @@ const HANDLER_HEADER: &str = "x-content-type-options";
 const BARE_RESPONSE_BYTES_MAX: usize = 512;
 /// Maximum time for sending a last response.
 const LAST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time for which a client reads nothing of a response.
+const STALLED_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The stream of one connection.
 #[derive(Debug)]
@@ -36,18 +39,35 @@ pub(crate) struct HttpStream {
     tcp: TcpStream,
     activity: Arc<Activity>,
     /// The response that is sent in place of a bare one.
-    replacement: Option<Replacement>,
+    replacement: Option<ReplacedResponse>,
+    /// Ends the connection of a client that does not read its response.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
-struct Replacement {
+struct ReplacedResponse {
     bytes: Vec<u8>,
     sent: usize,
 }
 
 impl HttpStream {
     pub(crate) fn new(tcp: TcpStream, activity: Arc<Activity>) -> Self {
-        Self { tcp, activity, replacement: None }
+        Self { tcp, activity, replacement: None, stalled: None }
+    }
+
+    /// Fails a write that makes no progress for [`STALLED_TIMEOUT`].
+    fn limit<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(STALLED_TIMEOUT)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Sends a problem to a client whose request never arrived, and closes the stream.
@@ -120,11 +140,12 @@ impl AsyncWrite for HttpStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.replacement.is_none() {
-            let replacement = |status| Replacement { bytes: problem(status), sent: 0 };
+            let replacement = |status| ReplacedResponse { bytes: problem(status), sent: 0 };
             this.replacement = bare_error(bytes).map(replacement);
         }
         let Some(replacement) = &mut this.replacement else {
-            return Pin::new(&mut this.tcp).poll_write(cx, bytes);
+            let polled = Pin::new(&mut this.tcp).poll_write(cx, bytes);
+            return this.limit(cx, polled);
         };
         while replacement.sent < replacement.bytes.len() {
             let rest = &replacement.bytes[replacement.sent..];
@@ -146,7 +167,11 @@ impl AsyncWrite for HttpStream {
         match slices {
             // A bare response has no body, so it is the only slice.
             [only] => self.poll_write(cx, only),
-            _ => Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, slices),
+            _ => {
+                let this = self.get_mut();
+                let polled = Pin::new(&mut this.tcp).poll_write_vectored(cx, slices);
+                this.limit(cx, polled)
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use serde::Serialize;
 use tokio::{
     sync::{Notify, broadcast, watch},
@@ -18,7 +18,7 @@ use super::{FeedSubscriber, LAG_FRAMES_MAX, frame};
 use crate::{
     customerio::BreakerStatus,
     ledger::{BulkRetry, Ledger, LiveCounts},
-    runtime::shutdown::Shutdown,
+    runtime::{backoff::retry_forever, shutdown::Shutdown},
 };
 
 /// Time between two queries for the progress of bulk retries.
@@ -106,7 +106,9 @@ impl LiveFeed {
     }
 
     async fn send_progress(&self, ledger: &Ledger) {
-        let mut since = Utc::now() - TimeDelta::seconds(10);
+        // By the clock of the database, as the times of the bulk retries.
+        let now = retry_forever("reading the time of the database", || ledger.now()).await;
+        let mut since = now - TimeDelta::seconds(10);
         let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             ticks.tick().await;

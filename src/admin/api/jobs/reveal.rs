@@ -3,7 +3,7 @@
 use axum::{Extension, Json, extract::State};
 
 use crate::admin::{
-    api::view::customer::CustomerView,
+    api::view::customer::RevealedCustomer,
     http::{
         auth::Identity,
         extract::{NoParameters, PathId, Query},
@@ -17,14 +17,14 @@ use crate::admin::{
     post, path = "/jobs/{jobId}/reveal", operation_id = "revealCustomer",
     tag = "jobs",
     params(("jobId" = uuid::Uuid, Path, description = "The job.")),
-    responses((status = 200, body = CustomerView), Problems)
+    responses((status = 200, body = RevealedCustomer), Problems)
 )]
 pub(crate) async fn reveal(
     State(state): State<AppState>,
     Extension(identity): Extension<Identity>,
     PathId(id): PathId,
     Query(NoParameters {}): Query<NoParameters>,
-) -> Result<Json<CustomerView>, Problem> {
+) -> Result<Json<RevealedCustomer>, Problem> {
     let customer = state.ledger.reveal(id, &identity.name).await?;
     let customer = customer.ok_or_else(|| Problem::not_found("no such job"))?;
     Ok(Json(customer.into()))

@@ -21,6 +21,7 @@ use crate::{
         },
         state::AppState,
     },
+    broker::headers,
     diagnosis::FailureFacts,
     job::Reason,
     ledger::{MessageReadLimits, UnprocessableMessage},
@@ -129,12 +130,19 @@ impl UnprocessableView {
         if masked {
             self.path = self.path.as_deref().map(mask_text);
             self.error_message = mask_text(&self.error_message);
-            mask_json(&mut self.headers);
+            mask_headers(&mut self.headers);
             (self.body, self.body_base64) = (None, None);
             self.body_is_masked = true;
         }
         self
     }
+}
+
+/// Masks our headers, and hides the publisher's, which may contain anything.
+fn mask_headers(headers: &mut Value) {
+    let Value::Object(fields) = headers else { return };
+    fields.retain(|name, _| headers::ALL.contains(&name.as_str()));
+    mask_json(headers);
 }
 
 /// The start of a body, as text or in Base64. A cut may have split its last character, which is

@@ -25,6 +25,23 @@ impl From<Customer> for CustomerView {
     }
 }
 
+/// The person who signed up, with all fields.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RevealedCustomer {
+    #[serde(flatten)]
+    customer: CustomerView,
+    phone: Option<String>,
+    state: Option<String>,
+}
+
+impl From<Customer> for RevealedCustomer {
+    fn from(customer: Customer) -> Self {
+        let (phone, state) = (customer.phone.clone(), customer.state.clone());
+        Self { customer: customer.into(), phone, state }
+    }
+}
+
 impl CustomerView {
     /// Masks the address and the names if `masked`.
     pub(crate) fn masked_if(self, masked: bool) -> Self {

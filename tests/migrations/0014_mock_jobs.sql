@@ -1,4 +1,4 @@
--- A job that was completed in mock mode, and a bulk retry of such jobs.
+-- A job that was completed in mock mode.
 INSERT INTO signups (id, operator_id, email, customerio_synced, customerio_synced_at, customerio_contact_id) VALUES
     ('00000000-0000-4000-8000-000000000014', 'op-1', 'mock@example.com', true, now(), 'c-14');
 INSERT INTO signup_customerio_sync_jobs
@@ -6,5 +6,3 @@ INSERT INTO signup_customerio_sync_jobs
 VALUES
     ('00000000-0000-4000-9000-000000000014', '00000000-0000-4000-8000-000000000014', 'initial', 'completed', 'e-14',
     now(), 'event:e-14', true);
-INSERT INTO bulk_retries (id, actor, selection, status, eligible, mock, next_step_at, mock_step_at) VALUES
-    ('00000000-0000-4000-a000-000000000014', 'ann', '{"syncPhase": "initial"}', 'running', 1, true, 'infinity', now());
