@@ -371,7 +371,9 @@ async fn stats_show_the_queues_and_their_consumers() {
     })
     .await;
     assert_eq!(stats["messagesWaiting"], 4);
-    let queue = |name: &str, ready: u32, consumers: u32| json!({ "name": name, "ready": ready, "consumers": consumers });
+    let queue = |name: &str, ready: u32, consumers: u32| -> Value {
+        json!({ "name": name, "ready": ready, "consumers": consumers })
+    };
     let expected = [
         queue("customerio-sync.signup-submitted", 4, 1),
         queue("customerio-sync.extraction-confirmed", 0, 1),

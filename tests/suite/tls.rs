@@ -205,7 +205,10 @@ async fn a_new_authority_is_trusted_without_a_restart(servers: &TlsServers, old:
         HttpsFront::start(world.simulator.addr(), &old.issue(folder, "front", &SERVER_NAMES)).await;
     let ca_file = folder.join("renewed.pem");
     replace_file(&ca_file, old.pem());
-    let service = world.serve_with(&settings(servers, &world, &https, &ca_file));
+    let mut settings = settings(servers, &world, &https, &ca_file);
+    // A ladder that is longer than the service takes to read the file again for calls.
+    settings.push(("RETRY_DELAYS", ["5s"; 8].join(",")));
+    let service = world.serve_with(&settings);
     service.wait_until_ready().await;
 
     let new = Authority::new("renewed authority");
