@@ -260,17 +260,15 @@ impl Ledger {
         let Some(action) = lock_due(&mut transaction, id).await? else {
             return Ok(BulkActionStep::Idle);
         };
-        let connection = &mut *transaction;
-        let step = match action.kind {
-            BulkKind::DismissFailures => {
-                let step = dismiss_failures(connection, &action).await?;
-                record_dismissal(connection, &action, step).await?
+        let id = action.id;
+        let step = match step_of(&mut transaction, action, replays).await {
+            // The selection is that of a newer release. It must not hold up the other actions.
+            Err(Error::Statement { source: sqlx::Error::ColumnDecode { .. }, .. }) => {
+                tracing::warn!(%id, "the selection of a bulk action can't be parsed, postponing it");
+                postpone(&mut transaction, id).await?;
+                BulkActionStep::Idle
             }
-            BulkKind::DismissMessages => {
-                let step = dismiss_messages(connection, &action).await?;
-                record_dismissal(connection, &action, step).await?
-            }
-            BulkKind::ReplayMessages => reserve(connection, action, replays).await?,
+            step => step?,
         };
         transaction.commit().await.map_err(Error::doing("committing a step of a bulk action"))?;
         Ok(step)
@@ -370,6 +368,41 @@ impl Ledger {
 /// The kinds that this release knows. A later one may have written others.
 fn known_kinds() -> Vec<&'static str> {
     BulkKind::ALL.iter().map(|kind| kind.as_str()).collect()
+}
+
+/// Takes a step of a locked action.
+async fn step_of(
+    connection: &mut PgConnection,
+    action: DueAction,
+    replays: ReplayLimits<'_>,
+) -> Result<BulkActionStep, Error> {
+    match action.kind {
+        BulkKind::DismissFailures => {
+            let step = dismiss_failures(connection, &action).await?;
+            record_dismissal(connection, &action, step).await
+        }
+        BulkKind::DismissMessages => {
+            let step = dismiss_messages(connection, &action).await?;
+            record_dismissal(connection, &action, step).await
+        }
+        BulkKind::ReplayMessages => reserve(connection, action, replays).await,
+    }
+}
+
+/// Lets a minute pass until the next step.
+async fn postpone(connection: &mut PgConnection, id: Uuid) -> Result<(), Error> {
+    sqlx::query!(
+        r#"
+        UPDATE bulk_actions
+        SET next_step_at = now() + interval '1 minute'
+        WHERE id = $1
+        "#,
+        id
+    )
+    .execute(connection)
+    .await
+    .map_err(Error::doing("postponing a bulk action"))?;
+    Ok(())
 }
 
 /// Locks the action `id`, or the one whose next step has been due for longest. `None` if there is
