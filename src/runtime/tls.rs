@@ -1,6 +1,7 @@
 //! Certificates for TLS, and the cryptography that all TLS clients of the process use.
 //!
-//! Files are read each time a connection is made, so a renewed certificate needs no restart.
+//! Files are read when a connection is made, or again while the service runs, so that a renewed
+//! certificate needs no restart.
 
 use std::path::{Path, PathBuf};
 
