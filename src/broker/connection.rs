@@ -180,7 +180,7 @@ impl Connection {
     /// Applies the topology again, because a part of it was found missing.
     pub(super) async fn apply_topology(&self) -> Result<(), Error> {
         let connection = self.connection().await?;
-        self.in_time(self.topology.apply(&connection)).await
+        Box::pin(self.in_time(self.topology.apply(&connection))).await
     }
 
     /// Closes the connection. RabbitMQ redelivers unacknowledged messages.
@@ -207,7 +207,8 @@ impl Connection {
             return Ok(connection);
         }
         self.set_current(None);
-        let connection = Arc::new(self.connect().await?);
+        // Boxed, since every publish and every consumer would have room for it.
+        let connection = Arc::new(Box::pin(self.connect()).await?);
         self.reconnects.inc();
         tracing::info!(connection = self.name, "reconnected to RabbitMQ");
         self.set_current(Some(connection.clone()));

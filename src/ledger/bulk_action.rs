@@ -264,7 +264,10 @@ impl Ledger {
         let step = match step_of(&mut transaction, action, replays).await {
             // The selection is that of a newer release. It must not hold up the other actions.
             Err(Error::Statement { source: sqlx::Error::ColumnDecode { .. }, .. }) => {
-                tracing::warn!(%id, "the selection of a bulk action can't be parsed, postponing it");
+                tracing::warn!(
+                    %id,
+                    "the selection of a bulk action can't be parsed, postponing the action"
+                );
                 postpone(&mut transaction, id).await?;
                 BulkActionStep::Idle
             }
