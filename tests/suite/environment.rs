@@ -129,7 +129,7 @@ async fn without_a_schema_nothing_is_consumed_until_it_is_there() {
     let signup = Uuid::new_v4();
     world.submit(&submitted(signup)).await;
     world.wait_for_depth(SUBMITTED_QUEUE, 1).await;
-    service.wait_for_reason(&["schema"]).await;
+    service.process.wait_for_line("waiting to start: there is no schema yet").await;
     assert_eq!(world.queue(SUBMITTED_QUEUE).await.consumer_count(), 0);
     assert!(run(&settings, &["migrate"]).status.success());
     world.wait_for_job(signup, "initial", "completed").await;
