@@ -1,13 +1,10 @@
 //! Upgrade and rollback under load: replicas of this release and of the one before share a database
 //! and a broker, in every order. Nothing is lost and nothing is duplicated.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use serde_json::json;
-use test_servers::Postgres;
+use test_servers::{Postgres, previous_program};
 
 use crate::{
     CALL_LATENCY_MS, PRINTED_VIOLATIONS, check,
@@ -52,11 +49,6 @@ const STEPS: [Step; 9] = [
     Step { replica: 0, release: Release::Current },
     Step { replica: 1, release: Release::Current },
 ];
-
-/// The program of the previous release, which `./dev test` builds.
-fn previous_program() -> Option<PathBuf> {
-    std::env::var_os("PREVIOUS_BINARY").filter(|path| !path.is_empty()).map(PathBuf::from)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_and_a_rollback_under_load_lose_and_duplicate_nothing() {

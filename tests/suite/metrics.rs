@@ -2,7 +2,8 @@
 //! none, and no server that is away delays the answer.
 
 use crate::support::{
-    Servers, TempServer, World, free_addr, http_client, root, submitted, wait_for,
+    Documented, Labels, PREFIX, Servers, TempServer, World, documented_metrics, free_addr,
+    http_client, submitted, wait_for,
 };
 use customerio_sync::{admin::API_PREFIX, app::App};
 use lapin::{
@@ -18,7 +19,6 @@ use std::{
 use test_servers::{Postgres, RabbitMq};
 use uuid::Uuid;
 
-const PREFIX: &str = "customerio_sync_";
 const DEFAULT_LADDER: &str = "5s,25s,125s,625s,3125s";
 /// Maximum time for an answer. Any wait for a server takes longer.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -50,72 +50,6 @@ async fn wait_for_values(world: &World, app: &App, expected: &[(&str, Option<f64
         expected.iter().all(|(series, expected)| value(&text, series) == *expected).then_some(())
     })
     .await;
-}
-
-/// The values of each label.
-type Labels = BTreeMap<String, BTreeSet<String>>;
-
-/// A metric of `docs/observability.md`.
-#[derive(Debug)]
-struct Documented {
-    kind: String,
-    /// Since when it has series.
-    from: String,
-    label_names: BTreeSet<String>,
-    /// Values of the labels that have a fixed set of them.
-    labels: Labels,
-}
-
-/// The texts in code font.
-fn code(text: &str) -> Vec<String> {
-    let code = Regex::new("`([^`]*)`").expect("a valid pattern");
-    code.captures_iter(text).map(|found| found[1].to_owned()).collect()
-}
-
-fn full_name(name: &str) -> String {
-    if name.starts_with("process_") { name.to_owned() } else { format!("{PREFIX}{name}") }
-}
-
-/// The metrics of `docs/observability.md`, by name.
-fn documented() -> BTreeMap<String, Documented> {
-    let path = root().join("docs/observability.md");
-    let text = std::fs::read_to_string(path).expect("the document can be read");
-    let (_, section) = text.split_once("\n## Metrics\n").expect("a section");
-    let section = section.split("\n## ").next().expect("its text");
-    let (tables, values) = section.split_once("### Label values\n").expect("the label values");
-    let mut metrics = BTreeMap::new();
-    for row in tables.lines().filter(|line| line.starts_with("| `")) {
-        let cells: Vec<_> = row.split('|').map(str::trim).collect();
-        let ["", name, kind, labels, from, _, ""] = cells[..] else { continue };
-        let metric = Documented {
-            kind: kind.to_owned(),
-            from: from.to_owned(),
-            label_names: code(labels).into_iter().collect(),
-            labels: Labels::new(),
-        };
-        let name = full_name(&code(name)[0]);
-        assert!(metrics.insert(name.clone(), metric).is_none(), "{name} is documented twice");
-    }
-    let values = values.split("\n### ").next().expect("its text");
-    let entries = values.split("\n- ").skip(1).map(|entry| {
-        let entry = entry.split("\n\n").next().expect("a paragraph");
-        entry.split_whitespace().collect::<Vec<_>>().join(" ")
-    });
-    for entry in entries {
-        let (names, labels) = entry.split_once(": ").expect("names and labels");
-        let labels: Labels = labels
-            .split("; ")
-            .map(|label| {
-                let (name, values) = label.split_once(" = ").expect("a label and its values");
-                (code(name)[0].clone(), code(values).into_iter().collect())
-            })
-            .collect();
-        for name in code(names) {
-            let metric = metrics.get_mut(&full_name(&name)).expect("a metric of a table");
-            metric.labels = labels.clone();
-        }
-    }
-    metrics
 }
 
 /// A metric as the service renders it.
@@ -201,7 +135,7 @@ async fn every_metric_is_documented_with_every_label_value_from_the_start() {
         .with("CUSTOMERIO_SYNC__INTEGRITY__INTERVAL", "100ms");
     let app = world.start().await;
     let at_start = scrape(&world, &app).await;
-    let mut documented = documented();
+    let mut documented = documented_metrics();
     let (_, description) = world.get(&app, "/openapi.json").await;
     let description: Value = serde_json::from_str(&description).expect("JSON");
     let paths = description["paths"].as_object().expect("an object").keys();
@@ -217,8 +151,8 @@ async fn every_metric_is_documented_with_every_label_value_from_the_start() {
     let is_complete = |rendered: &BTreeMap<String, Rendered>| {
         let later = documented.iter().filter(|(_, metric)| metric.from != "certificate");
         later.map(|(name, _)| name).all(|name| rendered.contains_key(name))
-            && rendered[&full_name("jobs")].series.len() == 4
-            && rendered[&full_name("queue_consumers")].series.len() == 10
+            && rendered["customerio_sync_jobs"].series.len() == 4
+            && rendered["customerio_sync_queue_consumers"].series.len() == 10
     };
     let all = wait_for("every metric to have a series", || async {
         Some(rendered(&scrape(&world, &app).await)).filter(is_complete)
@@ -257,7 +191,7 @@ async fn metrics_do_not_wait_for_a_database_that_never_answers() {
     assert_eq!(value(&text, r#"connected{connection="consume"}"#), Some(0.0), "{text}");
     assert!(value(&text, "schema_version_wanted").is_some_and(|version| version >= 10.0));
     let rendered = rendered(&text);
-    for (name, metric) in documented() {
+    for (name, metric) in documented_metrics() {
         let is_counted = metric.from == "first count";
         assert!(!is_counted || !rendered.contains_key(&name), "{name} has a value:\n{text}");
     }

@@ -20,7 +20,7 @@ use std::{
 pub use installation::{are_servers_installed, postgres as postgres_programs};
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::Postgres;
-pub use previous::previous_release;
+pub use previous::{previous_program, previous_release};
 pub use process::{free_port, make_reachable, temporary_folder};
 pub use rabbitmq::{Node, RabbitMq};
 pub use trixie::run_in_trixie;

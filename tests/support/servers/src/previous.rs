@@ -55,3 +55,9 @@ fn git(root: &Path) -> Command {
     command.arg("-C").arg(root);
     command
 }
+
+/// The program of the previous release, if the environment variable `PREVIOUS_BINARY` names it, as
+/// `./dev test` and `./dev ops` do.
+pub fn previous_program() -> Option<PathBuf> {
+    std::env::var_os("PREVIOUS_BINARY").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
