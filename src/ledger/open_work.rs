@@ -27,7 +27,7 @@ pub struct OpenWork {
     pub oldest_overdue_seconds: i64,
     /// Time since the oldest claim.
     pub oldest_processing_seconds: i64,
-    /// Signups of the last 24 hours that are not in Customer.io.
+    /// Signups of the last 24 hours that are not in Customer.io and not dismissed.
     pub unsynced_signups: i64,
     /// Age of the oldest of them.
     pub oldest_unsynced_seconds: i64,

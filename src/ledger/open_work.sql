@@ -49,7 +49,7 @@ FROM (
         GREATEST(EXTRACT(EPOCH FROM now() - min(s.created_at)), 0)::int8 AS oldest
     FROM signup_customerio_sync_jobs j
     JOIN signups s ON s.id = j.signup_id
-    WHERE j.status IN ('pending', 'processing', 'failed')
+    WHERE j.status IN ('pending', 'processing', 'failed') AND j.dismissed_at IS NULL
         AND j.created_at >= now() - interval '24 hours'
         AND s.created_at >= now() - interval '24 hours' AND NOT s.customerio_synced
 ) AS unsynced,

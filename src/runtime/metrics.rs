@@ -339,8 +339,8 @@ impl Registrar {
             oldest_processing: self.optional_gauge("oldest_processing_job_age_seconds",
                 "Time since the oldest claim on a job, or 0; the same on every replica."),
             unsynced_signups: self.optional_gauge("unsynced_signups",
-                "Signups of the last 24 hours that are not in Customer.io; the same on every \
-                    replica."),
+                "Signups of the last 24 hours that are not in Customer.io and not dismissed; the \
+                    same on every replica."),
             oldest_unsynced: self.optional_gauge("oldest_unsynced_signup_age_seconds",
                 "Age of the oldest signup of the last 24 hours that is not in Customer.io, or 0; \
                     the same on every replica."),

@@ -331,6 +331,13 @@ async fn jobs_whose_event_passes_the_age_for_campaigns_are_counted() {
     let (due_soon, passed) = (r#"late_jobs{state="due_soon"}"#, r#"late_jobs{state="passed"}"#);
     wait_for_values(&world, &app, &[(due_soon, Some(1.0)), (passed, Some(2.0))]).await;
     wait_for_values(&world, &app, &[("unsynced_signups", Some(4.0))]).await;
+    let dismiss = format!(
+        "UPDATE signup_customerio_sync_jobs SET dismissed_at = now(), dismissed_reason = 'a test'
+        WHERE signup_id = '{}'",
+        signups[0]
+    );
+    world.execute(&dismiss).await;
+    wait_for_values(&world, &app, &[("unsynced_signups", Some(3.0))]).await;
     app.stop().await;
 }
 
