@@ -9,7 +9,7 @@ pub(crate) fn broken(root: &Path, path: &Path, text: &str) -> Vec<String> {
     static LINK: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\]\(([^)\s]+)\)").expect("a valid pattern"));
     static MENTIONED: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"`((?:src|tests|docs|migrations|config|fuzz|benches)/[\w./-]+)`")
+        Regex::new(r"`((?:src|tests|docs|migrations|config|fuzz|benches|helm)/[\w./-]+)`")
             .expect("a valid pattern")
     });
     let folder = root.join(path).parent().expect("a folder").to_owned();
