@@ -54,10 +54,12 @@ impl Start {
     /// shutdown.
     pub(super) async fn run(self, started: watch::Sender<bool>) -> Option<Running> {
         let database = self.wait_for(|| self.prepare_database().boxed());
-        let consuming = self.wait_for(|| self.open("consume").boxed());
-        let (database, consuming) = tokio::join!(database, consuming);
-        let ((), consuming) = database.zip(consuming)?;
-        let publishing = self.wait_for(|| self.open("publish").boxed()).await?;
+        let broker = async {
+            let consuming = self.wait_for(|| self.open("consume").boxed()).await?;
+            Some((consuming, self.wait_for(|| self.open("publish").boxed()).await?))
+        };
+        let (database, broker) = tokio::join!(database, broker);
+        let ((), (consuming, publishing)) = database.zip(broker)?;
         self.wait_for(|| std::future::ready(self.require_credentials()).boxed()).await?;
         let context = FlowContext {
             publisher: Publisher::new(
@@ -163,6 +165,8 @@ impl Start {
         })?;
         self.status.pass(Check::Broker);
         self.status.pass(Check::Topology);
+        // Once the service has started, each scrape asks the connections.
+        self.metrics.connections.connected.with_label_values(&[name]).set(1);
         Ok(connection)
     }
 }

@@ -123,6 +123,8 @@ impl IntegrityCheck {
                 () = tokio::time::sleep(self.config.interval) => {}
             }
             if let Err(error) = self.check_as_leader(&mut leader, calls_are_paused()).await {
+                // The last result may be outdated.
+                self.metrics.drift.reset();
                 tracing::warn!(%error, "the integrity check failed, retrying");
             }
         }

@@ -342,6 +342,32 @@ async fn jobs_whose_event_passes_the_age_for_campaigns_are_counted() {
 }
 
 #[tokio::test]
+async fn the_broker_counts_as_connected_while_the_database_is_away() {
+    let world = World::new().await;
+    let away = format!("postgres://postgres@{}/nothing", free_addr());
+    let world = world.with("DATABASE_URL", &away);
+    let app = world.start_waiting().await;
+    let connected = |name: &str| format!(r#"connected{{connection="{name}"}}"#);
+    let [consume, publish, database] = ["consume", "publish", "database"].map(connected);
+    let expected = [(consume.as_str(), Some(1.0)), (&publish, Some(1.0)), (&database, Some(0.0))];
+    wait_for_values(&world, &app, &expected).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn discrepancies_are_unknown_while_the_integrity_check_fails() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__INTEGRITY__INTERVAL", "100ms");
+    let app = world.start().await;
+    let balance = r#"integrity_drift{kind="balance"}"#;
+    wait_for_values(&world, &app, &[(balance, Some(0.0))]).await;
+    world.execute("ALTER TABLE taken_in RENAME TO renamed").await;
+    wait_for_values(&world, &app, &[(balance, None)]).await;
+    world.execute("ALTER TABLE renamed RENAME TO taken_in").await;
+    wait_for_values(&world, &app, &[(balance, Some(0.0))]).await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_message_beyond_its_delivery_limit_is_counted_when_it_is_mirrored() {
     let world = World::new().await;
     let app = world.start().await;
