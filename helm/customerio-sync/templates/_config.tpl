@@ -55,8 +55,8 @@ Call with a dict of "root" and "sections".
 - name: {{ .name }}
   valueFrom:
     secretKeyRef:
-      name: {{ include "customerio-sync.secretName" . }}
-      key: {{ .credential.key }}
+      name: {{ include "customerio-sync.secretName" . | quote }}
+      key: {{ .credential.key | quote }}
 {{- end }}
 
 {{/* The credentials of the service: a YAML map of the environment variable to the value of the chart. */}}

@@ -12,8 +12,8 @@
 {{- end }}
 
 {{- define "customerio-sync.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "customerio-sync.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "customerio-sync.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/*

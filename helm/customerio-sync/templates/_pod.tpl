@@ -12,7 +12,7 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 securityContext:
   {{- mergeOverwrite (dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault")) .Values.podSecurityContext | toYaml | nindent 2 }}
@@ -27,7 +27,7 @@ tolerations:
 {{- end }}
 
 {{- define "customerio-sync.containerSpec" -}}
-image: {{ include "customerio-sync.image" . }}
+image: {{ include "customerio-sync.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext:
   allowPrivilegeEscalation: false
@@ -36,19 +36,19 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* Certificates: a YAML map of the volume to its source. The database alone if "databaseOnly" is set. Call with a dict. */}}
+{{/* Certificates: a YAML map of the volume to its source. Only those for PostgreSQL if "databaseOnly" is set. Call with a dict. */}}
 {{- define "customerio-sync.certificates" -}}
 {{- with .root.Values.tls }}
 {{- if .ca.existingSecret }}
-ca: {secret: {secretName: {{ .ca.existingSecret }}, items: [{key: {{ .ca.key }}, path: ca.crt}]}}
+ca: {secret: {secretName: {{ .ca.existingSecret | quote }}, items: [{key: {{ .ca.key | quote }}, path: ca.crt}]}}
 {{- else if .ca.existingConfigMap }}
-ca: {configMap: {name: {{ .ca.existingConfigMap }}, items: [{key: {{ .ca.key }}, path: ca.crt}]}}
+ca: {configMap: {name: {{ .ca.existingConfigMap | quote }}, items: [{key: {{ .ca.key | quote }}, path: ca.crt}]}}
 {{- end }}
 {{- with .databaseClient.existingSecret }}
-database-client: {secret: {secretName: {{ . }}}}
+database-client: {secret: {secretName: {{ . | quote }}}}
 {{- end }}
 {{- if and .brokerClient.existingSecret (not $.databaseOnly) }}
-broker-client: {secret: {secretName: {{ .brokerClient.existingSecret }}}}
+broker-client: {secret: {secretName: {{ .brokerClient.existingSecret | quote }}}}
 {{- end }}
 {{- end }}
 {{- end }}
