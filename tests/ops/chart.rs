@@ -8,8 +8,8 @@ use crate::{
     helm::{Helm, chart, ci_names, copy, documents, values_file, yaml},
     objects::{find, has, items, kind, name, only, pod, selects},
     schemas::{KUBERNETES, Schemas},
-    support::program,
-    tools::{run, succeed},
+    support::{program, root},
+    tools::{limited, run, succeed},
 };
 
 #[test]
@@ -73,9 +73,7 @@ fn a_new_version_of_the_chart_alone_changes_no_pod() {
             let objects = documents(&helm.template(&newer, &values, &[]));
             let pods = |objects: &[Value]| -> Vec<String> {
                 let pods = objects.iter().filter_map(|object| Some((kind(object), pod(object)?)));
-                let pods = pods.map(|(kind, pod)| {
-                    format!("{kind} {} {}", pod["metadata"]["labels"], pod["spec"])
-                });
+                let pods = pods.map(|(kind, pod)| format!("{kind} {pod}"));
                 pods.collect()
             };
             assert_eq!(pods(&objects), pods(&helm.render(&name)), "{name}");
@@ -374,32 +372,89 @@ fn a_network_policy_lets_through_what_the_service_needs() {
             .map(|port| format!("{}/{}", port["port"], port["protocol"].as_str().unwrap_or("")))
             .collect()
     };
-    let expected =
-        ["53/TCP", "53/UDP", "5671/TCP", "5672/TCP", "6432/TCP", "443/TCP", "4318/TCP", "3128/TCP"];
+    let expected = [
+        "53/TCP", "53/UDP", "5353/TCP", "5353/UDP", "5671/TCP", "5672/TCP", "6432/TCP", "443/TCP",
+        "4318/TCP", "3128/TCP",
+    ];
     assert_eq!(ports(&policy["egress"]), expected);
     assert_eq!(ports(&policy["ingress"]), ["\"http\"/TCP"]);
     let without = Helm::V3.render_values("networkPolicy: {enabled: true}");
     let egress = ports(&only(&without, "NetworkPolicy")["spec"]["egress"]);
     assert!(!egress.contains(&"4318/TCP".to_owned()), "traces are not exported by default");
+    assert!(!egress.contains(&"15672/TCP".to_owned()), "doctor does not use it by default");
+    let with =
+        "networkPolicy: {enabled: true}\ndoctor: {managementApi: {existingSecret: a, key: b}}";
+    let objects = Helm::V3.render_values(with);
+    let egress = ports(&only(&objects, "NetworkPolicy")["spec"]["egress"]);
+    assert!(egress.contains(&"15672/TCP".to_owned()), "{egress:?}");
+}
+
+/// The rules in the PrometheusRule of a render in the namespace `prod`.
+fn rendered_rules(values: &str) -> Value {
+    let file = values_file(values);
+    let text = Helm::V4.template(&chart(), file.path(), &["--namespace", "prod"]);
+    only(&documents(&text), "PrometheusRule")["spec"].clone()
 }
 
 #[test]
-fn the_rules_and_the_dashboard_are_the_files_of_the_chart() {
-    let objects = Helm::V4.render("openshift");
-    let rule = only(&objects, "PrometheusRule");
-    let file = fs::read_to_string(chart().join("files/rules.yaml")).expect("the file is there");
-    assert_eq!(rule["spec"], yaml(&file));
-    let objects = Helm::V4.render("everything");
-    let mut links = Vec::new();
-    find(only(&objects, "PrometheusRule"), "runbook_url", &mut links);
-    assert!(links.len() > 20);
-    for link in links {
-        let link = link.as_str().expect("a text");
-        let base = "https://wiki.example.com/customerio-sync/runbook#customeriosync";
-        assert!(link.starts_with(base), "{link}");
+fn the_rules_of_a_release_are_about_its_namespace() {
+    let values = "monitoring: {prometheusRule: {enabled: true}}";
+    let rules = rendered_rules(values);
+    let mut expressions = Vec::new();
+    find(&rules, "expr", &mut expressions);
+    for expression in expressions {
+        let expression = expression.as_str().expect("a text");
+        let metrics = expression.matches("customerio_sync_").count();
+        assert_eq!(expression.matches("{namespace=\"prod\"").count(), metrics, "{expression}");
     }
-    let dashboard =
-        objects.iter().find_map(|object| object["data"]["customerio-sync.json"].as_str());
+    // Apart from that, they are those of the file, and pass its unit tests.
+    let scoped = rules.to_string().replace("namespace=\\\"prod\\\",", "");
+    let scoped = scoped.replace("{namespace=\\\"prod\\\"}", "");
+    let file = fs::read_to_string(chart().join("files/rules.yaml")).expect("the file is there");
+    assert_eq!(serde_json::from_str::<Value>(&scoped).expect("JSON"), yaml(&file));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("rules.yaml"), rules.to_string()).expect("written");
+    let tests = fs::read_to_string(root().join("tests/ops/rules_test.yaml")).expect("readable");
+    let tests = tests.replace("../../helm/customerio-sync/files/rules.yaml", "rules.yaml");
+    let tests = tests
+        .replace("exp_labels: {severity: page}", "exp_labels: {severity: page, namespace: prod}");
+    // The case with another installation is about another namespace.
+    let (tests, _) =
+        tests.split_once("\n  - name: Drift fires for the one of two").expect("a case");
+    fs::write(folder.path().join("test.yaml"), tests).expect("written");
+    succeed(limited("promtool").args(["test", "rules"]).arg(folder.path().join("test.yaml")));
+}
+
+#[test]
+fn the_rules_follow_the_values() {
+    let alerts = |values: &str| {
+        let rules = rendered_rules(values);
+        let (mut names, mut links) = (Vec::new(), Vec::new());
+        find(&rules, "alert", &mut names);
+        find(&rules, "runbook_url", &mut links);
+        let texts = |found: Vec<&Value>| {
+            found
+                .into_iter()
+                .map(|one| one.as_str().expect("a text").to_owned())
+                .collect::<Vec<_>>()
+        };
+        (texts(names), texts(links))
+    };
+    let enabled =
+        "monitoring: {prometheusRule: {enabled: true, runbookUrl: https://wiki.example.com/x}}";
+    let (names, links) = alerts(enabled);
+    assert!(names.contains(&"CustomerioSyncMockMode".to_owned()));
+    for (name, link) in names.iter().zip(links) {
+        assert_eq!(link, format!("https://wiki.example.com/x#{}", name.to_lowercase()));
+    }
+    let (mock, _) = alerts(&format!("mockMode: true\n{enabled}"));
+    assert_eq!(mock.len(), names.len() - 1, "mock mode was asked for");
+}
+
+#[test]
+fn the_dashboard_is_the_file_of_the_chart() {
+    let objects = Helm::V4.render("everything");
+    let dashboard = objects.iter().find_map(|object| object["data"]["signups.json"].as_str());
     let dashboard: Value = serde_json::from_str(dashboard.expect("a dashboard")).expect("JSON");
     let file = fs::read_to_string(chart().join("files/dashboard.json")).expect("the file is there");
     assert_eq!(dashboard, serde_json::from_str::<Value>(&file).expect("JSON"));

@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Values, and the message about them.
-const COMBINATIONS: [(&str, &str); 12] = [
+const COMBINATIONS: [(&str, &str); 15] = [
     (
         "monitoring: {serviceMonitor: {enabled: true}, podMonitor: {enabled: true}}",
         "monitoring.serviceMonitor and monitoring.podMonitor are both enabled, and every replica \
@@ -63,17 +63,34 @@ const COMBINATIONS: [(&str, &str); 12] = [
          namespace: gateways} to httpRoute.parentRefs.",
     ),
     (
-        "config: {lifecycle: {grace: 1day}}",
-        "- at '/config/lifecycle/grace': '1day' does not match pattern '^([0-9]+ *(ms|s|m|h) \
-         *)+$'",
+        "config: {http: {addr: \"127.0.0.1:8080\"}}",
+        "config.http.addr is \"127.0.0.1:8080\", which the kubelet and the Service cannot reach. \
+         Set it to \"0.0.0.0:8080\", or to \"[::]:8080\" in an IPv6-only cluster.",
+    ),
+    (
+        "networkPolicy: {enabled: true}\n\
+         config: {telemetry: {otlp_endpoint: \"http://collector:4317\"}}",
+        "config.telemetry.otlp_endpoint has port 4317, which networkPolicy does not permit. Set \
+         networkPolicy.egress.otlp.ports to [4317].",
+    ),
+    (
+        "extraEnv: [{name: HTTP_ADDR, value: \"[::]:9090\"}]",
+        "extraEnv contains HTTP_ADDR, which the chart sets itself. Use config for settings, and \
+         credentials and existingSecret for credentials.",
+    ),
+    (
+        "migrations: {extraEnv: [{name: DATABASE_URL, value: x}]}",
+        "extraEnv contains DATABASE_URL, which the chart sets itself.",
     ),
 ];
 
 #[test]
 fn combinations_that_cannot_work_are_refused_with_the_fix() {
-    for (values, expected) in COMBINATIONS {
+    for (helm, (values, expected)) in
+        Helm::ALL.into_iter().flat_map(|helm| COMBINATIONS.map(|combination| (helm, combination)))
+    {
         let file = values_file(values);
-        let mut command = Helm::V4.command();
+        let mut command = helm.command();
         command.arg("template").arg("prod").arg(chart()).arg("--values").arg(file.path());
         let printed = run(&mut command);
         assert!(!printed.succeeded, "{values} is refused");

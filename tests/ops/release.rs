@@ -105,7 +105,7 @@ async fn a_release_lives(helm: Helm) {
 
     let notes = change("install", &previous).await;
     assert!(notes.contains("helm --namespace default test prod --logs"), "{notes}");
-    assert!(notes.contains("2 replicas open up to 26 connections to PostgreSQL"), "{notes}");
+    assert!(notes.contains("Connections to PostgreSQL: up to 26, and 13 more"), "{notes}");
     let first = schema(&world).await;
     assert_eq!(installation.image(), PREVIOUS);
     assert!(installation.cluster.objects("Job").is_empty(), "the hook is deleted");
@@ -116,7 +116,10 @@ async fn a_release_lives(helm: Helm) {
     let service = world.serve();
     service.wait_until_ready().await;
     let tested = installation.succeed(&["test", "prod", "--logs", "--timeout", "60s"]).await;
-    assert!(tested.contains("ok"), "{tested}");
+    for check in ["schema", "broker", "topology", "credentials"] {
+        assert!(tested.contains(&format!("ok    {check}: ")), "{check}: {tested}");
+    }
+    assert!(!tested.contains("FAIL"), "{tested}");
 
     let latest = schema(&world).await;
     installation.succeed(&[&["rollback", "prod", "1"][..], &wait].concat()).await;

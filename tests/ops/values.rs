@@ -121,7 +121,7 @@ fn refusal(helm: Helm, values: &str) -> String {
 }
 
 /// Values with a mistake, and the line that each version of Helm prints about it.
-const MISTAKES: [(&str, &str, &str); 10] = [
+const MISTAKES: [(&str, &str, &str); 13] = [
     (
         "replicas: 3",
         "- (root): Additional property replicas is not allowed",
@@ -168,6 +168,17 @@ const MISTAKES: [(&str, &str, &str); 10] = [
         "credentials: {databaseUrl: {value: postgres://user:password@db/name}}",
         "- credentials.databaseUrl: Additional property value is not allowed",
         "- at '/credentials/databaseUrl': additional properties 'value' not allowed",
+    ),
+    (
+        "config: {lifecycle: {grace: 1day}}",
+        "- config.lifecycle.grace: Does not match pattern '^([0-9]+ *(ms|s|m|h) *)+$'",
+        "- at '/config/lifecycle/grace': '1day' does not match pattern '^([0-9]+ *(ms|s|m|h) *)+$'",
+    ),
+    ("tls: null", "- (root): tls is required", "- at '': missing property 'tls'"),
+    (
+        "credentials: {databaseUrl: {key: null}}",
+        "- credentials.databaseUrl: key is required",
+        "- at '/credentials/databaseUrl': missing property 'key'",
     ),
     (
         "image: {digest: 0123abc}",

@@ -2,8 +2,8 @@
 //! uninstall a chart.
 //!
 //! It checks every object strictly, refuses changes of immutable fields, and runs the pods of Jobs
-//! and of `helm test` as processes of the real program, with the pod's arguments and environment. It
-//! schedules nothing: a Deployment is available at once, and runs no process.
+//! and of `helm test` as processes of the real program, with the pod's arguments and environment.
+//! It schedules nothing: a Deployment is available at once, and runs no process.
 
 mod api;
 mod patch;
@@ -41,8 +41,9 @@ impl Cluster {
 
     /// A file with which clients find the server.
     pub(crate) fn kubeconfig(&self) -> tempfile::NamedTempFile {
+        let server = format!("http://{}", self.addr);
         let config = json!({ "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{ "name": "test", "cluster": { "server": format!("http://{}", self.addr) } }],
+            "clusters": [{ "name": "test", "cluster": { "server": server } }],
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
             "users": [{ "name": "test", "user": { "token": "test" } }] });
         let file = tempfile::NamedTempFile::new().expect("a temporary file");

@@ -140,15 +140,15 @@ fn status(kind: &str, object: &Value, generation: u64) -> Option<Value> {
     match kind {
         "Deployment" => {
             let replicas = object["spec"]["replicas"].as_u64().unwrap_or(1);
+            let conditions = json!([{ "type": "Available", "status": "True" },
+                { "type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable" }]);
             Some(json!({ "observedGeneration": generation, "replicas": replicas,
                 "updatedReplicas": replicas, "readyReplicas": replicas,
-                "availableReplicas": replicas,
-                "conditions": [
-                    { "type": "Available", "status": "True" },
-                    { "type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable" }] }))
+                "availableReplicas": replicas, "conditions": conditions }))
         }
         "PodDisruptionBudget" => Some(json!({ "observedGeneration": generation,
-            "currentHealthy": 1, "desiredHealthy": 1, "disruptionsAllowed": 1, "expectedPods": 1 })),
+            "currentHealthy": 1, "desiredHealthy": 1, "disruptionsAllowed": 1,
+            "expectedPods": 1 })),
         _ => None,
     }
 }
