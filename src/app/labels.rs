@@ -50,6 +50,7 @@ pub(super) fn metrics(ladder: &Ladder) -> Metrics {
     create_series(&metrics.connections.connected, &[&servers]);
     create_series(&metrics.connections.failures, &[&servers]);
     create_series(&metrics.queues.consuming, &[&consumed_queues]);
+    create_series(&metrics.queues.repaired, &[&consumed_queues]);
     metrics.ledger.schema_version_wanted.set(Ledger::schema_version_wanted());
     metrics
 }

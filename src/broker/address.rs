@@ -23,11 +23,17 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::{Config, Error, version::server_version};
+use super::{
+    Config, Error,
+    repair::{RepairedStream, repairing_runtime},
+    version::server_version,
+};
 use crate::runtime::tls;
 
 /// Maximum time to wait for an address, if the host has others.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum size of a frame, in bytes. It is RabbitMQ's default.
+const FRAME_BYTES_MAX: u32 = 131_072;
 const EXPECTED: &str = "expected amqp://user:password@host:5672/vhost, or amqps://";
 
 /// The server, the credentials and the certificates.
@@ -121,20 +127,22 @@ impl Address {
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("customerio-sync {name}").into());
         let tls = self.tls_config(uri)?;
-        let runtime = default_runtime().map_err(Error::Connect)?;
+        let tcp = default_runtime().map_err(Error::Connect)?;
         let connecting = async {
             let address = self.first_reachable(uri).await?;
             let connecting = lapin::Connection::connector(
                 uri.clone(),
-                runtime,
-                async move |uri, runtime| {
-                    let stream = AsyncTcpStream::connect(&runtime, address).await?;
-                    match uri.scheme {
-                        AMQPScheme::AMQP => Ok(stream),
+                repairing_runtime(FRAME_BYTES_MAX as usize),
+                async move |uri, _| {
+                    let stream = AsyncTcpStream::connect(&tcp, address).await?;
+                    let stream = match uri.scheme {
+                        AMQPScheme::AMQP => stream,
                         AMQPScheme::AMQPS => {
-                            Ok(stream.into_tls(&uri.authority.host, tls.as_ref()).await?)
+                            stream.into_tls(&uri.authority.host, tls.as_ref()).await?
                         }
-                    }
+                    };
+                    let repaired = RepairedStream::new(stream, FRAME_BYTES_MAX as usize);
+                    Ok(AsyncTcpStream::Plain(repaired))
                 },
                 properties,
             );
@@ -203,6 +211,7 @@ pub fn vhost(config: &Config) -> Result<String, Error> {
 fn parse_url(url: &SecretString, heartbeat: u16) -> Result<AMQPUri, Error> {
     let mut uri = parse(url).map_err(Error::Url)?;
     uri.query.heartbeat.get_or_insert(heartbeat);
+    uri.query.frame_max = Some(FRAME_BYTES_MAX);
     Ok(uri)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, RwLock};
 
 use lapin::{Channel, options::QueueDeclareOptions, types::FieldTable};
-use prometheus::{IntCounter, IntGaugeVec};
+use prometheus::IntCounter;
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     spans::ServerAddress,
     while_connected::{connection_lost, request, while_connected},
 };
-use crate::runtime::metrics::{GaugeGuard, Metrics};
+use crate::runtime::metrics::{GaugeGuard, Metrics, QueueMetrics};
 
 /// Messages that are ready in the work queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +55,7 @@ pub struct Connection {
     consumers: ConsumerStates,
     /// Failed attempts to connect.
     failures: IntCounter,
-    /// Whether this replica consumes, by queue.
-    consuming: IntGaugeVec,
+    queues: QueueMetrics,
 }
 
 impl Connection {
@@ -78,7 +77,7 @@ impl Connection {
             reconnects: metrics.reconnects.with_label_values(&[name]),
             consumers: ConsumerStates::default(),
             failures: metrics.connections.failures.with_label_values(&[name]),
-            consuming: metrics.queues.consuming.clone(),
+            queues: metrics.queues.clone(),
         };
         let first = connection.connect().await?;
         connection.set_current(Some(Arc::new(first)));
@@ -173,8 +172,16 @@ impl Connection {
     /// Reports that this replica consumes `queue` until the guard is dropped. The failure queue is
     /// consumed only during a sweep, which is not reported.
     pub(super) fn consuming(&self, queue: &str) -> Option<GaugeGuard> {
-        let gauge = || self.consuming.with_label_values(&[queue]);
+        let gauge = || self.queues.consuming.with_label_values(&[queue]);
         (queue != FAILED_QUEUE).then(|| GaugeGuard::new(&gauge()))
+    }
+
+    /// Counts a message of `queue` whose properties were repaired. Every sweep would count those of
+    /// the failure queue again.
+    pub(super) fn count_repaired(&self, queue: &str) {
+        if queue != FAILED_QUEUE {
+            self.queues.repaired.with_label_values(&[queue]).inc();
+        }
     }
 
     /// Applies the topology again, because a part of it was found missing.

@@ -187,7 +187,13 @@ pub async fn consume<T: Send>(
     deliveries: mpsc::Sender<T>,
     wrap: impl Fn(Delivery) -> T,
 ) {
-    let wrap = |delivery| wrap(Delivery::new(queue, connection.server(), delivery));
+    let wrap = |delivery| {
+        let delivery = Delivery::new(queue, connection.server(), delivery);
+        if delivery.headers.get(headers::REPAIRED).is_some() {
+            connection.count_repaired(queue);
+        }
+        wrap(delivery)
+    };
     let mut backoff = Backoff::default();
     while !shutdown.is_draining() {
         match start(&connection, queue, prefetch).await {

@@ -15,6 +15,7 @@ mod message;
 mod names;
 mod publisher;
 mod queue_monitor;
+mod repair;
 mod spans;
 mod subscription;
 mod topology;
@@ -48,6 +49,8 @@ pub use names::{
 };
 pub use publisher::{PublishResult, Publisher};
 pub use queue_monitor::{QueueMonitor, QueueReading};
+#[cfg(any(test, fuzzing))]
+pub use repair::property as repair_property;
 pub use subscription::{OutcomeEvent, OutcomeSubscription};
 pub use topology::Topology;
 

@@ -129,11 +129,14 @@ pub mod headers {
     pub const TRACEPARENT: &str = "traceparent";
     /// Data of tracing systems about the trace in [`TRACEPARENT`].
     pub const TRACESTATE: &str = "tracestate";
+    /// Names what could not be decoded in the properties of the message, and was replaced or left
+    /// out.
+    pub const REPAIRED: &str = "x-repaired";
     /// RabbitMQ's record of dead-lettering (<https://www.rabbitmq.com/docs/dlx>).
     pub const DEATH: &str = "x-death";
 
     /// All of them. Other headers are the publisher's.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         JOB_ID,
         SIGNUP_ID,
         SYNC_PHASE,
@@ -150,6 +153,7 @@ pub mod headers {
         REPLAY_OF,
         TRACEPARENT,
         TRACESTATE,
+        REPAIRED,
         DEATH,
     ];
 

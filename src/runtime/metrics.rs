@@ -106,7 +106,7 @@ impl ConnectionMetrics {
 }
 
 /// Metrics of the queues in RabbitMQ, by `queue`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct QueueMetrics {
     /// Ready messages. No series while the number is unknown.
     pub ready: IntGaugeVec,
@@ -114,6 +114,8 @@ pub struct QueueMetrics {
     pub consumers: IntGaugeVec,
     /// 1 while this replica consumes the queue, otherwise 0.
     pub consuming: IntGaugeVec,
+    /// Messages with properties that could not be decoded and were repaired.
+    pub repaired: IntCounterVec,
 }
 
 /// Counts of the ledger, the same on every replica. No series before the first count; after a
@@ -320,6 +322,8 @@ impl Registrar {
                 "Consumers of a queue, of all replicas; the same on every replica."),
             consuming: self.gauges("consuming", "queue",
                 "Whether this replica consumes a queue."),
+            repaired: self.counters("repaired_messages_total", &["queue"],
+                "Messages received whose properties could not be decoded and were repaired."),
         }
     }
 

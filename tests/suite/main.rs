@@ -39,3 +39,4 @@ mod sync;
 mod tls;
 mod topology;
 mod traces;
+mod undecodable;
