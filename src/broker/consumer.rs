@@ -22,6 +22,7 @@ use super::{
     Connection, Error, HeaderMap, headers,
     spans::{self, ServerAddress},
     while_connected::{request, while_connected},
+    window::{AckCounter, Window},
 };
 use crate::runtime::{
     backoff::Backoff,
@@ -58,6 +59,7 @@ pub struct Delivery {
 pub struct Acker {
     delivery: Box<lapin::message::Delivery>,
     delivered_at: Instant,
+    acknowledged: AckCounter,
 }
 
 /// Result of an acknowledgement.
@@ -78,6 +80,7 @@ impl Acker {
     /// Acknowledges the message. Call it only after everything that must follow is committed and
     /// confirmed.
     pub async fn ack(self) -> AckResult {
+        self.acknowledged.increment();
         self.ack_result(self.delivery.ack(BasicAckOptions::default())).await
     }
 
@@ -101,6 +104,7 @@ impl Delivery {
     fn new(
         queue: &'static str,
         server: &ServerAddress,
+        acknowledged: &AckCounter,
         mut delivery: lapin::message::Delivery,
     ) -> Self {
         let text = |value: &Option<lapin::types::ShortString>| {
@@ -115,7 +119,11 @@ impl Delivery {
             message_id: text(delivery.properties.message_id()),
             headers: HeaderMap::new(delivery.properties.headers().as_ref()),
             body: std::mem::take(&mut delivery.data),
-            acker: Acker { delivery: Box::new(delivery), delivered_at: Instant::now() },
+            acker: Acker {
+                delivery: Box::new(delivery),
+                delivered_at: Instant::now(),
+                acknowledged: acknowledged.clone(),
+            },
             server: server.clone(),
         }
     }
@@ -177,8 +185,9 @@ impl ConsumerStates {
 }
 
 /// Sends the deliveries of `queue` to `deliveries` until shutdown, with at most `prefetch`
-/// unacknowledged. A lost channel or connection is replaced. The channel stays open until the
-/// second stage of the shutdown, so that messages in flight can be acknowledged.
+/// unacknowledged. It starts with one, and gets more as they are acknowledged ([`Window`]). A lost
+/// channel or connection is replaced. The channel stays open until the second stage of the
+/// shutdown, so that messages in flight can be acknowledged.
 pub async fn consume<T: Send>(
     connection: Arc<Connection>,
     queue: &'static str,
@@ -187,24 +196,18 @@ pub async fn consume<T: Send>(
     deliveries: mpsc::Sender<T>,
     wrap: impl Fn(Delivery) -> T,
 ) {
-    let wrap = |delivery| {
-        let delivery = Delivery::new(queue, connection.server(), delivery);
-        if delivery.headers.get(headers::REPAIRED).is_some() {
-            connection.count_repaired(queue);
-        }
-        wrap(delivery)
-    };
     let mut backoff = Backoff::default();
     while !shutdown.is_draining() {
-        match start(&connection, queue, prefetch).await {
-            Ok((channel, mut consumer)) => {
+        let mut window = Window::new(prefetch);
+        match Subscription::start(&connection, queue, &window).await {
+            Ok(mut subscription) => {
                 backoff.reset();
                 connection.consumers().set_running(queue);
                 let consuming = connection.consuming(queue);
-                let end = forward(&channel, &mut consumer, &shutdown, &deliveries, &wrap).await;
+                let end = subscription.forward(&mut window, &shutdown, &deliveries, &wrap).await;
                 drop(consuming);
                 if end == ForwardEnd::Draining {
-                    stop(&channel, &consumer).await;
+                    stop(&subscription.channel, &subscription.consumer).await;
                     drop(deliveries);
                     shutdown.ended().await;
                     return;
@@ -227,43 +230,92 @@ enum ForwardEnd {
     Lost,
 }
 
-async fn start(
-    connection: &Connection,
+/// A consumer on a channel of its own.
+struct Subscription<'a> {
+    connection: &'a Connection,
     queue: &'static str,
-    prefetch: u16,
-) -> Result<(Channel, Consumer), Error> {
-    let channel = connection.channel().await?;
-    let prefetched = channel.basic_qos(prefetch, BasicQosOptions::default());
-    request(&channel, "setting the prefetch", prefetched).await?;
+    channel: Channel,
+    consumer: Consumer,
+}
+
+impl<'a> Subscription<'a> {
+    async fn start(
+        connection: &'a Connection,
+        queue: &'static str,
+        window: &Window,
+    ) -> Result<Self, Error> {
+        let channel = connection.channel().await?;
+        let consumer = start(&channel, queue, window).await?;
+        Ok(Self { connection, queue, channel, consumer })
+    }
+
+    async fn forward<T: Send>(
+        &mut self,
+        window: &mut Window,
+        shutdown: &Shutdown,
+        deliveries: &mpsc::Sender<T>,
+        wrap: &impl Fn(Delivery) -> T,
+    ) -> ForwardEnd {
+        loop {
+            let consumer = &mut self.consumer;
+            let next = tokio::select! {
+                biased;
+                () = shutdown.draining() => return ForwardEnd::Draining,
+                next = while_connected(|| !self.channel.status().connected(), consumer.next()) => next,
+            };
+            let Some(Some(Ok(delivery))) = next else { return ForwardEnd::Lost };
+            let changes = window.record(delivery.data.len());
+            // The channel has room for the whole prefetch, so this never waits.
+            if deliveries.send(wrap(self.read(delivery, window))).await.is_err() {
+                return ForwardEnd::Draining;
+            }
+            if changes && self.replace(window, deliveries, wrap).await.is_err() {
+                return ForwardEnd::Lost;
+            }
+        }
+    }
+
+    fn read(&self, delivery: lapin::message::Delivery, window: &Window) -> Delivery {
+        let server = self.connection.server();
+        let delivery = Delivery::new(self.queue, server, window.acknowledged(), delivery);
+        if delivery.headers.get(headers::REPAIRED).is_some() {
+            self.connection.count_repaired(self.queue);
+        }
+        delivery
+    }
+
+    /// Replaces the consumer by one with the size of the window: a size applies to new consumers
+    /// (<https://www.rabbitmq.com/docs/consumer-prefetch>). What the old one received is forwarded,
+    /// and stays unacknowledged on the same channel.
+    async fn replace<T: Send>(
+        &mut self,
+        window: &Window,
+        deliveries: &mpsc::Sender<T>,
+        wrap: &impl Fn(Delivery) -> T,
+    ) -> Result<(), Error> {
+        let cancelled =
+            self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        request(&self.channel, "replacing a consumer", cancelled).await?;
+        let is_lost = || !self.channel.status().connected();
+        while let Some(Some(Ok(delivery))) = while_connected(is_lost, self.consumer.next()).await {
+            // The receiver ends only with the service.
+            let _ = deliveries.send(wrap(self.read(delivery, window))).await;
+        }
+        self.consumer = start(&self.channel, self.queue, window).await?;
+        Ok(())
+    }
+}
+
+async fn start(channel: &Channel, queue: &'static str, window: &Window) -> Result<Consumer, Error> {
+    let prefetched = channel.basic_qos(window.size(), BasicQosOptions::default());
+    request(channel, "setting the prefetch", prefetched).await?;
     let started = channel.basic_consume(
         queue.into(),
         "".into(),
         BasicConsumeOptions::default(),
         FieldTable::default(),
     );
-    let consumer = request(&channel, "starting a consumer", started).await?;
-    Ok((channel, consumer))
-}
-
-async fn forward<T: Send>(
-    channel: &Channel,
-    consumer: &mut Consumer,
-    shutdown: &Shutdown,
-    deliveries: &mpsc::Sender<T>,
-    wrap: &impl Fn(lapin::message::Delivery) -> T,
-) -> ForwardEnd {
-    loop {
-        let next = tokio::select! {
-            biased;
-            () = shutdown.draining() => return ForwardEnd::Draining,
-            next = while_connected(|| !channel.status().connected(), consumer.next()) => next,
-        };
-        let Some(Some(Ok(delivery))) = next else { return ForwardEnd::Lost };
-        // The channel has room for the whole prefetch, so this never waits.
-        if deliveries.send(wrap(delivery)).await.is_err() {
-            return ForwardEnd::Draining;
-        }
-    }
+    request(channel, "starting a consumer", started).await
 }
 
 async fn stop(channel: &Channel, consumer: &Consumer) {

@@ -21,6 +21,7 @@ mod subscription;
 mod topology;
 mod version;
 mod while_connected;
+mod window;
 
 use std::{
     num::{NonZeroU16, NonZeroUsize},

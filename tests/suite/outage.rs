@@ -152,12 +152,17 @@ async fn refused_credentials_fail_the_jobs_of_one_call_and_the_rest_wait() {
 async fn calls_queued_when_the_breaker_opens_are_not_made() {
     let world = World::new()
         .await
-        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "5")
-        .with("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "2");
-    world.start().await.stop().await;
-    submit(&world, 20).await;
-    world.fault(json!({ "kind": "status", "status": 401 })).await;
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__REQUESTS_PER_SECOND", "2")
+        .with("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "2")
+        .with("CUSTOMERIO_SYNC__SYNC__BATCHES_IN_FLIGHT", "30");
     let app = world.start().await;
+    // With these, the consumer gets a window for all that follow.
+    submit(&world, 10).await;
+    wait_for_completed(&world, 10).await;
+    // The other jobs arrive during the first call, and the next one is not allowed before its end.
+    world.fault(json!({ "kind": "latency", "ms": 400 })).await;
+    world.fault(json!({ "kind": "status", "status": 401 })).await;
+    submit(&world, 20).await;
     let failed = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'";
     let pending = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'pending'";
     wait_for("a job to fail", || async { (world.count(failed).await > 0).then_some(()) }).await;
@@ -166,10 +171,10 @@ async fn calls_queued_when_the_breaker_opens_are_not_made() {
     })
     .await;
     world.clear_faults().await;
-    wait_for_completed(&world, 19).await;
+    wait_for_completed(&world, 29).await;
     assert_eq!(world.count(failed).await, 1, "the job of the first call");
-    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 20, "one attempt per job");
-    assert_eq!(world.events().await.len(), 19);
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 30, "one attempt per job");
+    assert_eq!(world.events().await.len(), 29);
     app.stop().await;
 }
 
