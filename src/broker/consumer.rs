@@ -20,6 +20,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Connection, Error, HeaderMap, headers,
+    quarantine::{belongs_in_quarantine, move_to_quarantine},
     spans::{self, ServerAddress},
     while_connected::{request, while_connected},
     window::{AckCounter, Window},
@@ -257,13 +258,22 @@ impl<'a> Subscription<'a> {
         wrap: &impl Fn(Delivery) -> T,
     ) -> ForwardEnd {
         loop {
-            let consumer = &mut self.consumer;
+            let is_lost = || !self.channel.status().connected();
             let next = tokio::select! {
                 biased;
                 () = shutdown.draining() => return ForwardEnd::Draining,
-                next = while_connected(|| !self.channel.status().connected(), consumer.next()) => next,
+                next = while_connected(is_lost, self.consumer.next()) => next,
             };
             let Some(Some(Ok(delivery))) = next else { return ForwardEnd::Lost };
+            if belongs_in_quarantine(self.queue, &delivery) {
+                match move_to_quarantine(&self.channel, self.queue, &delivery).await {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        tracing::warn!(%error, "a message was not moved to the quarantine");
+                        return ForwardEnd::Lost;
+                    }
+                }
+            }
             let changes = window.record(delivery.data.len());
             // The channel has room for the whole prefetch, so this never waits.
             if deliveries.send(wrap(self.read(delivery, window))).await.is_err() {
@@ -306,7 +316,7 @@ impl<'a> Subscription<'a> {
     }
 }
 
-async fn start(channel: &Channel, queue: &'static str, window: &Window) -> Result<Consumer, Error> {
+async fn start(channel: &Channel, queue: &str, window: &Window) -> Result<Consumer, Error> {
     let prefetched = channel.basic_qos(window.size(), BasicQosOptions::default());
     request(channel, "setting the prefetch", prefetched).await?;
     let started = channel.basic_consume(

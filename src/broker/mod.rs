@@ -14,6 +14,7 @@ mod management;
 mod message;
 mod names;
 mod publisher;
+mod quarantine;
 mod queue_monitor;
 mod repair;
 mod spans;
@@ -45,8 +46,8 @@ pub use message::{
     ReparkedMessage,
 };
 pub use names::{
-    EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, UPDATES_EXCHANGE,
-    WorkQueue, headers, tier_queue, tier_queue_of,
+    EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, QUARANTINE_QUEUE,
+    UPDATES_EXCHANGE, WorkQueue, headers, tier_queue, tier_queue_of,
 };
 pub use publisher::{PublishResult, Publisher};
 pub use queue_monitor::{QueueMonitor, QueueReading};

@@ -17,6 +17,9 @@ pub const FAILED_QUEUE: &str = "customerio-sync.failed";
 /// The queue that the mirror consumes.
 pub const MIRROR_QUEUE: &str = "customerio-sync.failed.mirror";
 
+/// The queue of messages that end their consumers again and again. The service never consumes it.
+pub const QUARANTINE_QUEUE: &str = "customerio-sync.quarantine";
+
 /// Name of the default exchange in spans. In AMQP its name is empty.
 pub(super) const DEFAULT_EXCHANGE_LABEL: &str = "amq.default";
 
@@ -86,13 +89,14 @@ impl WorkQueue {
     }
 }
 
-/// The queues whose state operators see: all work queues, the mirror's queue, the failure queue.
-pub(super) const REPORTED_QUEUES: [&str; 5] = [
+/// The queues whose state operators see: all but the delay tiers.
+pub(super) const REPORTED_QUEUES: [&str; 6] = [
     WorkQueue::ALL[0].name(),
     WorkQueue::ALL[1].name(),
     WorkQueue::ALL[2].name(),
     MIRROR_QUEUE,
     FAILED_QUEUE,
+    QUARANTINE_QUEUE,
 ];
 
 /// Names of message headers.
@@ -121,6 +125,8 @@ pub mod headers {
     pub const ORIGINAL_EXCHANGE: &str = "x-original-exchange";
     /// The routing key of the failed message.
     pub const ORIGINAL_ROUTING_KEY: &str = "x-original-routing-key";
+    /// The queue that a message in quarantine came from.
+    pub const ORIGINAL_QUEUE: &str = "x-original-queue";
     /// The `message_id` of an unprocessable message.
     pub const ORIGINAL_MESSAGE_ID: &str = "x-original-message-id";
     /// Id of the failure that this message replays.
@@ -132,11 +138,14 @@ pub mod headers {
     /// Names what could not be decoded in the properties of the message, and was replaced or left
     /// out.
     pub const REPAIRED: &str = "x-repaired";
+    /// Number of earlier deliveries of the message
+    /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
+    pub const DELIVERY_COUNT: &str = "x-delivery-count";
     /// RabbitMQ's record of dead-lettering (<https://www.rabbitmq.com/docs/dlx>).
     pub const DEATH: &str = "x-death";
 
     /// All of them. Other headers are the publisher's.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 20] = [
         JOB_ID,
         SIGNUP_ID,
         SYNC_PHASE,
@@ -149,11 +158,13 @@ pub mod headers {
         FAILED_AT,
         ORIGINAL_EXCHANGE,
         ORIGINAL_ROUTING_KEY,
+        ORIGINAL_QUEUE,
         ORIGINAL_MESSAGE_ID,
         REPLAY_OF,
         TRACEPARENT,
         TRACESTATE,
         REPAIRED,
+        DELIVERY_COUNT,
         DEATH,
     ];
 

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use super::{
     Error, TopologyConfig,
     names::{
-        EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, TIER_PREFIX,
-        UPDATES_EXCHANGE, WorkQueue, tier_queue,
+        EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE,
+        QUARANTINE_QUEUE, TIER_PREFIX, UPDATES_EXCHANGE, WorkQueue, tier_queue,
     },
 };
 use crate::retry::{Ladder, Tier};
@@ -43,8 +43,8 @@ struct ExchangeSpec {
 struct QueueSpec {
     name: String,
     arguments: Vec<(&'static str, Argument)>,
-    /// The exchange and routing key it is bound to.
-    source: (String, &'static str),
+    /// The exchange and routing key it is bound to, if it is.
+    source: Option<(String, &'static str)>,
 }
 
 /// The exchanges and queues of this service.
@@ -83,7 +83,11 @@ impl Topology {
             .map(|&queue| QueueSpec::work(queue, config.delivery_limit.into()))
             .collect();
         queues.extend(tiers.iter().map(|tier| QueueSpec::tier(tier)));
-        queues.extend([FAILED_QUEUE, MIRROR_QUEUE].map(QueueSpec::failed));
+        let failures = Some((FAILED_EXCHANGE.to_owned(), ""));
+        queues.extend(
+            [FAILED_QUEUE, MIRROR_QUEUE].map(|name| QueueSpec::kept(name, failures.clone())),
+        );
+        queues.push(QueueSpec::kept(QUARANTINE_QUEUE, None));
         Self { exchanges, queues, declare: config.declare }
     }
 
@@ -172,12 +176,13 @@ impl Topology {
                 "arguments": arguments,
             })
         });
-        let bindings = self.queues.iter().map(|queue| {
-            json!({
-                "source": queue.source.0, "vhost": vhost,
+        let bindings = self.queues.iter().filter_map(|queue| {
+            let (exchange, routing_key) = queue.source.as_ref()?;
+            Some(json!({
+                "source": exchange, "vhost": vhost,
                 "destination": queue.name, "destination_type": "queue",
-                "routing_key": queue.source.1, "arguments": {},
-            })
+                "routing_key": routing_key, "arguments": {},
+            }))
         });
         json!({
             "exchanges": exchanges.collect::<Vec<_>>(),
@@ -250,7 +255,7 @@ impl QueueSpec {
             ("x-dead-letter-exchange", Argument::Text(FAILED_EXCHANGE)),
         ];
         arguments.extend(AT_LEAST_ONCE_DEAD_LETTERING);
-        Self::quorum(queue.name().to_owned(), arguments, (exchange.to_owned(), routing_key))
+        Self::quorum(queue.name().to_owned(), arguments, Some((exchange.to_owned(), routing_key)))
     }
 
     fn tier(tier: &Tier) -> Self {
@@ -261,18 +266,19 @@ impl QueueSpec {
             ("x-dead-letter-exchange", Argument::Text(JOBS_EXCHANGE)),
         ];
         arguments.extend(AT_LEAST_ONCE_DEAD_LETTERING);
-        Self::quorum(tier_queue(tier), arguments, (tier_queue(tier), ""))
+        Self::quorum(tier_queue(tier), arguments, Some((tier_queue(tier), "")))
     }
 
-    fn failed(name: &str) -> Self {
+    /// A queue that people read, and that nothing is dropped from.
+    fn kept(name: &str, source: Option<(String, &'static str)>) -> Self {
         let arguments = vec![("x-delivery-limit", Argument::Number(UNLIMITED_DELIVERIES))];
-        Self::quorum(name.to_owned(), arguments, (FAILED_EXCHANGE.to_owned(), ""))
+        Self::quorum(name.to_owned(), arguments, source)
     }
 
     fn quorum(
         name: String,
         mut arguments: Vec<(&'static str, Argument)>,
-        source: (String, &'static str),
+        source: Option<(String, &'static str)>,
     ) -> Self {
         arguments.insert(0, ("x-queue-type", Argument::Text("quorum")));
         Self { name, arguments, source }
@@ -305,7 +311,7 @@ impl QueueSpec {
     }
 
     async fn bind(&self, channel: &Channel) -> Result<(), Error> {
-        let (exchange, routing_key) = &self.source;
+        let Some((exchange, routing_key)) = &self.source else { return Ok(()) };
         channel
             .queue_bind(
                 self.name.as_str().into(),
@@ -428,7 +434,7 @@ mod tests {
         let ladder = "1s,1s,2s".parse().expect("a ladder whose steps share a tier");
         let topology =
             Topology::new(&ladder, &TopologyConfig { declare: true, delivery_limit: 50 });
-        assert_eq!(topology.queues.len(), 3 + 2 + 2);
+        assert_eq!(topology.queues.len(), 3 + 2 + 3);
         for queue in &topology.queues {
             assert!(
                 queue.arguments.contains(&("x-queue-type", Argument::Text("quorum"))),

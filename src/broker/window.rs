@@ -1,6 +1,6 @@
 //! How many messages of a queue a replica may have unacknowledged.
 //!
-//! RabbitMQ counts how often it delivers a message, and gives it up at the delivery limit. When a
+//! RabbitMQ counts the deliveries of a message, and gives it up at the delivery limit. When a
 //! process crashes, everything that it has unacknowledged is counted. So a window starts at one
 //! message: a message that crashes its consumers is then counted alone, at the head of its queue.
 //! The window widens as messages are acknowledged. It is also limited by the size of the bodies,

@@ -166,7 +166,7 @@ async fn doctor_reports_a_missing_schema_and_missing_queues() {
     let report = doctor.report();
     assert_eq!(report.fix("schema", "there is no schema yet"), "run `customerio-sync migrate`");
     let missing = report.of("topology");
-    assert_eq!(missing.len(), 6 + 7, "exchanges and queues: {missing:#?}");
+    assert_eq!(missing.len(), 6 + 8, "exchanges and queues: {missing:#?}");
     let line = "FAIL  topology: the queue customerio-sync.retry.2s does not exist; fix: run \
         `customerio-sync topology`";
     assert!(missing.contains(&line), "{missing:#?}");

@@ -29,6 +29,7 @@ mod outage;
 mod page;
 mod permissions;
 mod probes;
+mod quarantine;
 mod rate_limit;
 mod recovery;
 mod scale;

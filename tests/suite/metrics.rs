@@ -152,7 +152,7 @@ async fn every_metric_is_documented_with_every_label_value_from_the_start() {
         let later = documented.iter().filter(|(_, metric)| metric.from != "certificate");
         later.map(|(name, _)| name).all(|name| rendered.contains_key(name))
             && rendered["customerio_sync_jobs"].series.len() == 4
-            && rendered["customerio_sync_queue_consumers"].series.len() == 10
+            && rendered["customerio_sync_queue_consumers"].series.len() == 11
     };
     let all = wait_for("every metric to have a series", || async {
         Some(rendered(&scrape(&world, &app).await)).filter(is_complete)

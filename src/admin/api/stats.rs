@@ -20,7 +20,7 @@ use crate::{
         },
         state::AppState,
     },
-    broker::{FAILED_QUEUE, QueueReading},
+    broker::{FAILED_QUEUE, QUARANTINE_QUEUE, QueueReading},
     customerio::{BreakerReason, BreakerState, Mode},
     job::{Status, SyncPhase},
     ledger::{ActivityMinute, Overview, RecentSignups, ReplicaBreaker},
@@ -210,9 +210,11 @@ fn queue_view(reading: &QueueReading) -> QueueView {
     }
 }
 
-/// The messages of all queues but the failure queue, which contains what is counted already.
+/// The messages that wait for a consumer. The failure queue contains what is counted already, and
+/// nobody consumes the quarantine.
 fn messages_waiting(queues: &[QueueReading]) -> Option<u64> {
-    let waiting = queues.iter().filter(|queue| queue.name != FAILED_QUEUE);
+    let waiting =
+        queues.iter().filter(|queue| ![FAILED_QUEUE, QUARANTINE_QUEUE].contains(&queue.name));
     waiting.map(|queue| queue.state.map(|state| u64::from(state.ready))).sum()
 }
 

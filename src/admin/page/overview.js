@@ -82,7 +82,7 @@ function signupsText({ last24Hours }, isDoubtful) {
 }
 
 /** Reasons why there may be signups that are in no count. */
-function doubtsOf({ last24Hours, messagesWaiting, mockCompleted, breaker }) {
+function doubtsOf({ last24Hours, messagesWaiting, mockCompleted, breaker, queues }) {
   const { unprocessable } = last24Hours;
   const doubts = [];
   if (unprocessable > 0) {
@@ -91,6 +91,11 @@ function doubtsOf({ last24Hours, messagesWaiting, mockCompleted, breaker }) {
   }
   if (mockCompleted > 0) {
     doubts.push(`${plural(mockCompleted, "job")} completed in mock mode, not in Customer.io`);
+  }
+  const inQuarantine = messagesInQuarantine(queues);
+  if (inQuarantine > 0) {
+    const verb = inQuarantine === 1 ? "is" : "are";
+    doubts.push(`${plural(inQuarantine, "message")} ${verb} in quarantine`);
   }
   if (messagesWaiting === null) {
     doubts.push("the number of waiting messages is unknown");
@@ -124,6 +129,11 @@ function drawTiles(stats) {
       }),
     tile("Failed jobs", number(byStatus.failed)),
     tile("Unprocessable", number(unprocessable), { kind: unprocessable ? "bad" : "" }),
+    messagesInQuarantine(stats.queues) > 0 &&
+      tile("In quarantine", number(messagesInQuarantine(stats.queues)), {
+        kind: "bad",
+        title: "Messages that ended their consumers again and again: see the runbook.",
+      }),
     tile("Waiting in queues", waitingText(stats), { title: queuesText(stats) }),
     tile("Circuit breaker", breakerText(breaker), {
       kind: breaker.state === "closed" ? "good" : "warning",
@@ -144,6 +154,10 @@ function openFailuresValue({ openFailures, failureQueueUrl }) {
   const title = "Failure queue in the RabbitMQ management UI";
   return h("a", { href: failureQueueUrl, rel: "noreferrer", target: "_blank", title }, text);
 }
+
+/** Messages that the service has set aside; 0 if their number is unknown. */
+const messagesInQuarantine = (queues) =>
+  queues.find(({ name }) => name === "customerio-sync.quarantine")?.ready ?? 0;
 
 const waitingText = ({ messagesWaiting }) =>
   messagesWaiting === null ? "unknown" : number(messagesWaiting);
