@@ -102,6 +102,7 @@ pub fn diagnose(facts: &FailureFacts, now: DateTime<Utc>) -> Diagnosis {
     let (category, meaning, next) = match (facts.reason, cause(facts)) {
         (Some(Reason::Unprocessable), _) => of_unprocessable(),
         (Some(Reason::DeliveryLimit), _) => of_delivery_limit(),
+        (Some(Reason::Expired), _) => of_expired(),
         (_, Some(cause)) => of_cause(cause),
         (_, None) => of_unknown(),
     };
@@ -142,6 +143,15 @@ fn of_delivery_limit() -> Advice {
         "Every replica that received this message stopped before it was done.",
         "Search the service's log around the time of the failure. Retry this one first, and the \
             others if it succeeds.",
+    )
+}
+
+fn of_expired() -> Advice {
+    (
+        CauseCategory::Service,
+        "The message expired in its queue before a replica received it.",
+        "Replay it. Remove the time to live from the publisher, or the policy that sets it: no \
+            message of this service has to expire.",
     )
 }
 

@@ -109,12 +109,12 @@ impl Delivery {
         mut delivery: lapin::message::Delivery,
     ) -> Self {
         let text = |value: &Option<lapin::types::ShortString>| {
-            value.as_ref().map(|text| text.as_str().to_owned())
+            value.as_ref().map(|text| cleaned(text.as_str()))
         };
         Self {
             queue,
-            exchange: delivery.exchange.to_string(),
-            routing_key: delivery.routing_key.to_string(),
+            exchange: cleaned(delivery.exchange.as_str()),
+            routing_key: cleaned(delivery.routing_key.as_str()),
             redelivered: delivery.redelivered,
             content_type: text(delivery.properties.content_type()),
             message_id: text(delivery.properties.message_id()),
@@ -141,6 +141,12 @@ impl Delivery {
     pub fn process_span(&self, parent: impl FnOnce() -> SpanParent) -> TraceSpan {
         spans::process(self, &self.server, parent)
     }
+}
+
+/// A text of a message without U+0000, which PostgreSQL can't store. [`HeaderMap`] cleans the
+/// headers.
+fn cleaned(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
 }
 
 /// Whether each queue that a connection consumes has a consumer.

@@ -66,6 +66,8 @@ text_enum! {
         Unprocessable = "unprocessable",
         /// RabbitMQ dead-lettered the message at its delivery limit.
         DeliveryLimit = "delivery-limit",
+        /// The message expired in a work queue: by its own time to live, or by that of a policy.
+        Expired = "expired",
     }
 }
 

@@ -36,7 +36,8 @@ text_enum! {
 /// A message of the failure queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FailedMessage {
-    /// Its AMQP `message_id`, which makes the mirror idempotent.
+    /// What makes the mirror idempotent: the `message_id` of a message that this service published,
+    /// or else an id of its own, which depends on everything that tells two messages apart.
     pub message_id: String,
     /// The job, if the message was for one.
     pub job_id: Option<Uuid>,
@@ -154,6 +155,14 @@ async fn fail_given_up(
     flags::update(connection, &changed).await
 }
 
+/// The reason as the release before can read it. The column `expired` has the rest.
+fn stored_reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Expired => Reason::Unprocessable.as_str(),
+        other => other.as_str(),
+    }
+}
+
 async fn insert_failures(
     connection: &mut PgConnection,
     messages: &[&FailedMessage],
@@ -163,7 +172,7 @@ async fn insert_failures(
         &column!(messages, one => one.message_id.as_str()) as _,
         &column!(messages, one => one.job_id) as _,
         &column!(messages, one => one.attempt_id.map(|attempt_id| attempt_id.run)) as _,
-        &column!(messages, one => one.reason.as_str()) as _,
+        &column!(messages, one => stored_reason(one.reason)) as _,
         &column!(messages, one => one.error_type.map(ErrorType::as_str)) as _,
         &column!(messages, one => one.error_message.as_str()) as _,
         &column!(messages, one => one.headers.clone()) as _,
@@ -173,6 +182,7 @@ async fn insert_failures(
         &column!(messages, one => one.original_routing_key.as_str()) as _,
         &column!(messages, one => one.failed_at) as _,
         &column!(messages, one => one.error_path.as_deref()) as _,
+        &column!(messages, one => one.reason == Reason::Expired) as _,
     )
     .execute(connection)
     .await

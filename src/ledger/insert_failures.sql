@@ -12,10 +12,10 @@ WITH j AS (
 ), written AS (
     INSERT INTO sync_failures AS f (
         message_id, job_id, reason, error_type, error_message, headers, content_type, body,
-        original_exchange, original_routing_key, failed_at, error_path, resolved_at, resolution
+        original_exchange, original_routing_key, failed_at, error_path, expired, resolved_at, resolution
     )
     SELECT m.message_id, j.id, m.reason, m.error_type, m.error_message, m.headers, m.content_type,
-        m.body, m.original_exchange, m.original_routing_key, m.failed_at, m.error_path,
+        m.body, m.original_exchange, m.original_routing_key, m.failed_at, m.error_path, m.expired,
         CASE WHEN over.is_over THEN now() END,
         CASE
             WHEN over.is_over AND j.dismissed_at IS NULL THEN 'superseded'
@@ -23,10 +23,11 @@ WITH j AS (
         END
     FROM UNNEST(
         $1::text[], $2::uuid[], $3::int4[], $4::text[], $5::text[], $6::text[], $7::jsonb[],
-        $8::text[], $9::bytea[], $10::text[], $11::text[], $12::timestamptz[], $13::text[]
+        $8::text[], $9::bytea[], $10::text[], $11::text[], $12::timestamptz[], $13::text[],
+        $14::boolean[]
     ) AS m (
         message_id, job_id, run, reason, error_type, error_message, headers, content_type, body,
-        original_exchange, original_routing_key, failed_at, error_path
+        original_exchange, original_routing_key, failed_at, error_path, expired
     )
     LEFT JOIN j ON j.id = m.job_id
     CROSS JOIN LATERAL (

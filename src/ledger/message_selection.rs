@@ -71,7 +71,8 @@ impl MessageSelection {
     fn push(&self, query: &mut QueryBuilder<Postgres>, base: MessageBase<'_>) {
         query.push(" FROM sync_failures f WHERE f.job_id IS NULL AND f.resolved_at IS NULL");
         if let Some(reason) = self.reason {
-            query.push(" AND f.reason = ").push_bind(reason.as_str());
+            let full_reason = " AND CASE WHEN f.expired THEN 'expired' ELSE f.reason END = ";
+            query.push(full_reason).push_bind(reason.as_str());
         }
         if let Some(path) = &self.path {
             query.push(" AND f.error_path = ").push_bind(path.clone());

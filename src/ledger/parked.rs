@@ -51,7 +51,8 @@ impl Ledger {
         sqlx::query_as!(
             ParkedFailure,
             r#"
-            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason AS "reason: _",
+            SELECT id, message_id, resolved_at IS NULL AS "is_open!",
+                CASE WHEN expired THEN 'expired' ELSE reason END AS "reason!: _",
                 error_message, headers, content_type, body, original_exchange AS exchange,
                 original_routing_key AS routing_key, failed_at
             FROM sync_failures
@@ -75,7 +76,8 @@ impl Ledger {
         sqlx::query_as!(
             ParkedFailure,
             r#"
-            SELECT id, message_id, resolved_at IS NULL AS "is_open!", reason AS "reason: _",
+            SELECT id, message_id, resolved_at IS NULL AS "is_open!",
+                CASE WHEN expired THEN 'expired' ELSE reason END AS "reason!: _",
                 error_message, headers, content_type, body, original_exchange AS exchange,
                 original_routing_key AS routing_key, failed_at
             FROM sync_failures

@@ -103,7 +103,8 @@ impl Ledger {
                 ORDER BY failed_at DESC, id
                 LIMIT $1 OFFSET $2
             )
-            SELECT f.id, reason, error_message, error_path, content_type, failed_at,
+            SELECT f.id, CASE WHEN expired THEN 'expired' ELSE reason END AS "reason!",
+                error_message, error_path, content_type, failed_at,
                 CASE WHEN octet_length(headers::text) <= $4 THEN headers END AS headers,
                 substring(body FROM 1 FOR $3) AS "body!", octet_length(body) AS "body_bytes!",
                 original_exchange AS exchange, original_routing_key AS routing_key
@@ -137,7 +138,8 @@ impl Ledger {
         sqlx::query_as!(
             UnprocessableMessage,
             r#"
-            SELECT id, reason, error_message, error_path, content_type, failed_at,
+            SELECT id, CASE WHEN expired THEN 'expired' ELSE reason END AS "reason!",
+                error_message, error_path, content_type, failed_at,
                 CASE WHEN octet_length(headers::text) <= $3 THEN headers END AS headers,
                 substring(body FROM 1 FOR $2) AS "body!", octet_length(body) AS "body_bytes!",
                 original_exchange AS exchange, original_routing_key AS routing_key

@@ -240,3 +240,121 @@ async fn a_replay_of_a_message_over_its_delivery_limit_has_the_same_id() {
     assert_eq!(job["event_id"], "m-9");
     app.stop().await;
 }
+
+/// Publishes an event with a time to live.
+async fn submit_expiring(world: &World, signup: Uuid, message_id: Option<&str>) {
+    let mut properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_expiration("100".into());
+    if let Some(id) = message_id {
+        properties = properties.with_message_id(id.into());
+    }
+    let body = submitted(signup).to_string();
+    world.publish("signup.events", "signup.submitted", body.as_bytes(), properties).await;
+}
+
+#[tokio::test]
+async fn expired_messages_are_listed_with_their_origin_and_replayed() {
+    let world = World::new().await;
+    world.start().await.stop().await;
+    let signups = [(); 4].map(|()| Uuid::new_v4());
+    // Two have the same message id, and two have none.
+    let ids = [Some("m-1"), Some("m-1"), None, None];
+    for (signup, id) in signups.iter().zip(ids) {
+        submit_expiring(&world, *signup, id).await;
+    }
+    world.wait_for_depth("customerio-sync.failed.mirror", 4).await;
+    let app = world.start().await;
+    world.wait_for_failures(4).await;
+    let list = world.read(&app, "/unprocessable").await;
+    let items = list["items"].as_array().expect("items").clone();
+    assert_eq!(items.len(), 4, "{list}");
+    for item in items {
+        assert_eq!(item["reason"], "expired");
+        assert_eq!(item["exchange"], "signup.events");
+        assert_eq!(item["routingKey"], "signup.submitted");
+        let message = item["errorMessage"].as_str().expect("a message");
+        assert!(message.contains("customerio-sync.signup-submitted"), "{message}");
+        let path = format!("/unprocessable/{}/replay", item["id"].as_str().expect("an id"));
+        world.act(&app, &path, None).await;
+    }
+    for signup in signups {
+        world.wait_for_job(signup, "initial", "completed").await;
+    }
+    world.wait_for_depth("customerio-sync.failed", 0).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn given_up_messages_with_one_message_id_are_both_kept() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2");
+    world.start().await.stop().await;
+    let properties = || BasicProperties::default().with_message_id("same".into());
+    let queue = "customerio-sync.signup-submitted";
+    for _ in 0..2 {
+        let body = submitted(Uuid::new_v4()).to_string();
+        world.publish("signup.events", "signup.submitted", body.as_bytes(), properties()).await;
+        exceed_delivery_limit(&world.channel().await, queue).await;
+    }
+    let app = world.start().await;
+    let failures = world.wait_for_failures(2).await;
+    assert!(failures.iter().all(|failure| failure["reason"] == "delivery-limit"), "{failures:?}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_copy_of_a_given_up_message_is_the_same_failure() {
+    let world = World::new().await;
+    let app = world.start().await;
+    for body in [&b"1"[..], b"1", b"2"] {
+        world.publish("customerio-sync.failed", "", body, BasicProperties::default()).await;
+    }
+    world.wait_for_depth("customerio-sync.failed.mirror", 0).await;
+    let failures = world.wait_for_failures(2).await;
+    assert_eq!(failures.len(), 2, "{failures:?}");
+    app.stop().await;
+}
+
+/// U+0000 can't be stored. In no property does it stop the mirror.
+#[tokio::test]
+async fn properties_with_u_0000_are_stored_with_a_replacement() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let properties = BasicProperties::default()
+        .with_content_type("application/json\0".into())
+        .with_message_id("a\0b".into());
+    world.publish("signup.events", "signup.submitted", b"not json", properties.clone()).await;
+    world.publish("customerio-sync.failed", "a\0", b"foreign", properties).await;
+    let failures = world.wait_for_failures(2).await;
+    for failure in &failures {
+        assert_eq!(failure["content_type"], "application/json\u{fffd}", "{failure}");
+    }
+    world.failed_signup().await;
+    world.wait_for_failures(3).await;
+    app.stop().await;
+}
+
+/// Whatever PostgreSQL refuses, the other messages of a batch are mirrored.
+#[tokio::test]
+async fn a_message_that_can_t_be_stored_blocks_no_other() {
+    let world = World::new().await;
+    world.start().await.stop().await;
+    // A constraint stands for whatever nobody has thought of.
+    world
+        .execute("ALTER TABLE sync_failures ADD CONSTRAINT a CHECK (content_type <> 'refused')")
+        .await;
+    for number in 0..20 {
+        let kind = if number == 7 { "refused" } else { "text/plain" };
+        let properties = BasicProperties::default().with_content_type(kind.into());
+        let body = number.to_string();
+        world.publish("customerio-sync.failed", "", body.as_bytes(), properties).await;
+    }
+    let app = world.start().await;
+    let failures = world.wait_for_failures(20).await;
+    let reduced: Vec<_> =
+        failures.iter().filter(|failure| failure["content_type"] == Value::Null).collect();
+    assert_eq!(reduced.len(), 1, "{reduced:?}");
+    let message = reduced[0]["error_message"].as_str().expect("a message");
+    assert!(message.starts_with("the message can't be stored whole: "), "{message}");
+    app.stop().await;
+}

@@ -17,7 +17,12 @@ const ENUMS: [&str; 7] =
 const ORDINARY_WORD: &str = "other";
 
 /// Literals with the text of an enum and another meaning: the keys of RabbitMQ's policies.
-const OTHER_MEANINGS: [(&str, &str); 1] = [("src/broker/management.rs", "delivery-limit")];
+const OTHER_MEANINGS: [(&str, &str); 3] = [
+    ("src/broker/management.rs", "delivery-limit"),
+    // RabbitMQ's reason for a dead letter.
+    ("src/flows/mirror/mod.rs", "expired"),
+    ("src/runtime/certificate.rs", "expired"),
+];
 
 /// Literals, and the place of each.
 pub(crate) struct Values(BTreeMap<String, PathBuf>);

@@ -11,6 +11,7 @@ mod sweep;
 use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
 use chrono::Utc;
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -19,7 +20,7 @@ use crate::{
     broker::{self, Acker, Connection, Delivery, MIRROR_QUEUE, Origin, WorkQueue, capped, headers},
     event::{self, EventDetails, EventType, RawEvent, body_id},
     job::{AttemptId, Reason, SyncPhase, job_id},
-    ledger::{FailedMessage, Ledger},
+    ledger::{self, FailedMessage, Ledger},
     runtime::{backoff::retry_forever, metrics::Metrics, shutdown::Shutdown, trace::SpanParent},
 };
 
@@ -59,7 +60,7 @@ impl Mirror {
         let batch_size = self.config.batch_size.get();
         let (sender, mut deliveries) = mpsc::channel(batch_size.into());
         tokio::spawn(broker::consume(
-            self.connection,
+            self.connection.clone(),
             MIRROR_QUEUE,
             batch_size,
             shutdown,
@@ -73,9 +74,8 @@ impl Mirror {
             };
             let spans: Vec<_> = batch.iter().map(span).collect();
             let (messages, ackers): (Vec<_>, Vec<_>) = batch.drain(..).map(read).unzip();
-            // PostgreSQL can store every row: the text was written by this service or cleaned.
-            retry_forever("copying failures into the mirror", || self.ledger.mirror(&messages))
-                .await;
+            let what = "copying failures into the mirror";
+            retry_forever(what, || store(&self.ledger, &messages)).await;
             for message in &messages {
                 self.metrics.mirrored.with_label_values(&[message.reason.as_str()]).inc();
             }
@@ -84,6 +84,42 @@ impl Mirror {
                 drop(span);
             }
         }
+    }
+}
+
+/// Stores messages. If PostgreSQL refuses the data of one, the others are stored, and that one
+/// without what may be refused: one message never blocks the others.
+fn store<'a>(
+    ledger: &'a Ledger,
+    messages: &'a [FailedMessage],
+) -> BoxFuture<'a, Result<(), ledger::Error>> {
+    Box::pin(async move {
+        match (ledger.mirror(messages).await, messages) {
+            (Err(error), [message]) if !error.is_transient() => {
+                tracing::error!(%error, "a message of the failure queue can't be stored whole");
+                ledger.mirror(&[reduced(message, &error)]).await
+            }
+            (Err(error), messages) if !error.is_transient() => {
+                let (first, second) = messages.split_at(messages.len() / 2);
+                store(ledger, first).await?;
+                store(ledger, second).await
+            }
+            (stored, _) => stored,
+        }
+    })
+}
+
+/// A message with its body, and without everything else that its publisher chose.
+fn reduced(message: &FailedMessage, error: &ledger::Error) -> FailedMessage {
+    FailedMessage {
+        given_up_event: None,
+        error_message: capped(&format!("the message can't be stored whole: {error}")),
+        error_path: None,
+        headers: Value::Object(serde_json::Map::new()),
+        content_type: None,
+        original_exchange: String::new(),
+        original_routing_key: String::new(),
+        ..message.clone()
     }
 }
 
@@ -97,7 +133,11 @@ fn read(delivery: Delivery) -> (FailedMessage, Acker) {
     let message = match dead_letter {
         Some(dead_letter) => dead_letter.message(&delivery),
         None => FailedMessage {
-            message_id: identity(&delivery),
+            message_id: match (&reason, &delivery.message_id) {
+                // This service published it.
+                (Some(_), Some(id)) => capped(id),
+                _ => identity(&delivery.exchange, &delivery.routing_key, &delivery),
+            },
             attempt_id: delivery.message_id.as_deref().and_then(AttemptId::parse),
             job_id: header(headers::JOB_ID).and_then(|id| id.parse().ok()),
             given_up_event: None,
@@ -125,48 +165,76 @@ fn read(delivery: Delivery) -> (FailedMessage, Acker) {
     (message, delivery.acker)
 }
 
-/// The message's id, or an id derived from its body.
-fn identity(delivery: &Delivery) -> String {
-    delivery.message_id.clone().unwrap_or_else(|| format!("body:{}", body_id(&delivery.body)))
+/// The id of a message that this service did not publish. Its `message_id` is its publisher's
+/// business: two messages may have the same. Messages that are equal in origin, `message_id` and
+/// body are one, since a redelivery looks like a copy.
+fn identity(exchange: &str, routing_key: &str, delivery: &Delivery) -> String {
+    let message_id = delivery.message_id.as_deref().unwrap_or_default();
+    let mut content = [exchange, routing_key, message_id, ""].join("\0").into_bytes();
+    content.extend_from_slice(&delivery.body);
+    format!("message:{}", body_id(&content))
 }
 
 /// Error message of the failures with [`Reason::DeliveryLimit`].
 const DELIVERY_LIMIT_MESSAGE: &str = "RabbitMQ dead-lettered the message at its delivery limit: \
     every consumer that received it was lost";
 
-/// A message of a work queue that RabbitMQ dead-lettered at its delivery limit.
+/// A message of a work queue that RabbitMQ dead-lettered.
 struct DeadLetter {
     exchange: String,
     routing_key: String,
+    /// The queue that it was in.
+    queue: &'static str,
+    reason: Reason,
 }
 
 impl DeadLetter {
     /// Reads the newest death, which comes first (<https://www.rabbitmq.com/docs/dlx>).
     fn of(delivery: &Delivery) -> Option<Self> {
         let death = delivery.headers.get(headers::DEATH)?.get(0)?;
+        let reason = match death.get("reason")?.as_str()? {
+            "delivery_limit" => Reason::DeliveryLimit,
+            "expired" => Reason::Expired,
+            _ => return None,
+        };
+        let queue = death.get("queue")?.as_str()?;
+        let queue = WorkQueue::ALL.map(WorkQueue::name).into_iter().find(|name| *name == queue)?;
         let exchange = death["exchange"].as_str().unwrap_or_default();
         let routing_key = death["routing-keys"][0].as_str().unwrap_or_default();
         let origin = Origin::of_delivery(exchange, routing_key, &delivery.headers);
-        (death.get("reason")?.as_str()? == "delivery_limit").then(|| Self {
+        Some(Self {
             exchange: origin.exchange.to_owned(),
             routing_key: origin.routing_key.to_owned(),
+            queue,
+            reason,
         })
     }
 
     fn message(self, delivery: &Delivery) -> FailedMessage {
         let attempt_id = delivery.message_id.as_deref().and_then(AttemptId::parse);
-        let event = self.event(delivery);
+        // Recovery publishes the message of a job again, so only a given-up one fails its job.
+        let is_given_up = self.reason == Reason::DeliveryLimit;
+        let event = self.event(delivery).filter(|_| is_given_up);
+        let attempt_id = attempt_id.filter(|_| is_given_up);
         let job_id = attempt_id
             .map(|attempt_id| attempt_id.job_id)
             .or_else(|| event.as_ref().map(|(job_id, _)| *job_id));
+        let error_message = match self.reason {
+            Reason::DeliveryLimit => DELIVERY_LIMIT_MESSAGE.to_owned(),
+            _ => format!("the message expired in the queue {}", self.queue),
+        };
+        let id = match attempt_id {
+            Some(attempt_id) => attempt_id.to_string(),
+            None => identity(&self.exchange, &self.routing_key, delivery),
+        };
         FailedMessage {
-            message_id: format!("{}:delivery-limit", identity(delivery)),
+            message_id: format!("{id}:{}", self.reason),
             attempt_id,
             job_id,
             given_up_event: event.map(|(_, id)| id),
-            reason: Reason::DeliveryLimit,
+            reason: self.reason,
             error_type: None,
-            error_message: DELIVERY_LIMIT_MESSAGE.to_owned(),
+            error_message,
             error_path: None,
             headers: Value::Null,
             content_type: delivery.content_type.clone(),

@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
-use super::{Config, read};
+use super::{Config, read, store};
 use crate::{
     broker::{
         self, Acker, Connection, Delivery, FAILED_QUEUE, MIRROR_QUEUE, Message, Origin, Publisher,
@@ -163,7 +163,7 @@ impl Sweeper {
         let unknown: Vec<_> =
             messages.into_iter().filter(|one| !failures.contains_key(&one.message_id)).collect();
         if !unknown.is_empty() {
-            self.ledger.mirror(&unknown).await?;
+            store(&self.ledger, &unknown).await?;
             swept.mirrored += unknown.len();
             failures = self.failures(&ids).await?;
         }
