@@ -25,10 +25,13 @@ use super::{
     while_connected::{request, while_connected},
     window::{AckCounter, Window},
 };
-use crate::runtime::{
-    backoff::Backoff,
-    shutdown::Shutdown,
-    trace::{SpanParent, TraceContext, TraceSpan},
+use crate::{
+    event::{BinaryAttributes, EventType, RawEvent},
+    runtime::{
+        backoff::Backoff,
+        shutdown::Shutdown,
+        trace::{SpanParent, TraceContext, TraceSpan},
+    },
 };
 
 /// A delivered message that is not acknowledged yet.
@@ -44,6 +47,10 @@ pub struct Delivery {
     pub redelivered: bool,
     /// Its `content_type`.
     pub content_type: Option<String>,
+    /// Its `content_encoding`.
+    pub content_encoding: Option<String>,
+    /// Its `timestamp`, in seconds since 1970.
+    pub timestamp: Option<u64>,
     /// Its `message_id`.
     pub message_id: Option<String>,
     /// Its headers.
@@ -117,6 +124,8 @@ impl Delivery {
             routing_key: cleaned(delivery.routing_key.as_str()),
             redelivered: delivery.redelivered,
             content_type: text(delivery.properties.content_type()),
+            content_encoding: text(delivery.properties.content_encoding()),
+            timestamp: *delivery.properties.timestamp(),
             message_id: text(delivery.properties.message_id()),
             headers: HeaderMap::new(delivery.properties.headers().as_ref()),
             body: std::mem::take(&mut delivery.data),
@@ -126,6 +135,27 @@ impl Delivery {
                 acknowledged: acknowledged.clone(),
             },
             server: server.clone(),
+        }
+    }
+
+    /// What it contains, as an event of a type.
+    pub fn raw_event(&self, event_type: EventType) -> RawEvent<'_> {
+        let header = |name: &str| {
+            let named = |prefix: &&str| self.headers.text(&format!("{prefix}{name}"));
+            headers::CLOUD_EVENTS_PREFIXES.iter().find_map(named)
+        };
+        RawEvent {
+            content_type: self.content_type.as_deref(),
+            content_encoding: self.content_encoding.as_deref(),
+            message_id: self.message_id.as_deref(),
+            timestamp: self.timestamp,
+            binary: header("specversion").map(|specversion| BinaryAttributes {
+                specversion,
+                id: header("id"),
+                event_type: header("type"),
+                time: header("time"),
+            }),
+            ..RawEvent::new(event_type, &self.body)
         }
     }
 

@@ -144,6 +144,10 @@ pub mod headers {
     /// RabbitMQ's record of dead-lettering (<https://www.rabbitmq.com/docs/dlx>).
     pub const DEATH: &str = "x-death";
 
+    /// The attributes of a CloudEvents event in binary mode start with one of these
+    /// (`amqp-protocol-binding.md`, section 3.1.3.1).
+    pub const CLOUD_EVENTS_PREFIXES: [&str; 2] = ["cloudEvents:", "cloudEvents_"];
+
     /// All of them. Other headers are the publisher's.
     pub const ALL: [&str; 20] = [
         JOB_ID,

@@ -12,6 +12,7 @@ use utoipa::{
     ToSchema,
     openapi::{ObjectBuilder, Schema, Type, schema::SchemaType},
 };
+use uuid::Uuid;
 
 /// Profile fields that this service sets. An attribute with one of these names is ignored, so that
 /// it cannot override the field.
@@ -32,7 +33,8 @@ pub const NAMED_FIELDS: &[&str] = &[
     "confidence",
 ];
 
-/// Attribute names with a special meaning to Customer.io, in an identify or in an event.
+/// Attribute names with a special meaning to Customer.io, in an identify or in an event. So has every
+/// name below one of them, such as `cio_subscription_preferences.topics.topic_1`.
 const RESERVED_NAMES: &[&str] = &[
     "cio_subscription_preferences",
     "cio_relationships",
@@ -40,7 +42,16 @@ const RESERVED_NAMES: &[&str] = &[
     "recipient",
     "from_address",
     "reply_to",
+    "unsubscribed",
+    "anonymous_id",
 ];
+
+/// Whether a name is reserved, or below a reserved one. White space around it does not matter.
+fn is_reserved(name: &str) -> bool {
+    let name = name.trim();
+    let top = name.split('.').next().unwrap_or(name).trim_end();
+    RESERVED_NAMES.contains(&top)
+}
 
 /// A JSON object. A derived `Deserialize` on its own also accepts an array of the fields in order.
 pub(super) struct Object<T>(pub(super) T);
@@ -81,9 +92,10 @@ impl Text {
     }
 }
 
-impl From<Text> for String {
-    fn from(text: Text) -> Self {
-        text.0
+impl Text {
+    /// The text without white space around it. `None` if nothing is left.
+    pub(super) fn trimmed(self) -> Option<String> {
+        Some(self.0.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
     }
 }
 
@@ -106,10 +118,23 @@ impl NonEmpty {
     }
 }
 
+impl NonEmpty {
+    /// The text without white space around it.
+    pub(super) fn trimmed(self) -> String {
+        self.0.trim().to_owned()
+    }
+}
+
 impl From<NonEmpty> for String {
     fn from(text: NonEmpty) -> Self {
         text.0
     }
+}
+
+/// Deserializes a UUID, with or without white space around it.
+pub(super) fn trimmed_uuid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
+    let text = Cow::<'de, str>::deserialize(deserializer)?;
+    text.trim().parse().map_err(|error| D::Error::custom(format!("UUID parsing failed: {error}")))
 }
 
 impl<'de> Deserialize<'de> for NonEmpty {
@@ -129,15 +154,20 @@ fn optional<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     Ok(Option::<Text>::deserialize(deserializer)?.and_then(Text::non_empty))
 }
 
+/// An identifier or an address: without white space around it, and absent if nothing is left.
+fn identifier<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Text>::deserialize(deserializer)?.and_then(Text::trimmed))
+}
+
 /// Data about the person. An empty field counts as absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Customer {
     /// Id of the customer in the publisher's system.
-    #[serde(deserialize_with = "optional")]
+    #[serde(deserialize_with = "identifier")]
     pub id: Option<String>,
     /// E-mail address.
-    #[serde(deserialize_with = "optional")]
+    #[serde(deserialize_with = "identifier")]
     pub email: Option<String>,
     /// First name.
     #[serde(deserialize_with = "optional")]
@@ -156,7 +186,7 @@ pub struct Customer {
 /// A [`Customer`] whose e-mail address is required.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct CustomerWithEmail {
-    #[serde(default, deserialize_with = "optional")]
+    #[serde(default, deserialize_with = "identifier")]
     id: Option<String>,
     #[schema(value_type = String, pattern = r"\S")]
     email: NonEmpty,
@@ -173,7 +203,7 @@ pub(super) struct CustomerWithEmail {
 impl From<CustomerWithEmail> for Customer {
     fn from(customer: CustomerWithEmail) -> Self {
         let CustomerWithEmail { id, email, first_name, last_name, phone, state } = customer;
-        Self { id, email: Some(email.into()), first_name, last_name, phone, state }
+        Self { id, email: Some(email.trimmed()), first_name, last_name, phone, state }
     }
 }
 
@@ -243,7 +273,7 @@ pub(super) fn attributes_schema() -> Schema {
         ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::Object, Type::Null]));
     let names = ObjectBuilder::new()
         .schema_type(Type::String)
-        .pattern(Some(format!("^(?!({})$)", RESERVED_NAMES.join("|"))));
+        .pattern(Some(format!(r"^(?!\s*({})\s*($|\.))", RESERVED_NAMES.join("|"))));
     attributes.additional_properties(Some(value)).property_names(Some(names)).into()
 }
 
@@ -327,7 +357,7 @@ impl<'de> Visitor<'de> for AttributesVisitor {
         let mut attributes = Map::new();
         while let Some(name) = access.next_key::<Cow<'de, str>>()? {
             let Attribute(value) = access.next_value()?;
-            if RESERVED_NAMES.contains(&name.as_ref()) {
+            if is_reserved(&name) {
                 return Err(A::Error::custom(format!(
                     "the name {name:?} is reserved by Customer.io, expected another name"
                 )));

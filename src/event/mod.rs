@@ -21,6 +21,13 @@ use uuid::Uuid;
 pub use fields::{Attributes, BetSlip, Customer, NAMED_FIELDS};
 use fields::{CustomerWithEmail, NonEmpty, Object, Text};
 
+/// Maximum size of an event id, in bytes.
+pub const EVENT_ID_BYTES_MAX: usize = 255;
+/// Encodings of the content that are none: the body is what it is.
+const PLAIN_ENCODINGS: [&str; 3] = ["", "identity", "utf-8"];
+/// The earliest time of an event, in seconds since 1970: the year 2000.
+const EARLIEST_SECONDS: i64 = 946_684_800;
+
 /// Maximum size of a body, in bytes. A larger one is rejected without being parsed.
 pub const EVENT_BYTES_MAX: usize = 256 * 1024;
 
@@ -57,10 +64,45 @@ pub struct RawEvent<'a> {
     pub event_type: EventType,
     /// AMQP property `content_type`.
     pub content_type: Option<&'a str>,
+    /// AMQP property `content_encoding`.
+    pub content_encoding: Option<&'a str>,
     /// AMQP property `message_id`.
     pub message_id: Option<&'a str>,
+    /// AMQP property `timestamp`, in seconds since 1970.
+    pub timestamp: Option<u64>,
+    /// The attributes of a CloudEvents 1.0 event in binary mode, if the headers have them.
+    pub binary: Option<BinaryAttributes<'a>>,
     /// Body, unchanged.
     pub body: &'a [u8],
+}
+
+impl<'a> RawEvent<'a> {
+    /// A body without properties.
+    pub fn new(event_type: EventType, body: &'a [u8]) -> Self {
+        Self {
+            event_type,
+            content_type: None,
+            content_encoding: None,
+            message_id: None,
+            timestamp: None,
+            binary: None,
+            body,
+        }
+    }
+}
+
+/// Attributes of a CloudEvents event that are headers of its message (`amqp-protocol-binding.md` of
+/// [the specification](https://github.com/cloudevents/spec), section 3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BinaryAttributes<'a> {
+    /// Version of the specification.
+    pub specversion: &'a str,
+    /// Id of the event.
+    pub id: Option<&'a str>,
+    /// Type of the event.
+    pub event_type: Option<&'a str>,
+    /// Time of the event (RFC 3339).
+    pub time: Option<&'a str>,
 }
 
 /// A valid event.
@@ -129,6 +171,7 @@ struct Submitted {
     event_id: Option<Text>,
     /// Time of the event. Default: the time of arrival.
     occurred_at: Option<DateTime<Utc>>,
+    #[serde(deserialize_with = "fields::trimmed_uuid")]
     signup_id: Uuid,
     /// Id of the operator that the person signed up with.
     #[schema(value_type = String, pattern = r"\S")]
@@ -153,6 +196,7 @@ struct Confirmed {
     event_id: Option<Text>,
     /// Time of the event. Default: the time of arrival.
     occurred_at: Option<DateTime<Utc>>,
+    #[serde(deserialize_with = "fields::trimmed_uuid")]
     signup_id: Uuid,
     /// Id of the extraction that read the bet slip.
     #[schema(value_type = Option<String>)]
@@ -200,45 +244,124 @@ pub fn parse(raw: RawEvent<'_>) -> Result<Event, Rejected> {
             format!("body of {found} bytes, expected at most {EVENT_BYTES_MAX}"),
         ));
     }
+    check_encoding(raw.content_encoding)?;
     let text = std::str::from_utf8(raw.body)
         .map_err(|error| Rejected::new("$", format!("expected JSON in UTF-8: {error}")))?;
-    let is_enveloped = raw.content_type.is_some_and(|kind| {
-        kind.get(..CLOUDEVENTS_CONTENT_TYPE.len())
-            .is_some_and(|k| k.eq_ignore_ascii_case(CLOUDEVENTS_CONTENT_TYPE))
-    });
-    if !is_enveloped {
-        return parse_data(raw, text, "");
-    }
-    let envelope: CloudEvent<'_> = read(text, "")?;
-    envelope.check(raw.event_type)?;
-    let event = parse_data(raw, envelope.data.get(), "data.")?;
-    Ok(Event { id: envelope.id.into(), occurred_at: event.occurred_at.or(envelope.time), ..event })
+    // A byte order mark says only that the text is UTF-8.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let event = if is_structured(raw.content_type, text) {
+        let envelope: CloudEvent<'_> = read(text, "")?;
+        check_cloud_event(envelope.specversion.as_str(), envelope.event_type.as_str(), raw)?;
+        let event = parse_data(raw, envelope.data.get(), "data.")?;
+        let occurred_at = event.occurred_at.or(envelope.time);
+        Event { id: envelope.id.trimmed(), occurred_at, ..event }
+    } else if let Some(binary) = raw.binary {
+        parse_binary(raw, binary, text)?
+    } else {
+        parse_data(raw, text, "")?
+    };
+    let stated = event.occurred_at.or_else(|| at_seconds(raw.timestamp?));
+    validated(Event { occurred_at: stated, ..event })
 }
 
-impl CloudEvent<'_> {
-    fn check(&self, event_type: EventType) -> Result<(), Rejected> {
-        if !self.specversion.as_str().starts_with("1.") {
-            let found = self.specversion.as_str();
-            return Err(Rejected::new("specversion", format!("found {found:?}, expected \"1.0\"")));
-        }
-        // A type usually begins with a reversed domain name and often ends with a version.
-        let key = event_type.routing_key();
-        if !self.event_type.as_str().contains(key) {
-            let found = self.event_type.as_str();
-            return Err(Rejected::new(
-                "type",
-                format!("unknown type {found:?}, expected one that contains {key:?}"),
-            ));
-        }
-        Ok(())
+fn check_encoding(encoding: Option<&str>) -> Result<(), Rejected> {
+    let found = encoding.unwrap_or_default().trim();
+    if PLAIN_ENCODINGS.iter().any(|plain| plain.eq_ignore_ascii_case(found)) {
+        return Ok(());
     }
+    let expected = format!("found {found:?}, expected none, \"identity\" or \"utf-8\"");
+    Err(Rejected::new("content_encoding", expected))
+}
+
+/// Whether the body is an envelope. Some publishers, such as Dapr, send one as `text/plain`.
+fn is_structured(content_type: Option<&str>, text: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Probe {
+        specversion: Option<serde::de::IgnoredAny>,
+    }
+    let is_declared = content_type.is_some_and(|kind| {
+        let start = kind.trim_start().get(..CLOUDEVENTS_CONTENT_TYPE.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(CLOUDEVENTS_CONTENT_TYPE))
+    });
+    let has_version = || {
+        let probed = serde_json::from_str::<Object<Probe>>(text);
+        probed.is_ok_and(|Object(probe)| probe.specversion.is_some())
+    };
+    // The search avoids a second parse of nearly every event.
+    is_declared || text.contains("\"specversion\"") && has_version()
+}
+
+fn parse_binary(
+    raw: RawEvent<'_>,
+    attributes: BinaryAttributes<'_>,
+    text: &str,
+) -> Result<Event, Rejected> {
+    let required = |name: &str, value: Option<&str>| {
+        let value = value.unwrap_or_default().trim();
+        if value.is_empty() {
+            let expected = "missing, expected an attribute of a CloudEvents event";
+            return Err(Rejected::new(format!("header {name}"), expected));
+        }
+        Ok(value.to_owned())
+    };
+    check_cloud_event(attributes.specversion, &required("type", attributes.event_type)?, raw)?;
+    let id = required("id", attributes.id)?;
+    let time = attributes.time.map(|time| {
+        DateTime::parse_from_rfc3339(time.trim()).map(|time| time.to_utc()).map_err(|error| {
+            Rejected::new("header time", format!("found {time:?}, expected RFC 3339: {error}"))
+        })
+    });
+    let event = parse_data(raw, text, "")?;
+    Ok(Event { id, occurred_at: event.occurred_at.or(time.transpose()?), ..event })
+}
+
+fn at_seconds(seconds: u64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0)
+}
+
+/// Checks what applies to the id and the time wherever they came from.
+fn validated(event: Event) -> Result<Event, Rejected> {
+    if event.id.len() > EVENT_ID_BYTES_MAX {
+        let found = event.id.len();
+        let expected = format!("{found} bytes, expected at most {EVENT_ID_BYTES_MAX}");
+        return Err(Rejected::new("event id", expected));
+    }
+    match event.occurred_at {
+        Some(time) if time.timestamp() < EARLIEST_SECONDS => Err(Rejected::new(
+            "event time",
+            format!("found {time}, expected a time since the year 2000"),
+        )),
+        _ => Ok(event),
+    }
+}
+
+fn check_cloud_event(
+    specversion: &str,
+    event_type: &str,
+    raw: RawEvent<'_>,
+) -> Result<(), Rejected> {
+    if !specversion.starts_with("1.") {
+        let expected = format!("found {specversion:?}, expected \"1.0\"");
+        return Err(Rejected::new("specversion", expected));
+    }
+    // A type usually begins with a reversed domain name and often ends with a version.
+    let key = raw.event_type.routing_key();
+    if !event_type.contains(key) {
+        return Err(Rejected::new(
+            "type",
+            format!("unknown type {event_type:?}, expected one that contains {key:?}"),
+        ));
+    }
+    Ok(())
 }
 
 fn parse_data(raw: RawEvent<'_>, text: &str, prefix: &str) -> Result<Event, Rejected> {
-    let id = |event_id: Option<Text>| match (event_id, raw.message_id) {
-        (Some(id), _) if !id.as_str().is_empty() => id.into(),
-        (_, Some(id)) if !id.is_empty() => id.to_owned(),
-        _ => body_id(raw.body).to_string(),
+    let id = |event_id: Option<Text>| {
+        let stated = event_id.and_then(Text::trimmed);
+        let of_message = || raw.message_id.map(str::trim).filter(|id| !id.is_empty());
+        stated
+            .or_else(|| of_message().map(str::to_owned))
+            .unwrap_or_else(|| body_id(raw.body).to_string())
     };
     Ok(match raw.event_type {
         EventType::Submitted => {
@@ -249,7 +372,7 @@ fn parse_data(raw: RawEvent<'_>, text: &str, prefix: &str) -> Result<Event, Reje
                 signup_id: data.signup_id,
                 customer: data.customer.0.into(),
                 details: EventDetails::Submitted {
-                    operator_id: data.operator_id.into(),
+                    operator_id: data.operator_id.trimmed(),
                     operator_name: data.operator_name.and_then(Text::non_empty),
                     attributes: data.attributes.unwrap_or_default(),
                 },
@@ -263,7 +386,7 @@ fn parse_data(raw: RawEvent<'_>, text: &str, prefix: &str) -> Result<Event, Reje
                 signup_id: data.signup_id,
                 customer: data.customer.map(|Object(customer)| customer).unwrap_or_default(),
                 details: EventDetails::Confirmed {
-                    extraction_id: data.extraction_id.and_then(Text::non_empty),
+                    extraction_id: data.extraction_id.and_then(Text::trimmed),
                     bet_slip: data.bet_slip.0,
                 },
             }

@@ -9,7 +9,7 @@ pub fn parse_never_panics_and_is_deterministic(body: &[u8]) {
     for event_type in EventType::ALL {
         for content_type in ["application/json", CLOUDEVENTS_CONTENT_TYPE] {
             let raw =
-                RawEvent { event_type, content_type: Some(content_type), message_id: None, body };
+                RawEvent { content_type: Some(content_type), ..RawEvent::new(event_type, body) };
             let result = parse(raw);
             match &result {
                 Ok(event) => assert!(!event.id.is_empty() && body.len() <= EVENT_BYTES_MAX),

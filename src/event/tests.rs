@@ -37,7 +37,7 @@ fn confirmed() -> Value {
 }
 
 fn raw(event_type: EventType, body: &[u8]) -> RawEvent<'_> {
-    RawEvent { event_type, content_type: Some("application/json"), message_id: None, body }
+    RawEvent { content_type: Some("application/json"), ..RawEvent::new(event_type, body) }
 }
 
 fn parse_submitted(body: &Value) -> Result<Event, Rejected> {
@@ -245,5 +245,149 @@ proptest! {
     #[test]
     fn any_json_is_parsed_or_rejected(value in any_json()) {
         parse_never_panics_and_is_deterministic(value.to_string().as_bytes());
+    }
+}
+
+fn id_of(raw: RawEvent<'_>) -> Result<String, Rejected> {
+    parse(raw).map(|event| event.id)
+}
+
+#[test]
+fn a_byte_order_mark_is_skipped() {
+    let body = format!("\u{feff}{}", submitted());
+    assert!(parse(raw(EventType::Submitted, body.as_bytes())).is_ok());
+    let twice = format!("\u{feff}\u{feff}{}", submitted());
+    assert!(parse(raw(EventType::Submitted, twice.as_bytes())).is_err());
+}
+
+#[test]
+fn an_encoding_other_than_none_is_rejected_by_name() {
+    let body = submitted().to_string();
+    for (encoding, is_accepted) in [
+        (None, true),
+        (Some(""), true),
+        (Some("identity"), true),
+        (Some(" UTF-8 "), true),
+        (Some("gzip"), false),
+        (Some("utf-16"), false),
+    ] {
+        let raw =
+            RawEvent { content_encoding: encoding, ..raw(EventType::Submitted, body.as_bytes()) };
+        let parsed = parse(raw);
+        assert_eq!(parsed.is_ok(), is_accepted, "{encoding:?}");
+        if let Err(rejected) = parsed {
+            assert_eq!(rejected.path, "content_encoding");
+            assert!(rejected.expected.contains(encoding.expect("named")), "{rejected}");
+        }
+    }
+}
+
+fn envelope(data: &Value) -> Value {
+    json!({ "specversion": "1.0", "id": " ce-1 ", "source": "/signups", "data": data,
+        "type": "com.example.signup.submitted.v1", "time": "2025-02-18T12:00:01Z" })
+}
+
+#[test]
+fn an_envelope_is_recognized_whatever_the_content_type_says() {
+    let body = envelope(&submitted()).to_string();
+    for content_type in [None, Some("text/plain"), Some("application/json; charset=utf-8")] {
+        let raw = RawEvent { content_type, ..raw(EventType::Submitted, body.as_bytes()) };
+        assert_eq!(id_of(raw).expect("an envelope"), "ce-1", "{content_type:?}");
+    }
+    // The word within a value makes no envelope.
+    let mut bare = submitted();
+    bare["operator_name"] = "\"specversion\"".into();
+    assert_ne!(id_of(raw(EventType::Submitted, bare.to_string().as_bytes())), Ok("ce-1".into()));
+}
+
+#[test]
+fn attributes_in_headers_make_an_event_in_binary_mode() {
+    let body = submitted().to_string();
+    let binary = BinaryAttributes {
+        specversion: "1.0",
+        id: Some("ce-2"),
+        event_type: Some("com.example.signup.submitted"),
+        time: Some("2025-02-18T12:00:01Z"),
+    };
+    let with = |binary: BinaryAttributes<'static>| {
+        parse(RawEvent { binary: Some(binary), ..raw(EventType::Submitted, body.as_bytes()) })
+    };
+    assert_eq!(with(binary).expect("an event").id, "ce-2");
+    for (broken, path) in [
+        (BinaryAttributes { id: None, ..binary }, "header id"),
+        (BinaryAttributes { event_type: None, ..binary }, "header type"),
+        (BinaryAttributes { event_type: Some("other"), ..binary }, "type"),
+        (BinaryAttributes { specversion: "0.3", ..binary }, "specversion"),
+        (BinaryAttributes { time: Some("noon"), ..binary }, "header time"),
+    ] {
+        assert_eq!(with(broken).expect_err("it is rejected").path, path);
+    }
+}
+
+#[test]
+fn the_time_is_that_of_the_event_or_the_envelope_or_the_message() {
+    let mut body = submitted();
+    body.as_object_mut().expect("an object").remove("occurred_at");
+    let time = |body: &Value, timestamp| {
+        let body = body.to_string();
+        let raw = RawEvent { timestamp, ..raw(EventType::Submitted, body.as_bytes()) };
+        parse(raw).expect("an event").occurred_at.map(|time| time.timestamp())
+    };
+    assert_eq!(time(&body, None), None);
+    assert_eq!(time(&body, Some(1_739_880_002)), Some(1_739_880_002));
+    assert_eq!(time(&envelope(&body), Some(1_739_880_002)), Some(1_739_880_001));
+    assert_eq!(time(&submitted(), Some(1_739_880_002)), Some(1_739_880_000));
+    let old = RawEvent { timestamp: Some(5), ..raw(EventType::Submitted, b"") };
+    let body = body.to_string();
+    let rejected = parse(RawEvent { body: body.as_bytes(), ..old }).expect_err("it is too old");
+    assert_eq!(rejected.path, "event time");
+}
+
+#[test]
+fn white_space_around_identifiers_and_addresses_is_removed() {
+    let mut body = submitted();
+    body["signup_id"] = format!(" {}\n", body["signup_id"].as_str().expect("a text")).into();
+    body["operator_id"] = "\top-12 ".into();
+    body["event_id"] = " e-1 ".into();
+    body["customer"]["id"] = "  ".into();
+    body["customer"]["email"] = " ann@example.com ".into();
+    let event = parse_submitted(&body).expect("an event");
+    assert_eq!(event.id, "e-1");
+    assert_eq!(event.customer.id, None, "what is blank is absent");
+    assert_eq!(event.customer.email.as_deref(), Some("ann@example.com"));
+    let EventDetails::Submitted { operator_id, .. } = event.details else { panic!("submitted") };
+    assert_eq!(operator_id, "op-12");
+    body["customer"]["email"] = " \n ".into();
+    assert!(parse_submitted(&body).is_err(), "what is blank is missing");
+}
+
+#[test]
+fn an_event_id_has_up_to_255_bytes_wherever_it_comes_from() {
+    for (bytes, is_accepted) in [(255, true), (256, false)] {
+        let id = "x".repeat(bytes);
+        let mut body = submitted();
+        body["event_id"] = id.as_str().into();
+        assert_eq!(parse_submitted(&body).is_ok(), is_accepted);
+        let mut enveloped = envelope(&submitted());
+        enveloped["id"] = id.as_str().into();
+        assert_eq!(parse_submitted(&enveloped).is_ok(), is_accepted);
+    }
+}
+
+#[test]
+fn names_below_a_reserved_one_are_reserved() {
+    for (name, is_accepted) in [
+        ("cio_subscription_preferences.topics.topic_1", false),
+        (" cio_relationships ", false),
+        ("unsubscribed", false),
+        ("anonymous_id", false),
+        ("unsubscribed.x", false),
+        ("Unsubscribed", true),
+        ("unsubscribed_at", true),
+        ("topics.unsubscribed", true),
+    ] {
+        let mut body = submitted();
+        body["attributes"] = json!({ name: true });
+        assert_eq!(parse_submitted(&body).is_ok(), is_accepted, "{name}");
     }
 }

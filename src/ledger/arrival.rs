@@ -190,12 +190,7 @@ mod tests {
             r#"{{"event_id":"{id}","signup_id":"{SIGNUP}","operator_id":"op",
                 "customer":{{"email":"a@example.com"}}}}"#
         );
-        let raw = RawEvent {
-            event_type: EventType::Submitted,
-            content_type: None,
-            message_id: None,
-            body: body.as_bytes(),
-        };
+        let raw = RawEvent::new(EventType::Submitted, body.as_bytes());
         let event = parse(raw).expect("a valid event");
         let trace = TraceContext::default();
         Arrival { source: Source::Event(Box::new(event)), redelivered: false, trace }

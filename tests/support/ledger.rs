@@ -14,12 +14,7 @@ use serde_json::Value;
 /// The arrival of a submitted event.
 pub(crate) fn arrival(event: &Value, redelivered: bool) -> Arrival {
     let body = event.to_string();
-    let raw = RawEvent {
-        event_type: EventType::Submitted,
-        content_type: None,
-        message_id: None,
-        body: body.as_bytes(),
-    };
+    let raw = RawEvent::new(EventType::Submitted, body.as_bytes());
     Arrival {
         source: Source::Event(Box::new(event::parse(raw).expect("valid"))),
         redelivered,

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     broker::{self, Acker, Connection, Delivery, MIRROR_QUEUE, Origin, WorkQueue, capped, headers},
-    event::{self, EventDetails, EventType, RawEvent, body_id},
+    event::{self, EventDetails, EventType, body_id},
     job::{AttemptId, Reason, SyncPhase, job_id},
     ledger::{self, FailedMessage, Ledger},
     runtime::{backoff::retry_forever, metrics::Metrics, shutdown::Shutdown, trace::SpanParent},
@@ -252,13 +252,7 @@ impl DeadLetter {
             [one.routing_key(), WorkQueue::Events(*one).name()].contains(&self.routing_key.as_str())
         };
         let event_type = EventType::ALL.into_iter().find(is_of_type)?;
-        let raw = RawEvent {
-            event_type,
-            content_type: delivery.content_type.as_deref(),
-            message_id: delivery.message_id.as_deref(),
-            body: &delivery.body,
-        };
-        let event = event::parse(raw).ok()?;
+        let event = event::parse(delivery.raw_event(event_type)).ok()?;
         let phase = match event.details {
             EventDetails::Submitted { .. } => SyncPhase::Initial,
             EventDetails::Confirmed { .. } => SyncPhase::Enriched,

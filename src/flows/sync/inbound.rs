@@ -9,7 +9,7 @@ use crate::{
         Acker, Delivery, JOBS_EXCHANGE, JobBody, Message, Origin, OriginalMessage, WorkQueue,
         headers,
     },
-    event::{self, EventType, RawEvent, Rejected, body_id},
+    event::{self, EventType, Rejected, body_id},
     job::{AttemptId, Job, JobMessage},
     ledger::{Arrival, Source},
     runtime::trace::{KeyValue, SpanKind, SpanParent, SpanStart, TraceContext, TraceSpan},
@@ -164,12 +164,7 @@ fn parse_event(
             format!("unknown event {found:?}, expected {:?}", expected[0]),
         ));
     }
-    event::parse(RawEvent {
-        event_type,
-        content_type: delivery.content_type.as_deref(),
-        message_id: delivery.message_id.as_deref(),
-        body: &delivery.body,
-    })
+    event::parse(delivery.raw_event(event_type))
 }
 
 fn parse_job(delivery: &Delivery) -> Result<JobMessage, Rejected> {
