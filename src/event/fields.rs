@@ -33,8 +33,8 @@ pub const NAMED_FIELDS: &[&str] = &[
     "confidence",
 ];
 
-/// Attribute names with a special meaning to Customer.io, in an identify or in an event. So has every
-/// name below one of them, such as `cio_subscription_preferences.topics.topic_1`.
+/// Attribute names with a special meaning to Customer.io, in an identify or in an event. Every name
+/// below one of them has one as well, such as `cio_subscription_preferences.topics.topic_1`.
 const RESERVED_NAMES: &[&str] = &[
     "cio_subscription_preferences",
     "cio_relationships",

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -99,6 +100,8 @@ impl Ledger {
             .collect();
         claim_jobs(&mut transaction, claim, &claims).await?;
         record_restarts(&mut transaction, &claims).await?;
+        drop(claims);
+        remember_events(&mut transaction, arrivals, &rows, &dispositions).await?;
         transaction.commit().await.map_err(Error::doing("committing claimed jobs"))?;
 
         let outcomes =
@@ -205,6 +208,8 @@ async fn upsert_signups(
         &column!(events, new => new.bet_slip(|bet_slip| bet_slip.team_bet_on.as_str())) as _,
         &column!(events, new => new.bet_slip(|bet_slip| bet_slip.odds.clone())) as _,
         &column!(events, new => new.bet_slip(|bet_slip| bet_slip.confidence)) as _,
+        &column!(events, new => new.arrival.phase().as_str()) as _,
+        &column!(events, new => new.event.id.as_str()) as _,
     )
     .execute(connection)
     .await
@@ -224,10 +229,11 @@ async fn insert_jobs(
         WITH created AS (
             INSERT INTO signup_customerio_sync_jobs (
                 id, signup_id, sync_phase, status, max_attempts, event_id, occurred_at, traceparent,
-                tracestate, claim, claimed_at, claimed_by
+                stated_at, tracestate, claim, claimed_at, claimed_by
             )
             SELECT id, signup_id, sync_phase, 'processing', $10, event_id,
-                COALESCE(occurred_at, now()), traceparent, tracestate, $9, now(), claimed_by
+                CASE WHEN is_ahead THEN now() ELSE COALESCE(occurred_at, now()) END, traceparent,
+                CASE WHEN is_ahead THEN occurred_at END, tracestate, $9, now(), claimed_by
             FROM UNNEST(
                 $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[],
                 $7::text[], $8::text[]
@@ -235,6 +241,7 @@ async fn insert_jobs(
                 id, signup_id, sync_phase, event_id, occurred_at, traceparent, tracestate,
                 claimed_by
             )
+            CROSS JOIN LATERAL (SELECT occurred_at > now() + interval '5 minutes') AS a (is_ahead)
             ORDER BY signup_id
             ON CONFLICT (signup_id, sync_phase) DO NOTHING
             RETURNING id
@@ -283,7 +290,10 @@ impl<'a> JobClaim<'a> {
                 row.error_type = None;
                 row.error_message = None;
                 row.event_id.clone_from(&event.id);
-                row.occurred_at = event.occurred_at.unwrap_or(row.now);
+                // An older event leaves the time as it is: the job sends what newer events stated.
+                let (time, stated_at) = event_time(event.occurred_at, row.now);
+                row.occurred_at = row.occurred_at.max(time);
+                row.stated_at = stated_at;
                 row.traceparent.clone_from(&arrival.trace.traceparent);
                 row.tracestate.clone_from(&arrival.trace.tracestate);
             }
@@ -314,7 +324,8 @@ async fn claim_jobs(
                 WHEN c.event_id = j.event_id THEN j.earlier_events
                 ELSE (j.event_id || j.earlier_events)[:50]
             END,
-            occurred_at = c.occurred_at, traceparent = c.traceparent, tracestate = c.tracestate,
+            occurred_at = c.occurred_at, stated_at = c.stated_at, traceparent = c.traceparent,
+            tracestate = c.tracestate,
             first_failed_at = c.first_failed_at, error_type = c.error_type,
             error_message = c.error_message,
             error_signature = CASE WHEN c.error_message IS NOT NULL THEN j.error_signature END,
@@ -323,10 +334,10 @@ async fn claim_jobs(
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[],
             $8::timestamptz[], $9::text[], $10::text[], $11::timestamptz[], $12::text[],
-            $13::text[]
+            $13::text[], $14::timestamptz[]
         ) AS c (
             id, claimed_by, run, attempt_count, manual_retry, event_id, occurred_at, traceparent,
-            tracestate, first_failed_at, error_type, error_message
+            tracestate, first_failed_at, error_type, error_message, stated_at
         )
         WHERE j.id = c.id
         "#,
@@ -343,10 +354,62 @@ async fn claim_jobs(
         &column!(claims, c => c.row.first_failed_at) as _,
         &column!(claims, c => c.row.error_type.map(ErrorType::as_str)) as _,
         &column!(claims, c => c.row.error_message.as_deref()) as _,
+        &column!(claims, c => c.row.stated_at) as _,
     )
     .execute(connection)
     .await
     .map_err(Error::doing("claiming jobs"))?;
+    Ok(())
+}
+
+/// Maximum time that the clock of a publisher may be ahead.
+const AHEAD_MAX: TimeDelta = TimeDelta::minutes(5);
+
+/// The time of an event, and the time that it stated if that is too far ahead and was replaced.
+fn event_time(
+    stated: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
+    match stated {
+        Some(time) if time > now + AHEAD_MAX => (now, Some(time)),
+        Some(time) => (time, None),
+        None => (now, None),
+    }
+}
+
+/// Records the events that wrote data for completed jobs, so that a repeat of one writes nothing.
+async fn remember_events(
+    connection: &mut PgConnection,
+    arrivals: &[Arrival],
+    rows: &[Option<JobRow>],
+    dispositions: &[Disposition],
+) -> Result<(), Error> {
+    let of_completed =
+        arrivals.iter().zip(rows).zip(dispositions).filter_map(|((arrival, row), disposition)| {
+            match (&arrival.source, row, disposition) {
+                (Source::Event(event), Some(row), Disposition::AlreadyCompleted) => {
+                    (!row.knows(&event.id)).then_some((row.id, event.id.as_str()))
+                }
+                _ => None,
+            }
+        });
+    let new: Vec<_> = of_completed.collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        UPDATE signup_customerio_sync_jobs j
+        SET earlier_events = (e.event_id || j.earlier_events)[:50]
+        FROM UNNEST($1::uuid[], $2::text[]) AS e (id, event_id)
+        WHERE j.id = e.id
+        "#,
+        &column!(new, one => one.0) as _,
+        &column!(new, one => one.1) as _,
+    )
+    .execute(connection)
+    .await
+    .map_err(Error::doing("recording the events of completed jobs"))?;
     Ok(())
 }
 

@@ -71,6 +71,8 @@ pub struct StoredJob {
     pub event_id: String,
     /// Time of that event.
     pub occurred_at: DateTime<Utc>,
+    /// The time that the event stated, if it was too far ahead and was replaced.
+    pub stated_at: Option<DateTime<Utc>>,
     /// When the job was created.
     pub created_at: DateTime<Utc>,
     /// When it last changed.
@@ -171,8 +173,8 @@ impl Ledger {
                 attempt_count, max_attempts, next_retry_at, last_attempt_at,
                 error_type AS "error_type: _", error_message, error_signature,
                 failed_reason AS reason, manual_retry, mock, contact_id, event_id, occurred_at,
-                created_at, updated_at, first_failed_at, failed_at, completed_at, dismissed_at,
-                dismissed_reason
+                stated_at, created_at, updated_at, first_failed_at, failed_at, completed_at,
+                dismissed_at, dismissed_reason
             FROM signup_customerio_sync_jobs
             WHERE id = $1
             "#,

@@ -1,6 +1,7 @@
 -- The jobs that messages are for, locked in the lock order (locks.rs).
 SELECT j.id, j.signup_id, j.sync_phase AS "sync_phase: _", j.status AS "status: _", j.run,
     j.attempt_count, j.max_attempts, j.manual_retry, j.event_id, j.earlier_events, j.occurred_at,
+    j.stated_at,
     j.created_at, j.updated_at, j.first_failed_at, j.failed_at,
     j.failed_reason, j.completed_at, j.mock, j.error_type AS "error_type: _",
     j.error_message, j.traceparent, j.tracestate, j.claim, j.claimed_by AS "claimed_by: _",

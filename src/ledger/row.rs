@@ -30,6 +30,7 @@ pub(super) struct JobRow {
     pub(super) event_id: String,
     pub(super) earlier_events: Option<Vec<String>>,
     pub(super) occurred_at: DateTime<Utc>,
+    pub(super) stated_at: Option<DateTime<Utc>>,
     pub(super) created_at: DateTime<Utc>,
     pub(super) updated_at: DateTime<Utc>,
     pub(super) first_failed_at: Option<DateTime<Utc>>,
@@ -65,6 +66,12 @@ pub(super) struct JobRow {
 }
 
 impl JobRow {
+    /// Whether an event with this id has written data for the job.
+    pub(super) fn knows(&self, event_id: &str) -> bool {
+        let mut earlier = self.earlier_events.iter().flatten();
+        self.event_id == event_id || earlier.any(|id| id == event_id)
+    }
+
     pub(super) fn snapshot(&self) -> JobSnapshot<'_> {
         JobSnapshot {
             id: self.id,

@@ -1,25 +1,39 @@
 -- The data of events, per signup. Events may arrive in any order: if two have the same field, the one
--- that happened later wins.
+-- that happened later wins. A repeat of an event writes nothing: without a time of its own, it would
+-- count as the latest. A time more than five minutes ahead is replaced by the time of arrival: it would
+-- win against every other event until it has come.
 INSERT INTO signups AS s (
     id, operator_id, operator_name, customer_id, email, first_name, last_name, phone, state,
     attributes, customer_as_of, submitted_at, extraction_id, bet_amount, team_bet_on, odds,
     confidence, confirmed_at
 )
-SELECT id, operator_id, operator_name, customer_id, email, first_name, last_name, phone, state,
+SELECT e.id, operator_id, operator_name, customer_id, email, first_name, last_name, phone, state,
     COALESCE(attributes, '{}'),
-    CASE WHEN of_customer THEN COALESCE(occurred_at, now()) END,
-    CASE WHEN bet_amount IS NULL THEN COALESCE(occurred_at, now()) END,
+    CASE WHEN of_customer THEN at.time END,
+    CASE WHEN bet_amount IS NULL THEN at.time END,
     extraction_id, bet_amount, team_bet_on, odds, confidence,
-    CASE WHEN bet_amount IS NOT NULL THEN COALESCE(occurred_at, now()) END
+    CASE WHEN bet_amount IS NOT NULL THEN at.time END
 FROM UNNEST(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
     $8::text[], $9::text[], $10::jsonb[], $11::bool[], $12::timestamptz[], $13::text[],
-    $14::float8[], $15::text[], $16::jsonb[], $17::float8[]
+    $14::float8[], $15::text[], $16::jsonb[], $17::float8[], $18::text[], $19::text[]
 ) AS e (
     id, operator_id, operator_name, customer_id, email, first_name, last_name, phone, state,
     attributes, of_customer, occurred_at, extraction_id, bet_amount, team_bet_on, odds,
-    confidence
+    confidence, sync_phase, event_id
 )
+CROSS JOIN LATERAL (
+    SELECT CASE
+        WHEN e.occurred_at <= now() + interval '5 minutes' THEN e.occurred_at
+        ELSE now()
+    END AS time
+) AS at
+LEFT JOIN signup_customerio_sync_jobs j
+    ON j.signup_id = e.id AND j.sync_phase = e.sync_phase
+WHERE j.id IS NULL
+    OR (j.event_id <> e.event_id AND e.event_id <> ALL (COALESCE(j.earlier_events, '{}')))
+-- The lock order (locks.rs), which the join may have changed.
+ORDER BY e.id
 ON CONFLICT (id) DO UPDATE SET
     (
         operator_id, operator_name, customer_id, email, first_name, last_name, phone, state,

@@ -17,6 +17,7 @@ mod contracts;
 mod crashes;
 mod doctor;
 mod environment;
+mod event_time;
 mod failures;
 mod feed;
 mod integrity;

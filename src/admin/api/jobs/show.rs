@@ -86,6 +86,9 @@ struct JobView {
     /// The event that created or last restarted it.
     event_id: String,
     occurred_at: DateTime<Utc>,
+    /// The time that the event stated, if it was more than five minutes ahead. The time of its
+    /// arrival, `occurredAt`, has replaced it.
+    stated_at: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
     first_failed_at: Option<DateTime<Utc>>,
@@ -245,6 +248,7 @@ fn job_view(job: StoredJob, masked: bool) -> JobView {
         contact_id: contact(job.contact_id, masked),
         event_id: job.event_id,
         occurred_at: job.occurred_at,
+        stated_at: job.stated_at,
         created_at: job.created_at,
         updated_at: job.updated_at,
         first_failed_at: job.first_failed_at,
