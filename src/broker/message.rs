@@ -24,8 +24,6 @@ use crate::{
 pub struct Message {
     pub(super) exchange: String,
     pub(super) routing_key: String,
-    /// Whether RabbitMQ returns the message if it is unroutable.
-    pub(super) mandatory: bool,
     pub(super) destination: Destination,
     /// Empty if there is none.
     pub(super) message_id: String,
@@ -137,9 +135,6 @@ impl Message {
         Self {
             exchange: EVENTS_EXCHANGE.to_owned(),
             routing_key: routing_key.to_owned(),
-            // The topology is applied first, so a queue exists. Pipelining on one channel is many
-            // times faster.
-            mandatory: false,
             destination: Destination::Event,
             message_id: Uuid::now_v7().to_string(),
             content_type: Some(content_type.unwrap_or(JSON).to_owned()),
@@ -154,7 +149,6 @@ impl Message {
         Self {
             exchange: tier_queue(tier),
             routing_key: String::new(),
-            mandatory: true,
             destination: Destination::Tier,
             message_id: job.attempt_id().to_string(),
             content_type: Some(JSON.to_owned()),
@@ -175,7 +169,6 @@ impl Message {
         Self {
             exchange: FAILED_EXCHANGE.to_owned(),
             routing_key: String::new(),
-            mandatory: true,
             destination: Destination::FailureQueue,
             message_id: format!("{}:failed", job.attempt_id()),
             content_type: Some(JSON.to_owned()),
@@ -190,7 +183,6 @@ impl Message {
         Self {
             exchange: JOBS_EXCHANGE.to_owned(),
             routing_key: String::new(),
-            mandatory: true,
             destination: Destination::JobsQueue,
             message_id: job.attempt_id().to_string(),
             content_type: Some(JSON.to_owned()),
@@ -214,7 +206,6 @@ impl Message {
         Self {
             exchange: DEFAULT_EXCHANGE.to_owned(),
             routing_key: queue.name().to_owned(),
-            mandatory: true,
             destination: Destination::Replay,
             message_id: original.message_id.unwrap_or_default().to_owned(),
             content_type: original.content_type.map(str::to_owned),
@@ -245,7 +236,6 @@ impl Message {
         Self {
             exchange: DEFAULT_EXCHANGE.to_owned(),
             routing_key: FAILED_QUEUE.to_owned(),
-            mandatory: true,
             destination: Destination::FailureQueue,
             message_id: parked.message_id.to_owned(),
             content_type: parked.content_type.map(str::to_owned),
@@ -267,7 +257,6 @@ impl Message {
         Self {
             exchange: FAILED_EXCHANGE.to_owned(),
             routing_key: String::new(),
-            mandatory: true,
             destination: Destination::FailureQueue,
             message_id: format!("unprocessable:{id}"),
             content_type: original.content_type.map(str::to_owned),
@@ -297,7 +286,6 @@ impl Message {
         Some(Self {
             exchange: UPDATES_EXCHANGE.to_owned(),
             routing_key: outcome.as_str().to_owned(),
-            mandatory: false,
             destination: Destination::Outcome,
             message_id,
             content_type: Some(JSON.to_owned()),

@@ -3,7 +3,8 @@
 //!
 //! A mandatory message has a channel of its own until it is confirmed. lapin can attach a returned
 //! message to the wrong confirm when mandatory publishes are pipelined on one channel, and an
-//! unroutable message would count as published. Outcomes are not mandatory and share one channel.
+//! unroutable message would count as published. Outcomes, which are not mandatory, and events, of
+//! which any return ends the command that publishes them, share one channel.
 
 use std::{
     pin::pin,
@@ -23,7 +24,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Config, Connection, Error, Message, headers, spans, while_connected::request};
+use super::{
+    Config, Connection, Error, Message, headers, message::Destination, spans,
+    while_connected::request,
+};
 use crate::runtime::{
     backoff::Backoff,
     metrics::{GaugeGuard, Metrics},
@@ -46,7 +50,7 @@ struct PublisherShared {
     /// One permit per channel.
     permits: Semaphore,
     idle: Mutex<Vec<Channel>>,
-    /// The channel for messages that are not mandatory.
+    /// The channel for outcomes and events.
     shared: RwLock<Option<Channel>>,
     /// Number of messages whose confirm is overdue.
     overdue: AtomicUsize,
@@ -69,12 +73,21 @@ text_enum! {
 /// Why a publish was not confirmed.
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
-    #[error("it is unroutable: {0}")]
-    Returned(String),
+    #[error(transparent)]
+    Returned(Unroutable),
     #[error("RabbitMQ refused it")]
     Nacked,
     #[error("it is unknown whether it arrived: {0}")]
     Lost(#[from] Error),
+}
+
+/// RabbitMQ returned a mandatory message, because its exchange routes it to no queue
+/// (<https://www.rabbitmq.com/docs/publishers#unroutable>).
+#[derive(Debug, thiserror::Error)]
+#[error("exchange {exchange} routes the routing key `{routing_key}` to no queue")]
+pub struct Unroutable {
+    exchange: String,
+    routing_key: String,
 }
 
 impl PublishError {
@@ -100,9 +113,22 @@ impl Publisher {
         }))
     }
 
-    /// Publishes `message`, and retries until RabbitMQ confirms it. A repeat has the same
-    /// `message_id`.
+    /// Publishes `message`, and retries until RabbitMQ confirms it. An unroutable message is
+    /// published again after the topology has been applied. A repeat has the same `message_id`.
     pub async fn publish(&self, message: &Message) {
+        let mut backoff = Backoff::default();
+        while self.publish_routable(message).await.is_err() {
+            backoff.wait().await;
+            if let Err(error) = self.0.connection.apply_topology().await {
+                tracing::warn!(%error, "applying the topology again failed");
+            }
+        }
+    }
+
+    /// Publishes `message`, and retries until RabbitMQ confirms it or returns it as unroutable. A
+    /// repeat has the same `message_id`. Of several events in flight, one may get the error of
+    /// another.
+    pub async fn publish_routable(&self, message: &Message) -> Result<(), Unroutable> {
         let mut backoff = Backoff::default();
         loop {
             let published = self.send(message).await;
@@ -113,19 +139,17 @@ impl Publisher {
                 .publishes
                 .with_label_values(&[message.destination.as_str(), result.as_str()])
                 .inc();
-            let Err(error) = published else { return };
+            let Err(error) = published else { return Ok(()) };
             tracing::warn!(
                 %error,
                 message_id = message.message_id,
                 exchange = message.exchange,
-                "publishing a message failed, retrying"
+                "publishing a message failed"
             );
-            backoff.wait().await;
-            if matches!(error, PublishError::Returned(_))
-                && let Err(error) = self.0.connection.apply_topology().await
-            {
-                tracing::warn!(%error, "applying the topology again failed");
+            if let PublishError::Returned(unroutable) = error {
+                return Err(unroutable);
             }
+            backoff.wait().await;
         }
     }
 
@@ -134,10 +158,11 @@ impl Publisher {
         let span = spans::send(message, self.0.connection.server());
         let trace = span.outgoing(&message.trace);
         let published = self.warn_when_overdue(message, async {
-            if message.mandatory {
-                self.publish_mandatory(message, &trace).await
-            } else {
-                self.publish_shared(message, &trace).await
+            match message.destination {
+                Destination::Event | Destination::Outcome => {
+                    self.publish_shared(message, &trace).await
+                }
+                _ => self.publish_alone(message, &trace).await,
             }
         });
         let published = published.await;
@@ -180,7 +205,7 @@ impl Publisher {
         published.await
     }
 
-    async fn publish_mandatory(
+    async fn publish_alone(
         &self,
         message: &Message,
         trace: &TraceContext,
@@ -254,7 +279,9 @@ async fn publish(
     message: &Message,
     trace: &TraceContext,
 ) -> Result<(), PublishError> {
-    let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
+    // Nobody need listen to outcomes.
+    let mandatory = message.destination != Destination::Outcome;
+    let options = BasicPublishOptions { mandatory, ..Default::default() };
     let published = channel.basic_publish(
         message.exchange.as_str().into(),
         message.routing_key.as_str().into(),
@@ -266,9 +293,10 @@ async fn publish(
     match request(channel, "waiting for a publisher confirm", confirm).await? {
         Confirmation::Ack(None) => Ok(()),
         // RabbitMQ also acknowledges an unroutable message, after returning it.
-        Confirmation::Ack(Some(returned)) => {
-            Err(PublishError::Returned(returned.reply_text.to_string()))
-        }
+        Confirmation::Ack(Some(returned)) => Err(PublishError::Returned(Unroutable {
+            exchange: returned.exchange.to_string(),
+            routing_key: returned.routing_key.to_string(),
+        })),
         Confirmation::Nack(_) => Err(PublishError::Nacked),
         Confirmation::NotRequested => unreachable!("confirms are enabled on every channel"),
     }

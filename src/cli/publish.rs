@@ -143,8 +143,11 @@ async fn publish_all(
         event
     });
     let published = published.map(|event| async move {
-        publisher.publish(&event?).await;
-        Ok::<_, Error>(())
+        publisher.publish_routable(&event?).await.map_err(|unroutable| {
+            Error::Other(format!(
+                "{unroutable}: the event was not stored, and the events after it may be unpublished"
+            ))
+        })
     });
     let mut published = std::pin::pin!(published.buffer_unordered(MAX_UNCONFIRMED_PUBLISHES));
     let mut count = 0;

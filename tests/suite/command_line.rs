@@ -141,6 +141,21 @@ async fn publish_names_the_line_that_is_not_an_event() {
     assert!(stderr(&output).contains("line 2: expected a JSON object"), "{}", stderr(&output));
 }
 
+#[tokio::test]
+async fn publish_fails_for_an_event_that_no_queue_takes() {
+    let world = World::new().await;
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    for _ in 0..20 {
+        writeln!(file, "{}", submitted(Uuid::new_v4())).expect("written");
+    }
+    let settings = [("AMQP_URL", world.amqp_url.as_str())];
+    let path = file.path().to_str().expect("a path");
+    let output = run(&settings, &["publish", "--routing-key", "signup.abandoned", path]);
+    assert_eq!(output.status.code(), Some(1));
+    let expected = "exchange signup.events routes the routing key `signup.abandoned` to no queue";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+}
+
 /// An operator's token and a viewer's.
 const TOKENS: &str = "ann:operator:the-s3cret-of-ann,vera:viewer:the-s3cret-of-vera";
 
