@@ -35,7 +35,7 @@ pub const NAMED_FIELDS: &[&str] = &[
 
 /// Attribute names with a special meaning to Customer.io, in an identify or in an event. Every name
 /// below one of them has one as well, such as `cio_subscription_preferences.topics.topic_1`.
-const RESERVED_NAMES: &[&str] = &[
+pub(super) const RESERVED_NAMES: &[&str] = &[
     "cio_subscription_preferences",
     "cio_relationships",
     "_update",

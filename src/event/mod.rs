@@ -166,10 +166,11 @@ impl Rejected {
 /// A person signed up.
 #[derive(Deserialize, ToSchema)]
 struct Submitted {
-    /// Unique id of the event. Default: the message's id, else a hash of the body.
+    /// Unique id of the event, at most 255 bytes. Default: the message's id, else a hash of the
+    /// body.
     #[schema(value_type = Option<String>)]
     event_id: Option<Text>,
-    /// Time of the event. Default: the time of arrival.
+    /// Time of the event. Default: the AMQP timestamp, else the time of arrival.
     occurred_at: Option<DateTime<Utc>>,
     #[serde(deserialize_with = "fields::trimmed_uuid")]
     signup_id: Uuid,
@@ -191,10 +192,11 @@ struct Submitted {
 /// The bet slip of an upload was read and confirmed.
 #[derive(Deserialize, ToSchema)]
 struct Confirmed {
-    /// Unique id of the event. Default: the message's id, else a hash of the body.
+    /// Unique id of the event, at most 255 bytes. Default: the message's id, else a hash of the
+    /// body.
     #[schema(value_type = Option<String>)]
     event_id: Option<Text>,
-    /// Time of the event. Default: the time of arrival.
+    /// Time of the event. Default: the AMQP timestamp, else the time of arrival.
     occurred_at: Option<DateTime<Utc>>,
     #[serde(deserialize_with = "fields::trimmed_uuid")]
     signup_id: Uuid,

@@ -391,3 +391,30 @@ fn names_below_a_reserved_one_are_reserved() {
         assert_eq!(parse_submitted(&body).is_ok(), is_accepted, "{name}");
     }
 }
+
+const PUBLISHING: &str = include_str!("../../docs/publishing.md");
+
+#[test]
+fn the_documented_events_are_valid() {
+    let blocks = PUBLISHING.split("```json\n").skip(1);
+    let bodies: Vec<_> = blocks.filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(bodies.len(), EventType::ALL.len());
+    for (event_type, body) in EventType::ALL.into_iter().zip(bodies) {
+        parse(RawEvent::new(event_type, body.as_bytes())).expect("valid");
+    }
+}
+
+#[test]
+fn the_documented_names_of_attributes_are_those_of_the_parser() {
+    let section = PUBLISHING.split("## Names of attributes").nth(1).expect("a section");
+    let section = section.split("\n## ").next().expect("a section");
+    let documented: Vec<_> = section.split('`').skip(1).step_by(2).collect();
+    let mut known = [NAMED_FIELDS, fields::RESERVED_NAMES].concat();
+    known.extend(["attributes", "cio_subscription_preferences.topics.x"]);
+    for name in &known {
+        assert!(documented.contains(name), "{name} is not documented");
+    }
+    for name in documented {
+        assert!(known.contains(&name), "{name} is documented and unknown");
+    }
+}

@@ -177,10 +177,18 @@ fn messages() -> Value {
             "contentType": JSON,
             "payload": payload(schema),
             "description": format!(
-                "Bare, or in the field `data` of a CloudEvents 1.0 event \
-                    ({CLOUDEVENTS_CONTENT_TYPE}). At most {} KiB.",
-                event::EVENT_BYTES_MAX / 1024
+                "Bare, or a CloudEvents 1.0 event: structured, with the event in the field `data` \
+                    ({CLOUDEVENTS_CONTENT_TYPE}, or any content type), or binary, with the \
+                    attributes in headers that begin with `cloudEvents:` or `cloudEvents_`. At \
+                    most {} KiB of UTF-8; a content encoding other than `identity` and `utf-8` is \
+                    rejected. The id, at most {} bytes, is the first of CloudEvents `id`, \
+                    `event_id`, `message_id` and a hash of the body. The time is the first of \
+                    `occurred_at`, CloudEvents `time`, the AMQP timestamp and the time of arrival.",
+                event::EVENT_BYTES_MAX / 1024,
+                event::EVENT_ID_BYTES_MAX,
             ),
+            "headers": { "type": "object", "properties": event_headers() },
+            "bindings": { "amqp": { "contentEncoding": "utf-8" } },
         })
     };
     let mut of_job = job_headers();
@@ -209,6 +217,14 @@ fn messages() -> Value {
         "notice": { "contentType": JSON, "payload": payload("Notice") },
         "missed": { "contentType": JSON, "payload": payload("MissedFrames") },
     })
+}
+
+/// The headers of an event that the service reads.
+fn event_headers() -> Map<String, Value> {
+    let [prefix, _] = headers::CLOUD_EVENTS_PREFIXES;
+    let attributes = ["specversion", "id", "type", "time"].map(|name| format!("{prefix}{name}"));
+    let names = [headers::TRACEPARENT, headers::TRACESTATE].map(str::to_owned);
+    attributes.into_iter().chain(names).map(|name| (name, json!({ "type": "string" }))).collect()
 }
 
 /// The headers of every message of the failure queue.
