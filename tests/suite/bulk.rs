@@ -372,7 +372,7 @@ async fn live_traffic_goes_before_bulk_retries_at_the_rate_limit() {
     .await;
     let waiting = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'";
     wait_for("jobs to wait for the rate limit", || async {
-        (world.count(waiting).await > 80).then_some(())
+        (world.count(waiting).await > 40).then_some(())
     })
     .await;
     let bulk =
