@@ -33,7 +33,7 @@ use crate::runtime::tls;
 /// Maximum time to wait for an address, if the host has others.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum size of a frame, in bytes. It is RabbitMQ's default.
-const FRAME_BYTES_MAX: u32 = 131_072;
+pub(super) const FRAME_BYTES_MAX: u32 = 131_072;
 const EXPECTED: &str = "expected amqp://user:password@host:5672/vhost, or amqps://";
 
 /// The server, the credentials and the certificates.

@@ -20,6 +20,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Connection, Error, HeaderMap, headers,
+    message::MessageProperties,
     quarantine::{belongs_in_quarantine, move_to_quarantine},
     spans::{self, ServerAddress},
     while_connected::{request, while_connected},
@@ -83,6 +84,11 @@ impl Acker {
     /// When the message was delivered.
     pub fn delivered_at(&self) -> Instant {
         self.delivered_at
+    }
+
+    /// What the message that parks this one keeps of its properties.
+    pub fn properties(&self) -> MessageProperties {
+        MessageProperties::kept(&self.delivery.properties)
     }
 
     /// Acknowledges the message. Call it only after everything that must follow is committed and

@@ -1,6 +1,7 @@
 //! The messages that this service publishes, built from what the ledger recorded.
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use lapin::{BasicProperties, types::ShortString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -11,6 +12,7 @@ use super::{
         DEFAULT_EXCHANGE, EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE,
         UPDATES_EXCHANGE, WorkQueue, headers, tier_queue,
     },
+    original,
 };
 use crate::{
     event::Rejected,
@@ -28,6 +30,8 @@ pub struct Message {
     /// Empty if there is none.
     pub(super) message_id: String,
     pub(super) content_type: Option<String>,
+    /// The properties and headers of the message that it parks or replays.
+    pub(super) original: BasicProperties,
     pub(super) headers: Headers,
     /// The context that it carries if traces are not exported. Otherwise it carries the context of
     /// the span that publishes it.
@@ -90,16 +94,41 @@ impl<'a> Origin<'a> {
 }
 
 /// The parts of an unprocessable message that are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OriginalMessage<'a> {
     /// Its `message_id`.
     pub message_id: Option<&'a str>,
-    /// Its `content_type`.
-    pub content_type: Option<&'a str>,
+    /// Its properties.
+    pub properties: MessageProperties,
     /// Its trace context.
     pub trace: TraceContext,
     /// Its body.
     pub body: Vec<u8>,
+}
+
+/// The properties and headers of a message of a publisher.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MessageProperties(BasicProperties);
+
+impl MessageProperties {
+    /// Those that the message that parks it keeps.
+    pub(super) fn kept(from: &BasicProperties) -> Self {
+        Self(original::kept(from))
+    }
+
+    /// Those of a stored message: the headers are a JSON object.
+    pub fn restored(headers: &serde_json::Value, content_type: Option<&str>) -> Self {
+        let properties = original::restored(headers);
+        Self(match content_type {
+            Some(content_type) => properties.with_content_type(short(content_type)),
+            None => properties,
+        })
+    }
+}
+
+/// Truncates to the 255 bytes of an AMQP short string.
+pub(super) fn short(text: &str) -> ShortString {
+    text[..text.floor_char_boundary(255)].into()
 }
 
 /// A failure to park again.
@@ -138,6 +167,7 @@ impl Message {
             destination: Destination::Event,
             message_id: Uuid::now_v7().to_string(),
             content_type: Some(content_type.unwrap_or(JSON).to_owned()),
+            original: BasicProperties::default(),
             headers: Headers::default(),
             trace: TraceContext::default(),
             body,
@@ -152,6 +182,7 @@ impl Message {
             destination: Destination::Tier,
             message_id: job.attempt_id().to_string(),
             content_type: Some(JSON.to_owned()),
+            original: BasicProperties::default(),
             headers: job_headers(job, failure),
             trace: job.trace_context(),
             body: job_body(job),
@@ -172,6 +203,7 @@ impl Message {
             destination: Destination::FailureQueue,
             message_id: format!("{}:failed", job.attempt_id()),
             content_type: Some(JSON.to_owned()),
+            original: BasicProperties::default(),
             headers: failure_headers(job_headers(job, Some(failure)), reason, at, origin),
             trace: job.trace_context(),
             body: job_body(job),
@@ -186,6 +218,7 @@ impl Message {
             destination: Destination::JobsQueue,
             message_id: job.attempt_id().to_string(),
             content_type: Some(JSON.to_owned()),
+            original: BasicProperties::default(),
             headers: job_headers(job, None),
             trace: job.trace_context(),
             body: job_body(job),
@@ -208,7 +241,8 @@ impl Message {
             routing_key: queue.name().to_owned(),
             destination: Destination::Replay,
             message_id: original.message_id.unwrap_or_default().to_owned(),
-            content_type: original.content_type.map(str::to_owned),
+            content_type: None,
+            original: original.properties.0,
             headers: Headers::default()
                 .text(headers::REPLAY_OF, failure_id.to_string())
                 .text(headers::ORIGINAL_EXCHANGE, origin.exchange)
@@ -238,7 +272,8 @@ impl Message {
             routing_key: FAILED_QUEUE.to_owned(),
             destination: Destination::FailureQueue,
             message_id: parked.message_id.to_owned(),
-            content_type: parked.content_type.map(str::to_owned),
+            content_type: None,
+            original: MessageProperties::restored(parked.headers, parked.content_type).0,
             headers: failure_headers(fields, parked.reason, parked.failed_at, parked.origin),
             trace: TraceContext::new(text(headers::TRACEPARENT), text(headers::TRACESTATE)),
             body: parked.body.to_vec(),
@@ -259,7 +294,8 @@ impl Message {
             routing_key: String::new(),
             destination: Destination::FailureQueue,
             message_id: format!("unprocessable:{id}"),
-            content_type: original.content_type.map(str::to_owned),
+            content_type: None,
+            original: original.properties.0,
             headers: failure_headers(
                 Headers::default()
                     .text(headers::ERROR_MESSAGE, why.to_string())
@@ -289,6 +325,7 @@ impl Message {
             destination: Destination::Outcome,
             message_id,
             content_type: Some(JSON.to_owned()),
+            original: BasicProperties::default(),
             headers: Headers::default(),
             trace: report.job.trace_context(),
             body: serde_json::to_vec(&body).expect("an outcome is JSON"),

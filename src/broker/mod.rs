@@ -13,6 +13,7 @@ mod header_map;
 mod management;
 mod message;
 mod names;
+mod original;
 mod publisher;
 mod quarantine;
 mod queue_monitor;
@@ -42,8 +43,8 @@ pub use diagnose::{check, detail, fix};
 pub use header_map::{HeaderMap, capped};
 pub use management::check as check_management;
 pub use message::{
-    Destination, JobBody, Message, Origin, OriginalMessage, OutcomeBody, OutcomeType,
-    ReparkedMessage,
+    Destination, JobBody, Message, MessageProperties, Origin, OriginalMessage, OutcomeBody,
+    OutcomeType, ReparkedMessage,
 };
 pub use names::{
     EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, QUARANTINE_QUEUE,

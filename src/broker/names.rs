@@ -129,6 +129,10 @@ pub mod headers {
     pub const ORIGINAL_QUEUE: &str = "x-original-queue";
     /// The `message_id` of an unprocessable message.
     pub const ORIGINAL_MESSAGE_ID: &str = "x-original-message-id";
+    /// The `content_encoding` of a message that can be replayed.
+    pub const ORIGINAL_CONTENT_ENCODING: &str = "x-original-content-encoding";
+    /// The `timestamp` of a message that can be replayed, in seconds since 1970.
+    pub const ORIGINAL_TIMESTAMP: &str = "x-original-timestamp";
     /// Id of the failure that this message replays.
     pub const REPLAY_OF: &str = "x-replay-of";
     /// W3C trace context (<https://www.w3.org/TR/trace-context/>).
@@ -148,8 +152,14 @@ pub mod headers {
     /// (`amqp-protocol-binding.md`, section 3.1.3.1).
     pub const CLOUD_EVENTS_PREFIXES: [&str; 2] = ["cloudEvents:", "cloudEvents_"];
 
+    /// Whether brokers add a header with this name.
+    pub(crate) fn is_of_broker(name: &str) -> bool {
+        [DELIVERY_COUNT, DEATH, "x-acquired-count"].contains(&name)
+            || ["x-first-death-", "x-last-death-"].iter().any(|start| name.starts_with(start))
+    }
+
     /// All of them. Other headers are the publisher's.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 22] = [
         JOB_ID,
         SIGNUP_ID,
         SYNC_PHASE,
@@ -164,6 +174,8 @@ pub mod headers {
         ORIGINAL_ROUTING_KEY,
         ORIGINAL_QUEUE,
         ORIGINAL_MESSAGE_ID,
+        ORIGINAL_CONTENT_ENCODING,
+        ORIGINAL_TIMESTAMP,
         REPLAY_OF,
         TRACEPARENT,
         TRACESTATE,

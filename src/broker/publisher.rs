@@ -25,7 +25,10 @@ use tokio::{
 };
 
 use super::{
-    Config, Connection, Error, Message, headers, message::Destination, spans,
+    Config, Connection, Error, Message, headers,
+    message::{Destination, short},
+    original::merged,
+    spans,
     while_connected::request,
 };
 use crate::runtime::{
@@ -304,15 +307,18 @@ async fn publish(
 
 fn properties(message: &Message, trace: &TraceContext) -> BasicProperties {
     const PERSISTENT: u8 = 2;
-    let headers = message
+    let ours = message
         .headers
         .clone()
         .optional(headers::TRACEPARENT, trace.traceparent.as_deref())
         .optional(headers::TRACESTATE, trace.tracestate.as_deref());
-    let properties = BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_app_id("customerio-sync".into())
-        .with_headers(headers.0);
+    let original = message.original.clone();
+    let properties = match original.app_id() {
+        Some(_) => original,
+        None => original.with_app_id("customerio-sync".into()),
+    };
+    let headers = merged(message.original.headers().as_ref(), ours.0);
+    let properties = properties.with_delivery_mode(PERSISTENT).with_headers(headers);
     let properties = match message.message_id.as_str() {
         "" => properties,
         id => properties.with_message_id(short(id)),
@@ -321,9 +327,4 @@ fn properties(message: &Message, trace: &TraceContext) -> BasicProperties {
         Some(content_type) => properties.with_content_type(short(content_type)),
         None => properties,
     }
-}
-
-/// Truncates to the 255 bytes of an AMQP short string.
-fn short(text: &str) -> lapin::types::ShortString {
-    text[..text.floor_char_boundary(255)].into()
 }

@@ -10,12 +10,13 @@ use lapin::{
     BasicProperties, Channel,
     message::Delivery,
     options::{BasicAckOptions, BasicPublishOptions, ConfirmSelectOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, FieldTable},
 };
 
 use super::{
     Error,
     names::{MIRROR_QUEUE, QUARANTINE_QUEUE, headers},
+    original::{harmless_name, inert_properties},
     while_connected::request,
 };
 
@@ -72,42 +73,20 @@ pub(super) async fn move_to_quarantine(
     Ok(())
 }
 
-/// The properties of a delivery without those that RabbitMQ checks or acts upon.
+/// The properties of a delivery without `user_id` and `expiration`, which RabbitMQ acts upon.
 fn properties(queue: &str, delivery: &Delivery) -> BasicProperties {
-    let mut properties = BasicProperties::default();
     let from = &delivery.properties;
     let mut headers = FieldTable::default();
     for (key, value) in from.headers().iter().flat_map(FieldTable::inner) {
         // RabbitMQ adds it to each delivery.
         if key.as_str() != headers::DELIVERY_COUNT {
-            headers.insert(key.clone(), value.clone());
+            headers.insert(harmless_name(key), value.clone());
         }
     }
     headers.insert(headers::ORIGINAL_QUEUE.into(), AMQPValue::LongString(queue.into()));
-    properties = properties.with_headers(headers);
-    type With = fn(BasicProperties, ShortString) -> BasicProperties;
-    let texts: [(&Option<ShortString>, With); 7] = [
-        (from.content_type(), BasicProperties::with_content_type),
-        (from.content_encoding(), BasicProperties::with_content_encoding),
-        (from.correlation_id(), BasicProperties::with_correlation_id),
-        (from.reply_to(), BasicProperties::with_reply_to),
-        (from.message_id(), BasicProperties::with_message_id),
-        (from.kind(), BasicProperties::with_type),
-        (from.app_id(), BasicProperties::with_app_id),
-    ];
-    for (text, with) in texts {
-        if let Some(text) = text {
-            properties = with(properties, text.clone());
-        }
+    let properties = inert_properties(from).with_headers(headers);
+    match from.reply_to() {
+        Some(reply_to) => properties.with_reply_to(reply_to.clone()),
+        None => properties,
     }
-    if let Some(mode) = from.delivery_mode() {
-        properties = properties.with_delivery_mode(*mode);
-    }
-    if let Some(priority) = from.priority() {
-        properties = properties.with_priority(*priority);
-    }
-    if let Some(timestamp) = from.timestamp() {
-        properties = properties.with_timestamp(*timestamp);
-    }
-    properties
 }

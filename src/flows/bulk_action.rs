@@ -7,7 +7,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use crate::{
-    broker::{Message, Origin, OriginalMessage, Publisher, WorkQueue, headers},
+    broker::{Message, MessageProperties, Origin, OriginalMessage, Publisher, WorkQueue, headers},
     ledger::{self, BulkActionStep, Ledger, MessageSource, OpenMessage, ReplayLimits, ReplayStep},
     runtime::{backoff::Backoff, shutdown::Shutdown, trace::TraceContext},
 };
@@ -50,7 +50,7 @@ pub fn replay_of(message: OpenMessage) -> Option<(WorkQueue, Message)> {
     let original = OriginalMessage {
         message_id: header(headers::ORIGINAL_MESSAGE_ID),
         trace: TraceContext::new(header(headers::TRACEPARENT), header(headers::TRACESTATE)),
-        content_type: message.content_type.as_deref(),
+        properties: MessageProperties::restored(&message.headers, message.content_type.as_deref()),
         body: message.body,
     };
     Some((queue, Message::replay(message.id, queue, origin, original)))

@@ -26,6 +26,7 @@ mod ledger;
 mod metrics;
 mod migrations;
 mod mock_mode;
+mod original_properties;
 mod outage;
 mod page;
 mod permissions;

@@ -21,6 +21,11 @@ async fn crash_at_the_head(world: &World, queue: &str) {
     channel.close(200, "crashed".into()).await.expect("closed");
 }
 
+/// A `bytea` as PostgreSQL writes it into JSON, without the `\x`.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 async fn park(world: &World, id: &str) {
     let mut headers = FieldTable::default();
     headers.insert("x-team".into(), AMQPValue::LongString("payments".into()));
@@ -44,7 +49,8 @@ async fn a_message_that_ends_its_consumers_is_moved_to_the_quarantine() {
     park(&world, "neighbour").await;
     let app = world.start().await;
     let failures = world.wait_for_failures(1).await;
-    assert_eq!(failures[0]["message_id"], "neighbour", "{failures:?}");
+    let neighbour = format!("\\x{}", hex(b"neighbour"));
+    assert_eq!(failures[0]["body"], neighbour, "{failures:?}");
     world.wait_for_depth(QUARANTINE, 1).await;
     let stats = world.read(&app, "/stats").await;
     let queues = stats["queues"].as_array().expect("queues").clone();

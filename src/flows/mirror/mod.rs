@@ -157,6 +157,19 @@ fn read(delivery: Delivery) -> (FailedMessage, Acker) {
         },
     };
     let mut all_headers = delivery.headers.into_json();
+    if message.attempt_id.is_none() {
+        // A replay restores them.
+        let encoding = delivery.content_encoding.map(Value::from);
+        let timestamp = delivery.timestamp.map(Value::from);
+        for (name, value) in [
+            (headers::ORIGINAL_CONTENT_ENCODING, encoding),
+            (headers::ORIGINAL_TIMESTAMP, timestamp),
+        ] {
+            if let Some(value) = value {
+                all_headers[name] = value;
+            }
+        }
+    }
     if let Some(id) = original_id.filter(|_| message.attempt_id.is_none()) {
         // It is an event. A replay gives the message its id again.
         all_headers[headers::ORIGINAL_MESSAGE_ID] = id.into();

@@ -31,7 +31,6 @@ pub(super) struct Envelope {
     /// The routing key that belongs to `exchange`.
     routing_key: String,
     message_id: Option<String>,
-    content_type: Option<String>,
     body: Vec<u8>,
     /// Id of the failure that this message replays.
     replay_of: Option<String>,
@@ -63,14 +62,13 @@ impl InboundMessage {
         let origin =
             Origin::of_delivery(&delivery.exchange, &delivery.routing_key, &delivery.headers);
         let (exchange, routing_key) = (origin.exchange.to_owned(), origin.routing_key.to_owned());
-        let Delivery { message_id, content_type, body, acker, .. } = delivery;
+        let Delivery { message_id, body, acker, .. } = delivery;
         let acker = Some(acker);
         Self {
             envelope: Envelope {
                 exchange,
                 routing_key,
                 message_id,
-                content_type,
                 body,
                 replay_of,
                 trace,
@@ -95,7 +93,6 @@ impl Envelope {
             exchange: JOBS_EXCHANGE.to_owned(),
             routing_key: String::new(),
             message_id: None,
-            content_type: None,
             body: Vec::new(),
             replay_of: None,
             trace: TraceContext::default(),
@@ -142,7 +139,7 @@ impl Envelope {
             self.origin(),
             OriginalMessage {
                 message_id: self.message_id.as_deref(),
-                content_type: self.content_type.as_deref(),
+                properties: self.acker.as_ref().map(Acker::properties).unwrap_or_default(),
                 trace: self.trace.clone(),
                 body: self.body.clone(),
             },
