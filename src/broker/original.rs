@@ -6,7 +6,7 @@ use lapin::{
 };
 use serde_json::Value;
 
-use super::{address::FRAME_BYTES_MAX, names::headers};
+use super::{address::FRAME_BYTES_MAX, message::short, names::headers};
 
 /// Headers that make RabbitMQ route a message to further queues
 /// (<https://www.rabbitmq.com/docs/sender-selected>), and the names under which they are kept.
@@ -79,9 +79,8 @@ pub(super) fn kept(from: &BasicProperties) -> BasicProperties {
 pub(super) fn restored(headers: &Value) -> BasicProperties {
     let mut restored = FieldTable::default();
     for (key, value) in headers.as_object().into_iter().flatten() {
-        // A longer name is not from RabbitMQ.
-        if is_publishers(key) && key.len() <= 255 {
-            restored.insert(key.as_str().into(), from_json(value));
+        if is_publishers(key) {
+            restored.insert(harmless_name(&short(key)), from_json(value));
         }
     }
     let mut properties = BasicProperties::default().with_headers(restored);
@@ -114,7 +113,7 @@ fn from_json(value: &Value) -> AMQPValue {
         Value::Object(fields) => {
             let mut table = FieldTable::default();
             for (key, value) in fields {
-                table.insert(key.as_str().into(), from_json(value));
+                table.insert(short(key), from_json(value));
             }
             AMQPValue::FieldTable(table)
         }
@@ -171,5 +170,55 @@ fn value_size(value: &AMQPValue) -> usize {
         AMQPValue::FieldTable(table) => table_size(table),
         // The longest number.
         _ => 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn stored_headers_are_restored_except_ours_and_those_of_brokers() {
+        let stored = json!({
+            "x-team": "payments",
+            "nested": { "list": [1, 2.5, true, null] },
+            "x-job-id": "7",
+            "x-death": [],
+            "x-first-death-reason": "expired",
+            "CC": ["elsewhere"],
+            "x-original-content-encoding": "utf-8",
+            "x-original-timestamp": 1_739_880_000,
+        });
+        let properties = restored(&stored);
+        assert_eq!(properties.content_encoding().as_ref().expect("set").as_str(), "utf-8");
+        assert_eq!(*properties.timestamp(), Some(1_739_880_000));
+        let headers = properties.headers().as_ref().expect("headers").inner();
+        let names: Vec<_> = headers.keys().map(ShortString::as_str).collect();
+        assert_eq!(names, ["nested", "x-original-cc", "x-team"]);
+        let list = [AMQPValue::LongLongInt(1), AMQPValue::Double(2.5), AMQPValue::Boolean(true)];
+        let list = list.into_iter().chain([AMQPValue::Void]).collect::<Vec<_>>();
+        let mut nested = FieldTable::default();
+        nested.insert("list".into(), AMQPValue::FieldArray(list.into()));
+        assert_eq!(headers["nested"], AMQPValue::FieldTable(nested));
+    }
+
+    #[test]
+    fn ours_win_and_no_more_than_a_frame_is_used() {
+        let mut originals = FieldTable::default();
+        originals.insert("x-reason".into(), AMQPValue::LongString("theirs".into()));
+        for n in 0..200 {
+            let value = AMQPValue::LongString("y".repeat(1000).into());
+            originals.insert(format!("h-{n:03}").into(), value);
+        }
+        let mut ours = FieldTable::default();
+        ours.insert("x-reason".into(), AMQPValue::LongString("ours".into()));
+        let all = merged(Some(&originals), ours);
+        assert_eq!(all.inner()["x-reason"], AMQPValue::LongString("ours".into()));
+        let size = table_size(&all);
+        let max = FRAME_BYTES_MAX as usize;
+        assert!((max - 8192..=max - OTHER_BYTES_MAX).contains(&size), "{size} bytes");
+        assert!(all.inner().contains_key(headers::REPAIRED));
     }
 }

@@ -99,7 +99,7 @@ async fn headers_that_do_not_fit_are_left_out_and_named() {
 }
 
 #[tokio::test]
-async fn a_replay_keeps_the_id_and_the_time_that_properties_state() {
+async fn a_replay_keeps_id_and_time_and_reaches_one_queue() {
     let world = World::new().await;
     world.start().await.stop().await;
     let signup = Uuid::new_v4();
@@ -107,10 +107,16 @@ async fn a_replay_keeps_the_id_and_the_time_that_properties_state() {
     event["occurred_at"] = Value::Null;
     let attributes = [("specversion", "1.0"), ("id", "ce-1"), ("type", "signup.submitted")];
     let attributes = attributes.map(|(name, value)| (format!("cloudEvents:{name}"), text(value)));
+    // Published to the default exchange with this header, the message would reach that queue.
+    let copies = "copies";
+    let channel = world.channel().await;
+    let declared = channel.queue_declare(copies.into(), Default::default(), Default::default());
+    declared.await.expect("declared");
+    let to_copies = ("CC".to_owned(), AMQPValue::FieldArray(vec![text(copies)].into()));
     let properties = BasicProperties::default()
         .with_timestamp(1_739_880_000)
         .with_expiration("1".into())
-        .with_headers(table(attributes.into()));
+        .with_headers(table(attributes.into_iter().chain([to_copies]).collect()));
     let body = event.to_string();
     world.publish("signup.events", "signup.submitted", body.as_bytes(), properties).await;
     world.wait_for_depth("customerio-sync.failed", 1).await;
@@ -123,5 +129,6 @@ async fn a_replay_keeps_the_id_and_the_time_that_properties_state() {
     let job = world.wait_for_job(signup, "initial", "completed").await;
     assert_eq!(job["event_id"], "ce-1");
     assert_eq!(job["occurred_at"], json!("2025-02-18T12:00:00+00:00"));
+    assert_eq!(world.depth(copies).await, 0, "a replay reaches one queue");
     app.stop().await;
 }
