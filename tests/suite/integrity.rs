@@ -190,6 +190,8 @@ async fn an_overdue_retry_is_reported_while_events_wait() {
 async fn the_mirror_is_compared_with_the_jobs() {
     let (world, app) = mixed_world().await;
     wait_until_consistent(&world, &app).await;
+    // The message of the dismissed failure is removed later.
+    world.wait_for_depth("customerio-sync.failed", 2).await;
     execute(
         &world,
         "UPDATE sync_failures
