@@ -75,7 +75,9 @@ impl Mirror {
             let spans: Vec<_> = batch.iter().map(span).collect();
             let (messages, ackers): (Vec<_>, Vec<_>) = batch.drain(..).map(read).unzip();
             let what = "copying failures into the mirror";
-            retry_forever(what, || store(&self.ledger, &messages)).await;
+            for portion in portions(&messages) {
+                retry_forever(what, || store(&self.ledger, portion)).await;
+            }
             for message in &messages {
                 self.metrics.mirrored.with_label_values(&[message.reason.as_str()]).inc();
             }
@@ -85,6 +87,25 @@ impl Mirror {
             }
         }
     }
+}
+
+/// Maximum bytes of the bodies that one transaction stores, since the client of PostgreSQL copies
+/// them. A larger body is stored alone.
+const TRANSACTION_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Divides messages into portions of at most [`TRANSACTION_BYTES_MAX`].
+fn portions(messages: &[FailedMessage]) -> Vec<&[FailedMessage]> {
+    let mut portions = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, message) in messages.iter().enumerate() {
+        bytes += message.body.len();
+        if bytes > TRANSACTION_BYTES_MAX && index > start {
+            portions.push(&messages[start..index]);
+            (start, bytes) = (index, message.body.len());
+        }
+    }
+    portions.push(&messages[start..]);
+    portions
 }
 
 /// Stores messages. If PostgreSQL refuses the data of one, the others are stored, and that one
@@ -271,5 +292,38 @@ impl DeadLetter {
             EventDetails::Confirmed { .. } => SyncPhase::Enriched,
         };
         Some((job_id(event.signup_id, phase), event.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_size(bytes: usize) -> FailedMessage {
+        FailedMessage {
+            message_id: String::new(),
+            attempt_id: None,
+            job_id: None,
+            given_up_event: None,
+            reason: Reason::Unprocessable,
+            error_type: None,
+            error_message: String::new(),
+            error_path: None,
+            headers: Value::Null,
+            content_type: None,
+            body: vec![0; bytes],
+            original_exchange: String::new(),
+            original_routing_key: String::new(),
+            failed_at: chrono::DateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn large_bodies_are_stored_in_several_transactions() {
+        const MIB: usize = 1024 * 1024;
+        let messages = [1, 7 * MIB, MIB, 20 * MIB, 1, 4 * MIB, 4 * MIB].map(of_size);
+        let sizes: Vec<_> = portions(&messages).into_iter().map(<[_]>::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 2, 1]);
+        assert_eq!(portions(&messages[..1]).len(), 1);
     }
 }

@@ -31,6 +31,8 @@ use crate::{
     },
 };
 
+/// Maximum unprocessable messages of a batch that are published at a time. Each may be large.
+const PARKED_AT_A_TIME: usize = 4;
 /// Minimum time that a deferred job waits on a delay tier.
 const DEFERRED_WAIT_MIN: Duration = Duration::from_mins(10);
 
@@ -93,10 +95,7 @@ impl Pipeline {
                 Err(rejection) => rejected.push((envelope, rejection)),
             }
         }
-        let park = join_all(
-            rejected.into_iter().map(|(envelope, why)| self.park_unprocessable(envelope, why)),
-        );
-        tokio::join!(park, self.run_arrivals(arrived));
+        tokio::join!(self.park_all(rejected), self.run_arrivals(arrived));
     }
 
     /// Runs the messages in as many portions as the circuit breaker permits: all at once while it
@@ -394,12 +393,21 @@ impl Pipeline {
         self.publisher.publish(&Message::retry(job, tier, None)).await;
     }
 
+    /// Parks unprocessable messages, a few at a time.
+    async fn park_all(&self, rejected: Vec<(Envelope, Rejected)>) {
+        let mut rejected = rejected.into_iter();
+        while rejected.len() > 0 {
+            let next = rejected.by_ref().take(PARKED_AT_A_TIME);
+            join_all(next.map(|(envelope, why)| self.park_unprocessable(envelope, why))).await;
+        }
+    }
+
     async fn park_unprocessable(&self, envelope: Envelope, why: Rejected) {
         let span = envelope.span.clone();
         span.within(self.park_unprocessable_in_span(envelope, why)).await;
     }
 
-    async fn park_unprocessable_in_span(&self, envelope: Envelope, why: Rejected) {
+    async fn park_unprocessable_in_span(&self, mut envelope: Envelope, why: Rejected) {
         let reason = Reason::Unprocessable.as_str();
         envelope.record_outcome(reason);
         envelope.span.fail(reason);

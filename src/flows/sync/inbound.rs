@@ -122,8 +122,9 @@ impl Envelope {
         Origin { exchange: &self.exchange, routing_key: &self.routing_key }
     }
 
-    /// The message that parks this one, with its body unchanged.
-    pub(super) fn unprocessable(&self, why: &Rejected) -> Message {
+    /// The message that parks this one, with its body unchanged. It takes the body: such messages
+    /// may be large.
+    pub(super) fn unprocessable(&mut self, why: &Rejected) -> Message {
         // The same body under another routing key is another message, and a replay that fails again
         // is a new failure.
         let [message_id, replay_of] =
@@ -132,6 +133,7 @@ impl Envelope {
         let mut identity = names.join("\0").into_bytes();
         identity.extend_from_slice(&self.body);
         let id = body_id(&identity).to_string();
+        let body = std::mem::take(&mut self.body);
         Message::unprocessable(
             &id,
             why,
@@ -141,7 +143,7 @@ impl Envelope {
                 message_id: self.message_id.as_deref(),
                 properties: self.acker.as_ref().map(Acker::properties).unwrap_or_default(),
                 trace: self.trace.clone(),
-                body: self.body.clone(),
+                body,
             },
         )
     }
