@@ -90,9 +90,7 @@ impl Text {
     pub(super) fn non_empty(self) -> Option<String> {
         Some(self.0).filter(|text| !text.is_empty())
     }
-}
 
-impl Text {
     /// The text without white space around it. `None` if nothing is left.
     pub(super) fn trimmed(self) -> Option<String> {
         Some(self.0.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
@@ -116,9 +114,7 @@ impl NonEmpty {
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
-}
 
-impl NonEmpty {
     /// The text without white space around it.
     pub(super) fn trimmed(self) -> String {
         self.0.trim().to_owned()
