@@ -1,4 +1,4 @@
-//! `/_sim/`: scripts faults, and returns what the simulator received.
+//! `/_sim/`: scripts faults, sets what is not documented, and returns what the simulator received.
 
 use std::sync::Arc;
 
@@ -11,7 +11,10 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{Fault, Shared, Sim, store::PersonKey};
+use super::{
+    Fault, Shared, Sim,
+    store::{PersonKey, Settings},
+};
 
 pub(super) fn router() -> Router<Arc<Shared>> {
     Router::new()
@@ -21,6 +24,7 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         .route("/_sim/events", get(|State(sim): Sim| async move { Json(sim.store.events()) }))
         .route("/_sim/calls", get(|State(sim): Sim| async move { Json(sim.store.calls()) }))
         .route("/_sim/summary", get(|State(sim): Sim| async move { Json(sim.store.summary()) }))
+        .route("/_sim/settings", get(settings).put(set_settings))
         .route("/_sim/received", axum::routing::delete(clear_received))
 }
 
@@ -47,6 +51,15 @@ async fn clear_faults(State(sim): Sim) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
+async fn settings(State(sim): Sim) -> Json<Settings> {
+    Json(sim.store.settings())
+}
+
+async fn set_settings(State(sim): Sim, Json(settings): Json<Settings>) -> StatusCode {
+    sim.store.set(settings);
+    StatusCode::NO_CONTENT
+}
+
 async fn clear_received(State(sim): Sim) -> StatusCode {
     sim.store.clear();
     StatusCode::NO_CONTENT
@@ -54,7 +67,7 @@ async fn clear_received(State(sim): Sim) -> StatusCode {
 
 /// Returns a person by id or e-mail address.
 async fn person(State(sim): Sim, Path(identifier): Path<String>) -> Response {
-    let find_by = |kind| sim.store.person(PersonKey::new(kind, &identifier));
+    let find_by = |kind| sim.store.person(&PersonKey::new(kind, &identifier));
     match find_by("id").or_else(|| find_by("email")) {
         Some(person) => Json(person).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),

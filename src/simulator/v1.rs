@@ -6,11 +6,12 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
-use serde_json::{Map, Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use super::{
     Sim, accepted, json_response,
-    store::{PersonKey, TrackedEvent},
+    store::{PersonKey, RawAttributes, TrackedEvent},
 };
 
 pub(super) async fn region() -> Response {
@@ -39,11 +40,16 @@ fn refuse(message: impl Into<String>) -> Response {
     json_response(StatusCode::BAD_REQUEST, &json!({ "meta": { "errors": [message.into()] } }))
 }
 
-fn parse_object(body: &Bytes) -> Result<Map<String, Value>, Box<Response>> {
+fn parse_object(body: &Bytes) -> Result<RawAttributes, Box<Response>> {
     if body.is_empty() {
-        return Ok(Map::new());
+        return Ok(RawAttributes::new());
     }
     serde_json::from_slice(body).map_err(|error| Box::new(refuse(format!("invalid JSON: {error}"))))
+}
+
+/// A member of an object, if it has this type.
+fn read<T: DeserializeOwned>(object: &RawAttributes, name: &str) -> Option<T> {
+    serde_json::from_str(object.get(name)?.get()).ok()
 }
 
 pub(super) async fn identify(State(sim): Sim, Path(id): Path<String>, body: Bytes) -> Response {
@@ -57,42 +63,35 @@ pub(super) async fn identify(State(sim): Sim, Path(id): Path<String>, body: Byte
     if let Err(error) = super::v2::check_attributes(&attributes) {
         return refuse(format!("{}: {}", error.field, error.message));
     }
-    let timestamp = attributes.get("_timestamp").and_then(Value::as_i64);
-    sim.store.identify(identifier(&id), &attributes, timestamp);
+    let timestamp = read(&attributes, "_timestamp");
+    sim.store.identify(identifier(&id), attributes, timestamp);
     accepted()
 }
 
 pub(super) async fn delete(State(sim): Sim, Path(id): Path<String>) -> Response {
-    sim.store.delete(identifier(&id));
+    sim.store.delete(&identifier(&id));
     accepted()
 }
 
 pub(super) async fn track(State(sim): Sim, Path(id): Path<String>, body: Bytes) -> Response {
-    let mut event = match parse_object(&body) {
+    let event = match parse_object(&body) {
         Ok(event) => event,
         Err(refused) => return *refused,
     };
     if let Some(refused) = sim.faults.refusal(&id) {
         return refuse(refused.message);
     }
-    let Some(name) =
-        event.get("name").and_then(Value::as_str).map(str::trim).filter(|name| !name.is_empty())
-    else {
+    let name: String = read(&event, "name").unwrap_or_default();
+    let name = name.trim().to_owned();
+    if name.is_empty() {
         return refuse("event name is required");
-    };
-    let name = name.to_owned();
-    let attributes = match event.remove("data") {
-        Some(Value::Object(data)) => data,
-        _ => Map::new(),
-    };
+    }
     let event = TrackedEvent {
-        id: event.get("id").and_then(Value::as_str).map(str::to_owned),
+        id: read(&event, "id"),
         name,
-        person: String::new(),
-        timestamp: event.get("timestamp").and_then(Value::as_i64),
-        attributes,
-        repeats: 0,
+        timestamp: read(&event, "timestamp"),
+        attributes: read(&event, "data").unwrap_or_default(),
     };
-    sim.store.track(identifier(&id), event);
+    sim.store.track(&identifier(&id), event);
     accepted()
 }

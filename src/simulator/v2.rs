@@ -9,7 +9,7 @@ use ulid::Ulid;
 
 use super::{
     EventIds, Shared, accepted, json_response,
-    store::{PersonKey, TrackedEvent},
+    store::{BatchOrder, PersonKey, RawAttributes, TrackedEvent},
 };
 
 const MAX_BATCH_BYTES: usize = 500_000;
@@ -49,7 +49,7 @@ struct BatchRequest<'a> {
 }
 
 #[derive(Deserialize)]
-struct Operation {
+struct BatchOperation {
     #[serde(rename = "type", default)]
     kind: String,
     #[serde(default)]
@@ -60,7 +60,7 @@ struct Operation {
     name: Option<String>,
     timestamp: Option<i64>,
     #[serde(default)]
-    attributes: Map<String, Value>,
+    attributes: RawAttributes,
 }
 
 /// Refuses single items with a 207 and accepts the others. A body that is not a batch of operations
@@ -78,7 +78,7 @@ pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Respon
         Ok(batch) => batch,
         Err(error) => return refusal("parse_error", "batch", error.to_string()).whole(),
     };
-    let operations: Result<Vec<Operation>, _> =
+    let operations: Result<Vec<BatchOperation>, _> =
         batch.batch.iter().map(|raw| serde_json::from_str(raw.get())).collect();
     let operations = match operations {
         Ok(operations) => operations,
@@ -94,9 +94,13 @@ pub(super) async fn batch(State(sim): State<Arc<Shared>>, body: Bytes) -> Respon
     response
 }
 
-fn apply_each(sim: &Shared, operations: Vec<Operation>, batch: &BatchRequest<'_>) -> Response {
+fn apply_each(sim: &Shared, operations: Vec<BatchOperation>, batch: &BatchRequest<'_>) -> Response {
+    let mut operations: Vec<_> = operations.into_iter().zip(&batch.batch).enumerate().collect();
+    if sim.store.settings().batch_order == BatchOrder::Reversed {
+        operations.reverse();
+    }
     let mut errors = Vec::new();
-    for (index, (operation, raw)) in operations.into_iter().zip(&batch.batch).enumerate() {
+    for (index, (operation, raw)) in operations {
         if let Err(refused) = apply(sim, operation, raw.get().len()) {
             errors.push(refused.json(Some(index)));
         }
@@ -113,7 +117,7 @@ fn apply_each(sim: &Shared, operations: Vec<Operation>, batch: &BatchRequest<'_>
 pub(super) fn event_ids(body: &[u8]) -> EventIds {
     #[derive(Deserialize)]
     struct OperationBatch {
-        batch: Vec<Operation>,
+        batch: Vec<BatchOperation>,
     }
     let operations =
         serde_json::from_slice::<OperationBatch>(body).map(|batch| batch.batch).unwrap_or_default();
@@ -121,7 +125,7 @@ pub(super) fn event_ids(body: &[u8]) -> EventIds {
 }
 
 /// Returns the scripted refusal of the whole batch because of this item, if any.
-fn refused_whole(sim: &Shared, operation: &Operation) -> Option<Refusal> {
+fn refused_whole(sim: &Shared, operation: &BatchOperation) -> Option<Refusal> {
     let (_, text) = identify_by(&operation.identifiers).ok()?;
     let scripted = sim.faults.refusal(&text).filter(|one| one.refused_whole)?;
     Some(refusal("invalid", scripted.field, scripted.message))
@@ -134,7 +138,7 @@ pub(super) async fn entity(State(sim): State<Arc<Shared>>, body: Bytes) -> Respo
     applied.map_or_else(|refused| refused.whole(), |()| accepted())
 }
 
-fn apply(sim: &Shared, operation: Operation, bytes: usize) -> Result<(), Refusal> {
+fn apply(sim: &Shared, operation: BatchOperation, bytes: usize) -> Result<(), Refusal> {
     if bytes > MAX_OPERATION_BYTES {
         return Err(refusal(
             "invalid",
@@ -152,13 +156,13 @@ fn apply(sim: &Shared, operation: Operation, bytes: usize) -> Result<(), Refusal
     match operation.action.as_str() {
         "identify" => {
             check_attributes(&operation.attributes)?;
-            sim.store.identify(identifier, &operation.attributes, operation.timestamp);
+            sim.store.identify(identifier, operation.attributes, operation.timestamp);
         }
         "event" => {
             let event = event(operation)?;
-            sim.store.track(identifier, event);
+            sim.store.track(&identifier, event);
         }
-        "delete" => sim.store.delete(identifier),
+        "delete" => sim.store.delete(&identifier),
         _ => return Err(refusal("invalid", "action", "expected identify, event or delete")),
     }
     Ok(())
@@ -187,7 +191,7 @@ fn identify_by(identifiers: &Map<String, Value>) -> Result<(PersonKey, String), 
     Ok((PersonKey::new(kind, &text), text))
 }
 
-pub(super) fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Refusal> {
+pub(super) fn check_attributes(attributes: &RawAttributes) -> Result<(), Refusal> {
     if attributes.len() > 300 {
         return Err(refusal("invalid", "attributes", "cannot have more than 300 attributes"));
     }
@@ -196,7 +200,8 @@ pub(super) fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Re
         if name.len() > 150 {
             return Err(refusal("invalid", field, "property name cannot be longer than 150 bytes"));
         }
-        let size = value.as_str().map_or_else(|| value.to_string().len(), str::len);
+        let text = serde_json::from_str::<String>(value.get());
+        let size = text.map_or(value.get().len(), |text| text.len());
         if size > 1000 {
             return Err(refusal(
                 "invalid",
@@ -208,7 +213,7 @@ pub(super) fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Re
     Ok(())
 }
 
-fn event(operation: Operation) -> Result<TrackedEvent, Refusal> {
+fn event(operation: BatchOperation) -> Result<TrackedEvent, Refusal> {
     let name = operation.name.as_deref().unwrap_or_default().trim().to_owned();
     if name.is_empty() || name.len() > 100 {
         return Err(refusal("required", "name", "an event name of 1 to 100 bytes is required"));
@@ -221,9 +226,7 @@ fn event(operation: Operation) -> Result<TrackedEvent, Refusal> {
     Ok(TrackedEvent {
         id: operation.id,
         name,
-        person: String::new(),
         timestamp: operation.timestamp,
         attributes: operation.attributes,
-        repeats: 0,
     })
 }
