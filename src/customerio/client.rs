@@ -24,6 +24,7 @@ use super::{
     breaker::{BreakerStatus, CallResult, CircuitBreaker, Permit},
     labels::{CallRateOf, CallStatus},
     operation::{self, Prepared},
+    persons::{PersonsInFlight, Reservation},
     rate_limiter::RateLimiter,
     response::{self, BatchResponse, RawResponse},
 };
@@ -106,6 +107,9 @@ struct PreparedJob {
     prepared: Prepared,
 }
 
+/// A job that is ready to be sent, and whose person has no other call in flight.
+type ReservedJob<'a> = (PreparedJob, Reservation<'a>);
+
 /// Customer.io's answer about the credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Account {
@@ -144,7 +148,8 @@ pub struct CustomerIo {
     /// Replaced when a credential or a certificate is renewed.
     transport: RwLock<Arc<Transport>>,
     identifier: Identifier,
-    max_jobs: usize,
+    max_operations: usize,
+    persons: PersonsInFlight,
     rate_limiter: RateLimiter,
     breaker: CircuitBreaker,
     metrics: Arc<Metrics>,
@@ -192,7 +197,8 @@ impl CustomerIo {
         let client = Self {
             transport: RwLock::new(Arc::new(Transport::new(config, tls)?)),
             identifier: config.identifier,
-            max_jobs: (config.max_operations / 2).max(1),
+            max_operations: config.max_operations,
+            persons: PersonsInFlight::default(),
             rate_limiter: RateLimiter::new(),
             breaker: CircuitBreaker::new(breaker),
             metrics,
@@ -358,30 +364,40 @@ impl CustomerIo {
                 Err(outcome) => results.push((index, attempt_without_call(claimed, outcome))),
             }
         }
-        let calls = self
-            .split(&prepared)
-            .into_iter()
-            .map(|call| self.send(call.iter().collect(), permit, retain_claimed));
-        results.extend(join_all(calls).await.into_iter().flatten());
+        // The older of two jobs of one person goes first.
+        prepared.sort_by_key(|one| jobs[one.index].job.occurred_at);
+        while !prepared.is_empty() {
+            let keys = |job: &PreparedJob| job.prepared.person;
+            let (ready, rest) = self.persons.reserve(prepared, keys).await;
+            prepared = rest;
+            let calls = self.split(ready).into_iter().map(async |call| {
+                let (jobs, _reservations): (Vec<_>, Vec<_>) = call.into_iter().unzip();
+                self.send(jobs.iter().collect(), permit, retain_claimed).await
+            });
+            results.extend(join_all(calls).await.into_iter().flatten());
+        }
         results.sort_unstable_by_key(|(index, _)| *index);
         results.into_iter().map(|(_, result)| result).collect()
     }
 
     /// Divides the jobs into calls within the limits of size and number.
-    fn split<'a>(&self, jobs: &'a [PreparedJob]) -> Vec<&'a [PreparedJob]> {
+    fn split<'a>(&self, jobs: Vec<ReservedJob<'a>>) -> Vec<Vec<ReservedJob<'a>>> {
         let mut calls = Vec::new();
-        let (mut start, mut bytes) = (0, 0);
-        for (end, job) in jobs.iter().enumerate() {
-            let size = job.prepared.json.len() + 1;
-            if end > start && (end - start >= self.max_jobs || bytes + size > CALL_BYTES_MAX) {
-                calls.push(&jobs[start..end]);
-                (start, bytes) = (end, 0);
+        let mut call: Vec<ReservedJob<'_>> = Vec::new();
+        let (mut operations, mut bytes) = (0, 0);
+        for job in jobs {
+            let Prepared { operations: more, json, .. } = &job.0.prepared;
+            let (more, size) = (*more, json.len() + 1);
+            if operations + more > self.max_operations || bytes + size > CALL_BYTES_MAX {
+                calls.push(std::mem::take(&mut call));
+                (operations, bytes) = (0, 0);
             }
+            operations += more;
             bytes += size;
+            call.push(job);
         }
-        if start < jobs.len() {
-            calls.push(&jobs[start..]);
-        }
+        calls.push(call);
+        calls.retain(|call| !call.is_empty());
         calls
     }
 
@@ -434,7 +450,9 @@ impl CustomerIo {
             };
             let http_status = call.http_status;
             let attempted = |(job, outcome): (&PreparedJob, _)| {
-                let attempt = Attempt { started_at, duration, http_status, outcome, mock: false };
+                let warning = job.prepared.warning;
+                let attempt =
+                    Attempt { started_at, duration, http_status, outcome, mock: false, warning };
                 let contact_id = Some(job.prepared.contact_id.clone());
                 (job.index, PushResult::Attempted { contact_id, attempt })
             };
@@ -456,11 +474,12 @@ impl CustomerIo {
             .header(CONTENT_TYPE, "application/json")
             .body(batch_body(jobs));
         let span = http.batch_span(jobs);
+        let operations: Vec<_> = jobs.iter().map(|job| job.prepared.operations).collect();
         match self.exchange(request).await {
             Ok(received) => {
                 record_status(&span, received.status);
                 BatchCall {
-                    response: response::read(received.raw(), jobs.len()),
+                    response: response::read(received.raw(), &operations),
                     http_status: Some(received.status),
                 }
             }
@@ -640,6 +659,7 @@ fn attempt_without_call(claimed: &ClaimedJob, outcome: Outcome) -> PushResult {
         http_status: None,
         outcome,
         mock: false,
+        warning: None,
     };
     PushResult::Attempted {
         contact_id: customer.id.clone().or_else(|| customer.email.clone()),
@@ -655,6 +675,7 @@ fn accepted_in_mock_mode(job: &PreparedJob) -> (usize, PushResult) {
         http_status: None,
         outcome: Outcome::Accepted,
         mock: true,
+        warning: job.prepared.warning,
     };
     let contact_id = Some(job.prepared.contact_id.clone());
     (job.index, PushResult::Attempted { contact_id, attempt })

@@ -9,6 +9,7 @@ mod client;
 mod diagnose;
 mod labels;
 mod operation;
+mod persons;
 #[cfg(any(test, fuzzing))]
 pub mod property;
 mod rate_limiter;
@@ -88,6 +89,6 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Maximum requests per second, of all replicas together.
     pub requests_per_second: NonZeroU32,
-    /// Maximum operations per call; a job needs two.
+    /// Maximum operations per call. A job needs at least two, and has all of its in one call.
     pub max_operations: usize,
 }

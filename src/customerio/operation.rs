@@ -1,16 +1,33 @@
-//! Builds the operations of a job, an identify and a tracked event, within Customer.io's documented
+//! Builds the operations of a job, identifies and a tracked event, within Customer.io's documented
 //! limits. Pure.
 //!
-//! A value over its limit fails its job here, with the field and both sizes. Nothing is truncated.
+//! Every value is sent with the time at which it was stated, because Customer.io orders the updates
+//! of an attribute by it: so a late retry does not replace newer data, nor does a second signup of
+//! the same person. A value over its limit fails its job here, with the field and both sizes.
+//! Nothing is truncated.
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
-use super::Identifier;
-use crate::job::{ClaimedJob, Failure, FailureCause, Outcome, Signup, SyncPhase, tracked_event_id};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{
+    Identifier,
+    persons::{PersonKeys, person_keys},
+};
+use crate::{
+    event::{Number, Scalar},
+    job::{
+        ClaimedJob, Failure, FailureCause, Outcome, Signup, SyncPhase, Warning, tracked_event_id,
+    },
+};
 
 /// Maximum bytes per operation. The documentation says 32 kB without saying whether a kB is 1000 or
 /// 1024 bytes; this is the smaller size.
 const OPERATION_BYTES_MAX: usize = 32_000;
+/// Maximum bytes of all operations of a job, so that they fit into one call.
+pub(super) const JOB_BYTES_MAX: usize = 470_000;
 /// Maximum bytes of a person's `id`.
 const ID_BYTES_MAX: usize = 150;
 /// Maximum attributes per identify.
@@ -20,27 +37,34 @@ const NAME_BYTES_MAX: usize = 150;
 /// Maximum bytes of an attribute's value.
 const VALUE_BYTES_MAX: usize = 1000;
 
-/// A job's two operations, ready to send.
+/// A job's operations, ready to send: identifies in ascending time, then the tracked event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Prepared {
     /// The person identifier.
     pub(super) contact_id: String,
-    /// Both operations as JSON, separated by a comma.
+    /// The keys under which Customer.io may know the person.
+    pub(super) person: PersonKeys,
+    /// The operations as JSON, separated by commas.
     pub(super) json: String,
+    /// Number of operations.
+    pub(super) operations: usize,
+    /// What the job can't do, if it is accepted.
+    pub(super) warning: Option<Warning>,
 }
 
 /// Prepares a job, or returns the outcome of an attempt that needs no call.
 pub(super) fn prepare(claimed: &ClaimedJob, identifier: Identifier) -> Result<Prepared, Outcome> {
-    let ClaimedJob { job, signup } = claimed;
+    let signup = &claimed.signup;
     let Some(email) = signup.customer.email.as_deref() else {
         return Err(Outcome::Retryable {
             failure: Failure::new(FailureCause::SignupUnknown, "signup not known yet"),
             retry_after: None,
         });
     };
+    let address = signup.first_email.as_deref().unwrap_or(email);
     let (key, contact_id) = match (identifier, signup.customer.id.as_deref()) {
         (Identifier::Auto | Identifier::Id, Some(id)) => ("id", id),
-        (Identifier::Auto | Identifier::Email, _) => ("email", email),
+        (Identifier::Auto | Identifier::Email, _) => ("email", address),
         (Identifier::Id, None) => {
             return Err(Outcome::Refused(Failure::new(
                 FailureCause::IdentifierMissing,
@@ -51,101 +75,191 @@ pub(super) fn prepare(claimed: &ClaimedJob, identifier: Identifier) -> Result<Pr
     if key == "id" && contact_id.len() > ID_BYTES_MAX {
         return Err(too_large("customer.id", contact_id.len(), ID_BYTES_MAX));
     }
-    let attributes = profile(claimed);
-    check_attributes(&attributes)?;
-    let timestamp = job.occurred_at.timestamp();
-    let identify = json!({
-        "type": "person", "identifiers": { key: contact_id }, "action": "identify",
-        "timestamp": timestamp, "attributes": attributes,
-    });
-    let event = json!({
-        "type": "person", "identifiers": { key: contact_id }, "action": "event",
-        "id": tracked_event_id(job.signup_id, job.phase).to_string(),
-        "name": job.phase.tracked_event(),
-        "timestamp": timestamp, "attributes": event_data(claimed),
-    });
-    let [identify, event] = [identify.to_string(), event.to_string()];
-    for (what, json) in [("the identify", &identify), ("the event", &event)] {
-        if json.len() > OPERATION_BYTES_MAX {
-            return Err(too_large(what, json.len(), OPERATION_BYTES_MAX));
-        }
+    // Customer.io can't change the address that identifies a person.
+    let keeps_address = key == "email" && address.to_lowercase() != email.to_lowercase();
+    let mut profile = profile(claimed);
+    if keeps_address {
+        profile.retain(|value| value.name != "email");
     }
-    Ok(Prepared { contact_id: contact_id.to_owned(), json: format!("{identify},{event}") })
+    check_profile(&profile)?;
+    let operations = operations(claimed, BTreeMap::from([(key, contact_id)]), profile)?;
+    Ok(Prepared {
+        contact_id: contact_id.to_owned(),
+        person: person_keys(key, contact_id, email),
+        json: operations.join(","),
+        operations: operations.len(),
+        warning: keeps_address.then_some(Warning::EmailNotChanged),
+    })
 }
 
-/// The attributes of the identify. An absent field is left out, since null would remove the
+/// One operation of a batch
+/// (<https://docs.customer.io/integrations/api/track/#operation/batch>).
+#[derive(Serialize)]
+struct Operation<'a> {
+    r#type: &'static str,
+    identifiers: &'a BTreeMap<&'static str, &'a str>,
+    action: &'static str,
+    /// The ULID of an event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// The name of an event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'static str>,
+    /// When the attributes were stated, or when the event happened, in seconds since 1970.
+    timestamp: i64,
+    attributes: BTreeMap<&'a str, AttributeValue<'a>>,
+}
+
+/// The value of an attribute.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+enum AttributeValue<'a> {
+    Text(&'a str),
+    Id(Uuid),
+    Time(DateTime<Utc>),
+    Number(&'a Number),
+    Scalar(&'a Scalar),
+}
+
+/// An attribute of the profile, with the time at which its value was stated.
+struct ProfileValue<'a> {
+    name: &'a str,
+    value: AttributeValue<'a>,
+    stated_at: Option<DateTime<Utc>>,
+}
+
+/// The operations as JSON. Values of different seconds are in different identifies: the API takes
+/// one time per identify.
+fn operations(
+    claimed: &ClaimedJob,
+    identifiers: BTreeMap<&'static str, &str>,
+    profile: Vec<ProfileValue<'_>>,
+) -> Result<Vec<String>, Outcome> {
+    let job = &claimed.job;
+    let happened_at = job.occurred_at.timestamp();
+    let mut identifies: BTreeMap<i64, BTreeMap<_, _>> = BTreeMap::new();
+    for ProfileValue { name, value, stated_at } in profile {
+        let stated_at = stated_at.map_or(happened_at, |time| time.timestamp());
+        identifies.entry(stated_at).or_default().insert(name, value);
+    }
+    let identify = |(timestamp, attributes)| Operation {
+        r#type: "person",
+        identifiers: &identifiers,
+        action: "identify",
+        id: None,
+        name: None,
+        timestamp,
+        attributes,
+    };
+    let mut operations = Vec::with_capacity(identifies.len() + 1);
+    for identify in identifies.into_iter().map(identify) {
+        operations.push(json("the identify", &identify)?);
+    }
+    let event = Operation {
+        r#type: "person",
+        identifiers: &identifiers,
+        action: "event",
+        id: Some(tracked_event_id(job.signup_id, job.phase).to_string()),
+        name: Some(job.phase.tracked_event()),
+        timestamp: happened_at,
+        attributes: event_data(claimed),
+    };
+    operations.push(json("the event", &event)?);
+    let bytes: usize = operations.iter().map(String::len).sum();
+    if bytes > JOB_BYTES_MAX {
+        return Err(too_large("the job's call", bytes, JOB_BYTES_MAX));
+    }
+    Ok(operations)
+}
+
+fn json(what: &str, operation: &Operation<'_>) -> Result<String, Outcome> {
+    let json = serde_json::to_string(operation)
+        .map_err(|error| over_limit(format!("{what} can't be written as JSON: {error}")))?;
+    if json.len() > OPERATION_BYTES_MAX {
+        return Err(too_large(what, json.len(), OPERATION_BYTES_MAX));
+    }
+    Ok(json)
+}
+
+/// The attributes of the profile. An absent field is left out, since null would remove the
 /// attribute.
-fn profile(claimed: &ClaimedJob) -> Map<String, Value> {
+fn profile(claimed: &ClaimedJob) -> Vec<ProfileValue<'_>> {
     let ClaimedJob { job, signup } = claimed;
-    let customer = &signup.customer;
-    let mut attributes = signup.attributes.clone();
-    let fields = [
+    let Signup { customer, stated, .. } = signup;
+    let of_customer = [
         ("email", &customer.email),
         ("first_name", &customer.first_name),
         ("last_name", &customer.last_name),
         ("phone", &customer.phone),
         ("state", &customer.state),
-        ("operator_id", &signup.operator_id),
-        ("operator_name", &signup.operator_name),
     ];
-    put_present(&mut attributes, &fields);
-    attributes.insert("signup_id".to_owned(), job.signup_id.to_string().into());
-    if job.phase == SyncPhase::Enriched {
-        put_bet_slip(&mut attributes, signup);
+    let of_operator =
+        [("operator_id", &signup.operator_id), ("operator_name", &signup.operator_name)];
+    let mut profile = Vec::with_capacity(12 + signup.attributes.len());
+    let mut put = |name, value, stated_at| profile.push(ProfileValue { name, value, stated_at });
+    for (name, value) in &signup.attributes {
+        put(name, AttributeValue::Scalar(value), stated.of_submission(name));
     }
-    attributes
+    for (name, value) in of_customer.into_iter().filter_map(present) {
+        put(name, value, stated.of_customer(name));
+    }
+    for (name, value) in of_operator.into_iter().filter_map(present) {
+        put(name, value, stated.of_submission(name));
+    }
+    put("signup_id", AttributeValue::Id(job.signup_id), stated.submission.or(stated.customer));
+    if job.phase == SyncPhase::Enriched {
+        for (name, value) in bet_slip(signup) {
+            put(name, value, stated.confirmation);
+        }
+    }
+    profile
 }
 
 /// The data of the tracked event.
-fn event_data(claimed: &ClaimedJob) -> Map<String, Value> {
+fn event_data(claimed: &ClaimedJob) -> BTreeMap<&str, AttributeValue<'_>> {
     let ClaimedJob { job, signup } = claimed;
-    let mut data = Map::new();
-    data.insert("signup_id".to_owned(), job.signup_id.to_string().into());
+    let operator_id = ("operator_id", &signup.operator_id);
+    let mut data = BTreeMap::from([("signup_id", AttributeValue::Id(job.signup_id))]);
     match job.phase {
         SyncPhase::Initial => {
-            put_present(
-                &mut data,
-                &[("operator_id", &signup.operator_id), ("operator_name", &signup.operator_name)],
-            );
-            let submitted_at = job.occurred_at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true);
-            data.insert("submitted_at".to_owned(), submitted_at.into());
+            let operator_name = ("operator_name", &signup.operator_name);
+            data.extend([operator_id, operator_name].into_iter().filter_map(present));
+            data.insert("submitted_at", AttributeValue::Time(job.occurred_at));
         }
         SyncPhase::Enriched => {
-            put_present(
-                &mut data,
-                &[("extraction_id", &signup.extraction_id), ("operator_id", &signup.operator_id)],
-            );
-            put_bet_slip(&mut data, signup);
+            let extraction_id = ("extraction_id", &signup.extraction_id);
+            data.extend([extraction_id, operator_id].into_iter().filter_map(present));
+            data.extend(bet_slip(signup));
         }
     }
     data
 }
 
-fn put_present(map: &mut Map<String, Value>, fields: &[(&str, &Option<String>)]) {
-    for (name, value) in fields {
-        if let Some(value) = value {
-            map.insert((*name).to_owned(), value.as_str().into());
-        }
-    }
+fn present<'a>(
+    (name, value): (&'static str, &'a Option<String>),
+) -> Option<(&'static str, AttributeValue<'a>)> {
+    Some((name, AttributeValue::Text(value.as_deref()?)))
 }
 
-fn put_bet_slip(map: &mut Map<String, Value>, signup: &Signup) {
-    if let Some(bet_slip) = &signup.bet_slip {
-        map.insert("bet_amount".to_owned(), bet_slip.bet_amount.into());
-        map.insert("team_bet_on".to_owned(), bet_slip.team_bet_on.as_str().into());
-        map.insert("odds".to_owned(), bet_slip.odds.clone());
-        map.insert("confidence".to_owned(), bet_slip.confidence.into());
-    }
+fn bet_slip(signup: &Signup) -> impl Iterator<Item = (&'static str, AttributeValue<'_>)> {
+    signup.bet_slip.iter().flat_map(|slip| {
+        [
+            ("bet_amount", AttributeValue::Number(&slip.bet_amount)),
+            ("team_bet_on", AttributeValue::Text(&slip.team_bet_on)),
+            ("odds", AttributeValue::Scalar(&slip.odds)),
+            ("confidence", AttributeValue::Number(&slip.confidence)),
+        ]
+    })
 }
 
-fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Outcome> {
-    if attributes.len() > ATTRIBUTES_MAX {
-        let count = attributes.len();
+fn check_profile(profile: &[ProfileValue<'_>]) -> Result<(), Outcome> {
+    if profile.len() > ATTRIBUTES_MAX {
+        let count = profile.len();
         return Err(over_limit(format!(
             "{count} attributes; Customer.io allows at most {ATTRIBUTES_MAX}"
         )));
     }
-    for (name, value) in attributes {
+    for ProfileValue { name, value, .. } in profile {
         if name.len() > NAME_BYTES_MAX {
             let start = &name[..name.floor_char_boundary(40)];
             return Err(too_large(
@@ -154,10 +268,13 @@ fn check_attributes(attributes: &Map<String, Value>) -> Result<(), Outcome> {
                 NAME_BYTES_MAX,
             ));
         }
-        if let Value::String(text) = value
-            && text.len() > VALUE_BYTES_MAX
-        {
-            return Err(too_large(name, text.len(), VALUE_BYTES_MAX));
+        let size = match value {
+            AttributeValue::Text(text) => text.len(),
+            AttributeValue::Scalar(scalar) => scalar.as_text().map_or(0, |text| text.len()),
+            AttributeValue::Id(_) | AttributeValue::Time(_) | AttributeValue::Number(_) => 0,
+        };
+        if size > VALUE_BYTES_MAX {
+            return Err(too_large(name, size, VALUE_BYTES_MAX));
         }
     }
     Ok(())
@@ -173,12 +290,25 @@ fn over_limit(message: String) -> Outcome {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use serde_json::{Value, json, value::RawValue};
+
     use super::*;
     use crate::{
         event::{BetSlip, Customer},
-        job::{Job, job_id},
+        job::{Job, StatedTimes, job_id},
     };
-    use uuid::Uuid;
+
+    /// The second of the events in [`work`].
+    const SUBMITTED: i64 = 1_739_880_000;
+    const CONFIRMED: i64 = SUBMITTED + 180;
+
+    fn at(second: i64) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp(second, 0)
+    }
+
+    fn scalar(value: Value) -> Scalar {
+        Scalar::stored(serde_json::value::to_raw_value(&value).expect("JSON"))
+    }
 
     pub(crate) fn work(phase: SyncPhase) -> ClaimedJob {
         let signup_id = Uuid::from_u128(7);
@@ -209,14 +339,21 @@ pub(super) mod tests {
                     phone: text("+15550100"),
                     state: None,
                 },
-                attributes: serde_json::from_value(json!({ "plan": "gold" })).expect("a map"),
+                attributes: BTreeMap::from([("plan".to_owned(), scalar(json!("gold")))]),
                 extraction_id: text("ex-5"),
                 bet_slip: Some(BetSlip {
-                    bet_amount: 50.0,
+                    bet_amount: 50.0.into(),
                     team_bet_on: "Lakers".to_owned(),
-                    odds: json!("+150"),
-                    confidence: 0.97,
+                    odds: scalar(json!("+150")),
+                    confidence: 0.97.into(),
                 }),
+                stated: StatedTimes {
+                    customer: at(SUBMITTED),
+                    submission: at(SUBMITTED),
+                    confirmation: at(CONFIRMED),
+                    older: BTreeMap::new(),
+                },
+                first_email: None,
             },
         }
     }
@@ -275,7 +412,9 @@ pub(super) mod tests {
     #[test]
     fn the_enriched_phase_adds_the_bet_slip_to_both() {
         let sent = operations(&work(SyncPhase::Enriched), Identifier::Auto);
-        for operation in sent.as_array().expect("two") {
+        let sent = sent.as_array().expect("operations");
+        assert_eq!(sent.len(), 3, "two identifies and the event");
+        for operation in &sent[1..] {
             let attributes = &operation["attributes"];
             let slip = [
                 &attributes["bet_amount"],
@@ -285,8 +424,58 @@ pub(super) mod tests {
             ];
             assert_eq!(slip, [&json!(50.0), &json!("Lakers"), &json!("+150"), &json!(0.97)]);
         }
-        assert_eq!(sent[1]["name"], "signup_extraction_confirmed");
-        assert_eq!(sent[1]["attributes"]["extraction_id"], "ex-5");
+        assert_eq!(sent[1]["attributes"].as_object().expect("a map").len(), 4);
+        assert_eq!(
+            (&sent[0]["timestamp"], &sent[1]["timestamp"]),
+            (&SUBMITTED.into(), &CONFIRMED.into())
+        );
+        assert_eq!(sent[2]["name"], "signup_extraction_confirmed");
+        assert_eq!(sent[2]["attributes"]["extraction_id"], "ex-5");
+    }
+
+    #[test]
+    fn values_of_different_seconds_are_in_different_identifies() {
+        let mut work = work(SyncPhase::Enriched);
+        let stated = &mut work.signup.stated;
+        stated.older.insert("phone".to_owned(), at(SUBMITTED - 60).expect("a time"));
+        stated.older.insert("plan".to_owned(), at(SUBMITTED - 60).expect("a time"));
+        stated.confirmation = at(SUBMITTED).map(|time| time + chrono::TimeDelta::milliseconds(900));
+        let sent = operations(&work, Identifier::Auto);
+        let sent = sent.as_array().expect("operations");
+        assert_eq!(sent.len(), 3, "the confirmation is in the same second as the submission");
+        assert_eq!(sent[0]["attributes"], json!({ "phone": "+15550100", "plan": "gold" }));
+        assert_eq!(sent[0]["timestamp"], SUBMITTED - 60);
+        assert_eq!(sent[1]["timestamp"], SUBMITTED);
+        assert!(sent[1]["attributes"].get("phone").is_none(), "no attribute is in both");
+        assert_eq!(sent[1]["attributes"]["team_bet_on"], "Lakers");
+    }
+
+    #[test]
+    fn an_address_that_identifies_the_person_is_not_changed() {
+        let mut work = work(SyncPhase::Initial);
+        work.signup.customer.email = Some("new@example.com".to_owned());
+        work.signup.first_email = Some("ann@example.com".to_owned());
+        let prepared = prepare(&work, Identifier::Email).expect("it can be sent");
+        assert_eq!(prepared.warning, Some(Warning::EmailNotChanged));
+        assert_eq!(prepared.contact_id, "ann@example.com");
+        let sent = operations(&work, Identifier::Email);
+        assert_eq!(sent[0]["identifiers"], json!({ "email": "ann@example.com" }));
+        assert!(sent[0]["attributes"].get("email").is_none());
+
+        let by_id = prepare(&work, Identifier::Id).expect("it can be sent");
+        assert_eq!(by_id.warning, None);
+        let sent = operations(&work, Identifier::Id);
+        assert_eq!(sent[0]["attributes"]["email"], "new@example.com");
+    }
+
+    #[test]
+    fn numbers_are_sent_as_they_were_stated() {
+        let mut work = work(SyncPhase::Enriched);
+        let number = RawValue::from_string("100000000000000000001".to_owned()).expect("JSON");
+        work.signup.attributes.insert("points".to_owned(), Scalar::stored(number.clone()));
+        work.signup.bet_slip.as_mut().expect("set").odds = Scalar::stored(number);
+        let json = prepare(&work, Identifier::Auto).expect("it can be sent").json;
+        assert_eq!(json.matches(":100000000000000000001").count(), 3, "{json}");
     }
 
     #[test]
@@ -325,16 +514,16 @@ pub(super) mod tests {
         assert_eq!(refusal(&long), "customer.id is 151 bytes; Customer.io allows at most 150");
 
         let mut long = work(SyncPhase::Initial);
-        long.signup.attributes.insert("n".repeat(151), true.into());
+        long.signup.attributes.insert("n".repeat(151), scalar(json!(true)));
         assert!(refusal(&long).ends_with("is 151 bytes; Customer.io allows at most 150"));
 
         let mut many = work(SyncPhase::Initial);
-        many.signup.attributes = (0..300).map(|n| (format!("a{n}"), n.into())).collect();
+        many.signup.attributes = (0..300).map(|n| (format!("a{n}"), scalar(json!(n)))).collect();
         assert_eq!(refusal(&many), "307 attributes; Customer.io allows at most 300");
 
         let mut large = work(SyncPhase::Initial);
         large.signup.attributes =
-            (0..200).map(|n| (format!("a{n}"), "x".repeat(900).into())).collect();
+            (0..200).map(|n| (format!("a{n}"), scalar(json!("x".repeat(900))))).collect();
         assert!(refusal(&large).starts_with("the identify is 18"), "{}", refusal(&large));
     }
 }

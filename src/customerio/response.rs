@@ -61,9 +61,10 @@ impl ItemError {
     }
 }
 
-/// Reads the response to a call with `jobs` jobs of two operations each.
-pub(super) fn read(response: RawResponse<'_>, jobs: usize) -> BatchResponse {
-    let all = |outcome: Outcome| BatchResponse::PerJob(vec![outcome; jobs]);
+/// Reads the response to a call. `jobs` are its jobs, with the number of operations of each, of
+/// which the last is the tracked event.
+pub(super) fn read(response: RawResponse<'_>, jobs: &[usize]) -> BatchResponse {
+    let all = |outcome: Outcome| BatchResponse::PerJob(vec![outcome; jobs.len()]);
     let failure = || Failure::new(FailureCause::of_status(response.status), describe(response));
     match response.status {
         200..=299 => read_success(response, jobs),
@@ -91,26 +92,24 @@ pub(super) fn read(response: RawResponse<'_>, jobs: usize) -> BatchResponse {
 /// A success names the items that were refused; all others were accepted. A response that can't be
 /// parsed does not prove acceptance. Retrying is harmless, since Customer.io ignores a tracked
 /// event whose id it has received.
-fn read_success(response: RawResponse<'_>, jobs: usize) -> BatchResponse {
+fn read_success(response: RawResponse<'_>, jobs: &[usize]) -> BatchResponse {
     let unclear = |why: String| {
         let failure = Failure::new(FailureCause::ResponseUnclear, why);
-        BatchResponse::PerJob(vec![Outcome::Retryable { failure, retry_after: None }; jobs])
+        BatchResponse::PerJob(vec![Outcome::Retryable { failure, retry_after: None }; jobs.len()])
     };
     let errors = match Errors::read(response.body) {
         Some(errors) => errors,
         None if response.status != 207 && response.body.trim_ascii().is_empty() => Vec::new(),
         None => return unclear(format!("{}, which can't be parsed", describe(response))),
     };
-    let mut outcomes = vec![Outcome::Accepted; jobs];
+    let mut outcomes = vec![Outcome::Accepted; jobs.len()];
     for error in &errors {
-        let Some(outcome) = error.batch_index.and_then(|index| outcomes.get_mut(index / 2)) else {
+        let Some((job, is_event)) = error.batch_index.and_then(|index| operation_at(index, jobs))
+        else {
             return unclear(format!("{}, which names no item of this call", describe(response)));
         };
-        let what = if error.batch_index.is_some_and(|index| index % 2 == 0) {
-            "identify"
-        } else {
-            "event"
-        };
+        let outcome = &mut outcomes[job];
+        let what = if is_event { "event" } else { "identify" };
         let message = format!("Customer.io refused the {what}: {}", error.describe());
         // The first error of a job becomes its failure.
         if *outcome == Outcome::Accepted {
@@ -118,6 +117,15 @@ fn read_success(response: RawResponse<'_>, jobs: usize) -> BatchResponse {
         }
     }
     BatchResponse::PerJob(outcomes)
+}
+
+/// The job whose operation has this index in the call, and whether it is the tracked event.
+fn operation_at(index: usize, jobs: &[usize]) -> Option<(usize, bool)> {
+    let mut end = 0;
+    jobs.iter().enumerate().find_map(|(job, operations)| {
+        end += operations;
+        (index < end).then_some((job, index + 1 == end))
+    })
 }
 
 /// Describes the response in one line: the status and the start of the errors or the body.
@@ -158,7 +166,7 @@ mod tests {
     }
 
     fn each(status: u16, body: &str, jobs: usize) -> Vec<Outcome> {
-        match read(answer(status, body), jobs) {
+        match read(answer(status, body), &vec![2; jobs]) {
             BatchResponse::PerJob(outcomes) => outcomes,
             BatchResponse::RejectedWhole(failure) => panic!("refused whole: {failure:?}"),
         }
@@ -198,7 +206,7 @@ mod tests {
         }
         for status in [400, 413] {
             assert!(
-                matches!(read(answer(status, "{}"), 2), BatchResponse::RejectedWhole(_)),
+                matches!(read(answer(status, "{}"), &[2, 2]), BatchResponse::RejectedWhole(_)),
                 "{status}"
             );
         }
@@ -218,6 +226,29 @@ mod tests {
     }
 
     #[test]
+    fn an_error_belongs_to_the_job_of_its_operation() {
+        let refused = |index: usize| {
+            let body = format!(r#"{{"errors":[{{"batch_index":{index},"reason":"invalid"}}]}}"#);
+            let BatchResponse::PerJob(outcomes) = read(answer(207, &body), &[2, 3, 2]) else {
+                panic!("an outcome per job")
+            };
+            let refused = outcomes.iter().position(|one| *one != Outcome::Accepted);
+            let refused = refused.expect("one is refused");
+            (refused, outcomes[refused].failure().expect("a failure").message.clone())
+        };
+        for (index, job, what) in [
+            (1, 0, "event"),
+            (2, 1, "identify"),
+            (3, 1, "identify"),
+            (4, 1, "event"),
+            (5, 2, "identify"),
+        ] {
+            let message = format!("Customer.io refused the {what}: invalid");
+            assert_eq!(refused(index), (job, message), "operation {index}");
+        }
+    }
+
+    #[test]
     fn a_response_that_cannot_be_parsed_is_retried() {
         for (status, body) in [
             (200, "<html>"),
@@ -233,7 +264,7 @@ mod tests {
             );
         }
         let body = b"{\"skipped\":\"\xff\"}";
-        let not_utf8 = read(RawResponse { body, ..answer(207, "") }, 1);
+        let not_utf8 = read(RawResponse { body, ..answer(207, "") }, &[2]);
         assert!(matches!(not_utf8, BatchResponse::PerJob(outcomes) if matches!(outcomes[0],
             Outcome::Retryable { .. })));
         for body in ["", "{}\n", r#"{"errors":null}"#] {
@@ -251,7 +282,7 @@ mod tests {
     #[test]
     fn a_refusal_quotes_customer_io() {
         let body = r#"{"errors":[{"reason":"invalid","field":"batch","message":"not an array"}]}"#;
-        let BatchResponse::RejectedWhole(failure) = read(answer(400, body), 1) else {
+        let BatchResponse::RejectedWhole(failure) = read(answer(400, body), &[2]) else {
             panic!("refused whole")
         };
         assert_eq!(failure.message, "Customer.io answered 400: invalid: batch: not an array");

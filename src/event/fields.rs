@@ -1,18 +1,19 @@
 //! Fields of the events. Each is validated while it is deserialized, so that an error has a JSON
 //! path.
 
-use std::{borrow::Cow, fmt, marker::PhantomData};
+use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
     de::{Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
-use serde_json::{Map, Value};
 use utoipa::{
     ToSchema,
     openapi::{ObjectBuilder, Schema, Type, schema::SchemaType},
 };
 use uuid::Uuid;
+
+use super::scalar::{Number, Scalar};
 
 /// Profile fields that this service sets. An attribute with one of these names is ignored, so that
 /// it cannot override the field.
@@ -208,8 +209,8 @@ impl From<CustomerWithEmail> for Customer {
 pub struct BetSlip {
     /// Stake, at least 0, in the currency of the operator.
     #[serde(deserialize_with = "amount")]
-    #[schema(minimum = 0)]
-    pub bet_amount: f64,
+    #[schema(value_type = f64, minimum = 0)]
+    pub bet_amount: Number,
     /// Team that the bet is on.
     #[serde(deserialize_with = "required")]
     #[schema(pattern = r"\S")]
@@ -217,42 +218,47 @@ pub struct BetSlip {
     /// Odds, a JSON string or number, passed on as received.
     #[serde(deserialize_with = "odds")]
     #[schema(schema_with = odds_schema)]
-    pub odds: Value,
+    pub odds: Scalar,
     /// Confidence of the extraction, 0 to 1.
     #[serde(deserialize_with = "confidence")]
-    #[schema(minimum = 0, maximum = 1)]
-    pub confidence: f64,
+    #[schema(value_type = f64, minimum = 0, maximum = 1)]
+    pub confidence: Number,
 }
 
 fn required<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(NonEmpty::deserialize(deserializer)?.into())
 }
 
-fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let amount = f64::deserialize(deserializer)?;
-    if amount >= 0.0 { Ok(amount) } else { Err(out_of_range(amount, "a number of at least 0")) }
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Number, D::Error> {
+    let amount = Number::read(deserializer, &"a number")?;
+    if amount.as_f64() >= 0.0 {
+        Ok(amount)
+    } else {
+        Err(out_of_range(&amount, "a number of at least 0"))
+    }
 }
 
-fn confidence<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let confidence = f64::deserialize(deserializer)?;
-    if (0.0..=1.0).contains(&confidence) {
+fn confidence<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Number, D::Error> {
+    let confidence = Number::read(deserializer, &"a number")?;
+    if (0.0..=1.0).contains(&confidence.as_f64()) {
         Ok(confidence)
     } else {
-        Err(out_of_range(confidence, "a number from 0 to 1"))
+        Err(out_of_range(&confidence, "a number from 0 to 1"))
     }
 }
 
-fn out_of_range<E: Error>(found: f64, expected: &str) -> E {
-    E::invalid_value(Unexpected::Float(found), &expected)
+fn out_of_range<E: Error>(found: &Number, expected: &str) -> E {
+    E::invalid_value(Unexpected::Other(&format!("number {found}")), &expected)
 }
 
-fn odds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
-    match scalar(deserializer, "a string or a number")? {
-        Value::Bool(found) => {
-            Err(D::Error::invalid_type(Unexpected::Bool(found), &"a string or a number"))
-        }
-        value => Ok(value),
+fn odds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Scalar, D::Error> {
+    const EXPECTED: &str = "a string or a number";
+    let odds = Scalar::read(deserializer, &EXPECTED)?;
+    if odds.is_boolean() {
+        let found = Unexpected::Bool(odds.json() == "true");
+        return Err(D::Error::invalid_type(found, &EXPECTED));
     }
+    Ok(odds)
 }
 
 fn odds_schema() -> Schema {
@@ -273,55 +279,14 @@ pub(super) fn attributes_schema() -> Schema {
     attributes.additional_properties(Some(value)).property_names(Some(names)).into()
 }
 
-/// Deserializes a string, a number or a boolean.
-fn scalar<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    expected: &'static str,
-) -> Result<Value, D::Error> {
-    struct Scalar(&'static str);
-
-    impl Visitor<'_> for Scalar {
-        type Value = Value;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.0)
-        }
-
-        fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
-            Ok(value.into())
-        }
-
-        fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
-            Ok(value.into())
-        }
-
-        fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
-            Ok(value.into())
-        }
-
-        fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-            Ok(value.into())
-        }
-
-        fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-            if value.contains('\0') {
-                return Err(E::custom("found the character U+0000, expected text without it"));
-            }
-            Ok(value.into())
-        }
-    }
-
-    deserializer.deserialize_any(Scalar(expected))
-}
-
 /// A flat map of strings, numbers and booleans, passed through to the profile. It contains none of
 /// [`NAMED_FIELDS`] and no name that Customer.io reserves.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Attributes(Map<String, Value>);
+pub struct Attributes(BTreeMap<String, Scalar>);
 
 impl Attributes {
     /// Returns the attributes by name.
-    pub fn as_map(&self) -> &Map<String, Value> {
+    pub fn as_map(&self) -> &BTreeMap<String, Scalar> {
         &self.0
     }
 }
@@ -342,15 +307,15 @@ impl<'de> Visitor<'de> for AttributesVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Attributes, A::Error> {
-        struct Attribute(Value);
+        struct Attribute(Scalar);
 
         impl<'de> Deserialize<'de> for Attribute {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                scalar(deserializer, "a string, a number or a boolean").map(Self)
+                Scalar::read(deserializer, &"a string, a number or a boolean").map(Self)
             }
         }
 
-        let mut attributes = Map::new();
+        let mut attributes = BTreeMap::new();
         while let Some(name) = access.next_key::<Cow<'de, str>>()? {
             let Attribute(value) = access.next_value()?;
             if is_reserved(&name) {

@@ -6,6 +6,7 @@
 mod fields;
 #[cfg(any(test, fuzzing))]
 pub mod property;
+mod scalar;
 
 use std::fmt;
 
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 pub use fields::{Attributes, BetSlip, Customer, NAMED_FIELDS};
 use fields::{CustomerWithEmail, NonEmpty, Object, Text};
+pub use scalar::{Number, Scalar};
 
 /// Maximum size of an event id, in bytes.
 pub const EVENT_ID_BYTES_MAX: usize = 255;

@@ -73,7 +73,7 @@ fn a_submission_is_parsed_with_all_its_fields() {
     };
     assert_eq!((operator_id.as_str(), operator_name.as_deref()), ("op-12", Some("Acme Sports")));
     assert_eq!(
-        Value::from(attributes.as_map().clone()),
+        serde_json::to_value(attributes.as_map()).expect("JSON"),
         json!({ "plan": "gold", "visits": 3, "vip": true })
     );
 }
@@ -84,7 +84,7 @@ fn a_confirmation_keeps_the_odds_as_received() {
         let event = parse_confirmed(&with(confirmed(), "/bet_slip/odds", odds.clone()))
             .expect("string or number");
         let EventDetails::Confirmed { bet_slip, .. } = event.details else { panic!("confirmed") };
-        assert_eq!(bet_slip.odds, odds);
+        assert_eq!(bet_slip.odds.json(), odds.to_string());
     }
 }
 
@@ -207,7 +207,7 @@ fn an_attribute_never_overrides_a_named_field() {
     else {
         panic!()
     };
-    assert_eq!(Value::from(attributes.as_map().clone()), json!({ "plan": "gold" }));
+    assert_eq!(serde_json::to_value(attributes.as_map()).expect("JSON"), json!({ "plan": "gold" }));
 }
 
 #[test]

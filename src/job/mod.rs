@@ -4,6 +4,7 @@
 //! responses use.
 
 mod claimant;
+mod signup;
 mod work;
 
 use std::{fmt, time::Duration};
@@ -14,7 +15,8 @@ use uuid::Uuid;
 
 use crate::runtime::text_enum::text_enum;
 pub use claimant::Claimant;
-pub use work::{ClaimedJob, Ending, Job, JobMessage, JobReport, Signup};
+pub use signup::{Signup, StatedTimes};
+pub use work::{ClaimedJob, Ending, Job, JobMessage, JobReport};
 
 text_enum! {
     /// Which of a signup's two jobs this is.
@@ -101,6 +103,26 @@ text_enum! {
         RequestRefused = "request_refused",
         /// Any other status.
         UnexpectedStatus = "unexpected_status",
+    }
+}
+
+text_enum! {
+    /// What an accepted attempt could not do.
+    Warning {
+        /// The person is identified by the address, so the change of it was not sent.
+        EmailNotChanged = "email_not_changed",
+    }
+}
+
+impl Warning {
+    /// Description for an operator.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::EmailNotChanged => {
+                "the e-mail address has changed, but it identifies the person in Customer.io, so \
+                    the change was not applied; change it there"
+            }
+        }
     }
 }
 
@@ -256,6 +278,8 @@ pub struct Attempt {
     pub outcome: Outcome,
     /// Whether it was accepted in mock mode, so that no call was made.
     pub mock: bool,
+    /// What it did not do, if it is accepted.
+    pub warning: Option<Warning>,
 }
 
 #[cfg(test)]

@@ -3,14 +3,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{AttemptId, Failure, Reason, SyncPhase};
-use crate::{
-    event::{BetSlip, Customer},
-    runtime::trace::TraceContext,
-};
+use super::{AttemptId, Failure, Reason, Signup, SyncPhase};
+use crate::runtime::trace::TraceContext;
 
 /// A sync job as the ledger stores it.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,23 +47,6 @@ impl Job {
     pub fn trace_context(&self) -> TraceContext {
         TraceContext::new(self.traceparent.as_deref(), self.tracestate.as_deref())
     }
-}
-
-/// The data of a signup.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Signup {
-    /// Id of the operator that the person signed up with.
-    pub operator_id: Option<String>,
-    /// Name of that operator.
-    pub operator_name: Option<String>,
-    /// The person. Without an e-mail address, the signup counts as not known yet.
-    pub customer: Customer,
-    /// Attributes that are passed through to the profile.
-    pub attributes: Map<String, Value>,
-    /// Id of the extraction that read the bet slip.
-    pub extraction_id: Option<String>,
-    /// The bet slip, once it is confirmed.
-    pub bet_slip: Option<BetSlip>,
 }
 
 /// A job that was claimed, with everything that a call needs.

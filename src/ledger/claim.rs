@@ -2,26 +2,27 @@
 //! number of statements.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::{Value, json};
-use sqlx::PgConnection;
+use chrono::{DateTime, Utc};
+use serde_json::json;
+use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::{
     Error, Ledger,
-    arrival::{Arrival, Disposition, Source, disposition},
+    arrival::{Arrival, Disposition},
     audit::{self, AuditAction, AuditEntry},
     failures::FailureResolution,
     restart,
-    row::JobRow,
+    row::{JobRow, SignupRow},
+    working_set::{JobChange, JobState, SignupChange, SignupState, WorkingSet},
 };
 use crate::{
-    event::{BetSlip, Customer, Event, EventDetails},
-    job::{ClaimedJob, ErrorType, Job, JobReport, Status, job_id},
+    event::{BetSlip, Customer, Number},
+    job::{ClaimedJob, ErrorType, Job, JobReport, Signup, Status, SyncPhase},
 };
 
 /// The claims of a batch of messages.
@@ -65,165 +66,205 @@ pub enum ClaimOutcome {
 impl Ledger {
     /// Claims the jobs of a batch of messages with `claim`.
     ///
-    /// No two messages of the batch may be for the same signup, so that the locks are acquired in
-    /// order. A commit whose confirmation is lost may have happened: if the call is repeated with
-    /// the same `claim`, it finds the jobs claimed by it.
+    /// Several messages of the batch may be for the same signup only if they are events of one
+    /// phase: a batch has at most one job per signup, so that locks are acquired in order. A commit
+    /// whose confirmation is lost may have happened: if the call is repeated with the same `claim`,
+    /// it finds the jobs claimed by it.
     #[expect(
         clippy::disallowed_methods,
         reason = "an edge: the lease starts before the claim is written"
     )]
     pub async fn claim(&self, claim: Uuid, arrivals: &[Arrival]) -> Result<ClaimedBatch, Error> {
-        let confirmed_at = Instant::now();
-        let events: Vec<_> = arrivals.iter().filter_map(NewEvent::of).collect();
-        let mut transaction =
-            self.pool.begin().await.map_err(Error::doing("beginning to claim jobs"))?;
-        if !events.is_empty() {
-            upsert_signups(&mut transaction, &events).await?;
-            insert_jobs(&mut transaction, &events, claim, self.max_attempts).await?;
+        loop {
+            let confirmed_at = Instant::now();
+            if let Some(outcomes) = self.try_claim(claim, arrivals).await? {
+                return Ok(ClaimedBatch { claim, confirmed_at, outcomes });
+            }
         }
-        let mut rows = self.lock_jobs(&mut transaction, arrivals).await?;
-        let decide = |(arrival, row): (&Arrival, &Option<JobRow>)| match row {
-            None => Disposition::Unknown,
-            Some(row) if row.claim == Some(claim) => Disposition::Claim,
-            Some(row) => disposition(arrival, &row.snapshot()),
-        };
-        let dispositions: Vec<_> = arrivals.iter().zip(&rows).map(decide).collect();
-        let claims: Vec<_> = arrivals
-            .iter()
-            .zip(&mut rows)
-            .zip(&dispositions)
-            // A job that was just created is claimed already.
-            .filter_map(|((arrival, row), disposition)| {
-                Some((arrival, row.as_mut().filter(|r| r.claim != Some(claim))?, disposition))
-            })
-            .filter_map(|(arrival, row, disposition)| JobClaim::of(arrival, row, *disposition))
-            .collect();
-        claim_jobs(&mut transaction, claim, &claims).await?;
-        record_restarts(&mut transaction, &claims).await?;
-        drop(claims);
-        remember_events(&mut transaction, arrivals, &rows, &dispositions).await?;
-        transaction.commit().await.map_err(Error::doing("committing claimed jobs"))?;
-
-        let outcomes =
-            rows.iter_mut().zip(dispositions).map(|(row, one)| outcome(row.as_mut(), one));
-        Ok(ClaimedBatch { claim, confirmed_at, outcomes: outcomes.collect() })
     }
 
-    /// Locks the jobs that the messages are for, and returns them in the order of the messages.
-    async fn lock_jobs(
+    /// Returns `None` if another transaction has inserted one of the new signups meanwhile. It is
+    /// there now, so another call finds it.
+    async fn try_claim(
+        &self,
+        claim: Uuid,
+        arrivals: &[Arrival],
+    ) -> Result<Option<Vec<ClaimOutcome>>, Error> {
+        let mut transaction =
+            self.pool.begin().await.map_err(Error::doing("beginning to claim jobs"))?;
+        let mut working_set = self.lock(&mut transaction, claim, arrivals).await?;
+        let admitted = arrivals.iter().enumerate();
+        let admitted: Vec<_> =
+            admitted.map(|(index, arrival)| working_set.admit(index, arrival)).collect();
+        if !insert_signups(&mut transaction, &working_set).await? {
+            return Ok(None);
+        }
+        update_signups(&mut transaction, &working_set).await?;
+        insert_jobs(&mut transaction, &working_set).await?;
+        claim_jobs(&mut transaction, &working_set).await?;
+        record_restarts(&mut transaction, &working_set).await?;
+        remember_events(&mut transaction, &working_set).await?;
+        transaction.commit().await.map_err(Error::doing("committing claimed jobs"))?;
+        let outcomes = arrivals.iter().zip(admitted).enumerate();
+        let outcome =
+            |(index, (arrival, disposition))| outcome(&working_set, index, arrival, disposition);
+        Ok(Some(outcomes.map(outcome).collect()))
+    }
+
+    /// Locks and reads the signups and the jobs that the messages are for.
+    async fn lock<'a>(
+        &self,
+        connection: &mut PgConnection,
+        claim: Uuid,
+        arrivals: &'a [Arrival],
+    ) -> Result<WorkingSet<'a>, Error> {
+        let ids: Vec<_> = arrivals.iter().map(Arrival::signup_id).collect();
+        let rows = sqlx::query_file_as!(SignupRow, "src/ledger/lock_signups.sql", &ids)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(Error::doing("reading signups"))?;
+        let Some(now) = rows.first().map(|row| row.now) else {
+            return Err(Error::doing("reading the time")(sqlx::Error::RowNotFound));
+        };
+        let state = |row: SignupRow| {
+            let (id, is_synced) = (row.id?, row.is_synced.unwrap_or_default());
+            let signup = row.signup();
+            Some((id, SignupState { signup, is_synced, change: SignupChange::Unchanged }))
+        };
+        let signups: BTreeMap<_, _> = rows.into_iter().filter_map(state).collect();
+        let jobs = if signups.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.lock_jobs(connection, arrivals).await?
+        };
+        let (max_attempts, earlier_events) = (self.max_attempts, Vec::new());
+        Ok(WorkingSet { claim, now, max_attempts, signups, jobs, earlier_events })
+    }
+
+    async fn lock_jobs<'a>(
         &self,
         connection: &mut PgConnection,
         arrivals: &[Arrival],
-    ) -> Result<Vec<Option<JobRow>>, Error> {
-        let signups: Vec<_> = arrivals.iter().map(Arrival::signup_id).collect();
-        let phases: Vec<_> =
-            arrivals.iter().map(|arrival| arrival.phase().as_str().to_owned()).collect();
+    ) -> Result<BTreeMap<(Uuid, SyncPhase), JobState<'a>>, Error> {
+        let wanted: BTreeSet<_> =
+            arrivals.iter().map(|one| (one.signup_id(), one.phase().as_str())).collect();
         let rows = sqlx::query_file_as!(
             JobRow,
             "src/ledger/lock_jobs.sql",
-            &signups,
-            &phases,
+            &column!(wanted, one => one.0) as _,
+            &column!(wanted, one => one.1) as _,
             self.claim_lease.as_secs_f64(),
         )
         .fetch_all(connection)
         .await
         .map_err(Error::doing("reading jobs"))?;
-        let mut by_signup: HashMap<_, _> =
-            rows.into_iter().map(|row| (row.signup_id, row)).collect();
-        Ok(signups.iter().map(|id| by_signup.remove(id)).collect())
+        let state = |row: JobRow| ((row.signup_id, row.sync_phase), JobState::read(row));
+        Ok(rows.into_iter().map(state).collect())
     }
 }
 
-/// An event with the message that carries it.
-struct NewEvent<'a> {
-    event: &'a Event,
-    arrival: &'a Arrival,
+/// Executes a statement with the columns of signups as its arguments.
+macro_rules! with_signups {
+    ($query:ident, $file:literal, $signups:expr) => {{
+        let signups: Vec<(Uuid, &Signup)> = $signups;
+        let customer = |field: fn(&Customer) -> &Option<String>| -> Vec<Option<&str>> {
+            signups.iter().map(|(_, one)| field(&one.customer).as_deref()).collect()
+        };
+        let slips: Vec<_> = signups.iter().map(|(_, one)| one.bet_slip.as_ref()).collect();
+        sqlx::$query!(
+            $file,
+            &column!(signups, one => one.0) as _,
+            &column!(signups, one => one.1.operator_id.as_deref()) as _,
+            &column!(signups, one => one.1.operator_name.as_deref()) as _,
+            &customer(|customer| &customer.id) as _,
+            &customer(|customer| &customer.email) as _,
+            &customer(|customer| &customer.first_name) as _,
+            &customer(|customer| &customer.last_name) as _,
+            &customer(|customer| &customer.phone) as _,
+            &customer(|customer| &customer.state) as _,
+            &column!(signups, one => Json(&one.1.attributes)) as _,
+            &column!(signups, one => one.1.stated.customer) as _,
+            &column!(signups, one => one.1.stated.submission) as _,
+            &column!(signups, one => one.1.extraction_id.as_deref()) as _,
+            &column!(slips, one => one.map(|slip| slip.bet_amount.as_f64())) as _,
+            &column!(slips, one => one.map(|slip| slip.team_bet_on.as_str())) as _,
+            &column!(slips, one => one.map(|slip| Json(&slip.odds))) as _,
+            &column!(slips, one => one.map(|slip| slip.confidence.as_f64())) as _,
+            &column!(signups, one => one.1.stated.confirmation) as _,
+            &column!(signups, one => value_times(one.1)) as _,
+            &column!(slips, one => one.and_then(exact_numbers)) as _,
+            &column!(signups, one => one.1.first_email.as_deref()) as _,
+        )
+    }};
 }
 
-impl<'a> NewEvent<'a> {
-    fn of(arrival: &'a Arrival) -> Option<Self> {
-        match &arrival.source {
-            Source::Event(event) => Some(Self { event, arrival }),
-            Source::Job(_) | Source::Operator { .. } => None,
-        }
-    }
-
-    fn submitted(&self) -> Option<(&'a str, Option<&'a str>, Value)> {
-        match &self.event.details {
-            EventDetails::Submitted { operator_id, operator_name, attributes } => Some((
-                operator_id,
-                operator_name.as_deref(),
-                Value::Object(attributes.as_map().clone()),
-            )),
-            EventDetails::Confirmed { .. } => None,
-        }
-    }
-
-    fn confirmed(&self) -> Option<(Option<&'a str>, &'a BetSlip)> {
-        match &self.event.details {
-            EventDetails::Confirmed { extraction_id, bet_slip } => {
-                Some((extraction_id.as_deref(), bet_slip))
-            }
-            EventDetails::Submitted { .. } => None,
-        }
-    }
-
-    fn bet_slip<T>(&self, field: impl Fn(&'a BetSlip) -> T) -> Option<T> {
-        self.confirmed().map(|(_, bet_slip)| field(bet_slip))
-    }
-
-    fn states_customer(&self) -> bool {
-        self.submitted().is_some() || self.event.customer != Customer::default()
-    }
-}
-
-/// Writes the data of the events to their signups.
-async fn upsert_signups(
+/// Inserts the new signups. Returns false if another transaction has inserted one meanwhile.
+async fn insert_signups(
     connection: &mut PgConnection,
-    events: &[NewEvent<'_>],
+    working_set: &WorkingSet<'_>,
+) -> Result<bool, Error> {
+    let new = signups_to_write(working_set, SignupChange::New);
+    let count = new.len();
+    if count == 0 {
+        return Ok(true);
+    }
+    let inserted = with_signups!(query_file, "src/ledger/insert_signups.sql", new)
+        .execute(connection)
+        .await
+        .map_err(Error::doing("inserting signups"))?;
+    Ok(inserted.rows_affected() == count as u64)
+}
+
+/// Updates the signups to which events added data.
+async fn update_signups(
+    connection: &mut PgConnection,
+    working_set: &WorkingSet<'_>,
 ) -> Result<(), Error> {
-    let mut events: Vec<_> = events.iter().collect();
-    // The lock order (locks.rs).
-    events.sort_unstable_by_key(|new| new.event.signup_id);
-    let customer = |field: fn(&Customer) -> &Option<String>| -> Vec<Option<&str>> {
-        events.iter().map(|new| field(&new.event.customer).as_deref()).collect()
-    };
-    sqlx::query_file!(
-        "src/ledger/upsert_signups.sql",
-        &column!(events, new => new.event.signup_id) as _,
-        &column!(events, new => new.submitted().map(|(operator_id, ..)| operator_id)) as _,
-        &column!(events, new => new.submitted().and_then(|(_, operator_name, _)| operator_name))
-            as _,
-        &customer(|customer| &customer.id) as _,
-        &customer(|customer| &customer.email) as _,
-        &customer(|customer| &customer.first_name) as _,
-        &customer(|customer| &customer.last_name) as _,
-        &customer(|customer| &customer.phone) as _,
-        &customer(|customer| &customer.state) as _,
-        &column!(events, new => new.submitted().map(|(.., attributes)| attributes)) as _,
-        &column!(events, new => new.states_customer()) as _,
-        &column!(events, new => new.event.occurred_at) as _,
-        &column!(events, new => new.confirmed().and_then(|(extraction_id, _)| extraction_id)) as _,
-        &column!(events, new => new.bet_slip(|bet_slip| bet_slip.bet_amount)) as _,
-        &column!(events, new => new.bet_slip(|bet_slip| bet_slip.team_bet_on.as_str())) as _,
-        &column!(events, new => new.bet_slip(|bet_slip| bet_slip.odds.clone())) as _,
-        &column!(events, new => new.bet_slip(|bet_slip| bet_slip.confidence)) as _,
-        &column!(events, new => new.arrival.phase().as_str()) as _,
-        &column!(events, new => new.event.id.as_str()) as _,
-    )
-    .execute(connection)
-    .await
-    .map_err(Error::doing("writing signups"))?;
+    let changed = signups_to_write(working_set, SignupChange::Changed);
+    if changed.is_empty() {
+        return Ok(());
+    }
+    with_signups!(query_file, "src/ledger/update_signups.sql", changed)
+        .execute(connection)
+        .await
+        .map_err(Error::doing("updating signups"))?;
     Ok(())
 }
 
-/// Creates the missing jobs, already claimed. An existing job is not changed.
+/// The signups with this change, in the lock order (locks.rs).
+fn signups_to_write<'a>(
+    working_set: &'a WorkingSet<'_>,
+    change: SignupChange,
+) -> Vec<(Uuid, &'a Signup)> {
+    let all = working_set.signups.iter();
+    all.filter(|(_, state)| state.change == change)
+        .map(|(id, state)| (*id, &state.signup))
+        .collect()
+}
+
+fn value_times(signup: &Signup) -> Option<Json<&BTreeMap<String, DateTime<Utc>>>> {
+    let older = &signup.stated.older;
+    (!older.is_empty()).then_some(Json(older))
+}
+
+/// The numbers of a bet slip that their columns round.
+fn exact_numbers(slip: &BetSlip) -> Option<Json<BTreeMap<&'static str, &Number>>> {
+    let numbers = [("bet_amount", &slip.bet_amount), ("confidence", &slip.confidence)];
+    let exact: BTreeMap<_, _> =
+        numbers.into_iter().filter(|(_, number)| number.is_rounded()).collect();
+    (!exact.is_empty()).then_some(Json(exact))
+}
+
+/// Inserts the new jobs, already claimed. No other transaction can insert them: each owns the lock
+/// on the signup, or has inserted it.
 async fn insert_jobs(
     connection: &mut PgConnection,
-    events: &[NewEvent<'_>],
-    claim: Uuid,
-    max_attempts: i32,
+    working_set: &WorkingSet<'_>,
 ) -> Result<(), Error> {
+    let claims = claims(working_set, |change| change == JobChange::Created);
+    if claims.is_empty() {
+        return Ok(());
+    }
     sqlx::query!(
         r#"
         WITH created AS (
@@ -231,37 +272,34 @@ async fn insert_jobs(
                 id, signup_id, sync_phase, status, max_attempts, event_id, occurred_at, traceparent,
                 stated_at, tracestate, claim, claimed_at, claimed_by
             )
-            SELECT id, signup_id, sync_phase, 'processing', $10, event_id,
-                CASE WHEN is_ahead THEN now() ELSE COALESCE(occurred_at, now()) END, traceparent,
-                CASE WHEN is_ahead THEN occurred_at END, tracestate, $9, now(), claimed_by
+            SELECT id, signup_id, sync_phase, 'processing', $10, event_id, occurred_at, traceparent,
+                stated_at, tracestate, $9, now(), claimed_by
             FROM UNNEST(
-                $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[],
-                $7::text[], $8::text[]
+                $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[],
+                $6::timestamptz[], $7::text[], $8::text[], $11::text[]
             ) AS e (
-                id, signup_id, sync_phase, event_id, occurred_at, traceparent, tracestate,
-                claimed_by
+                id, signup_id, sync_phase, event_id, occurred_at, stated_at, traceparent,
+                tracestate, claimed_by
             )
-            CROSS JOIN LATERAL (SELECT occurred_at > now() + interval '5 minutes') AS a (is_ahead)
             ORDER BY signup_id
-            ON CONFLICT (signup_id, sync_phase) DO NOTHING
             RETURNING id
         )
         -- The integrity check compares the jobs with this count (integrity.rs).
         INSERT INTO taken_in (jobs)
         SELECT count(*)
         FROM created
-        HAVING count(*) > 0
         "#,
-        &column!(events, new => job_id(new.event.signup_id, new.arrival.phase())) as _,
-        &column!(events, new => new.event.signup_id) as _,
-        &column!(events, new => new.arrival.phase().as_str()) as _,
-        &column!(events, new => new.event.id.as_str()) as _,
-        &column!(events, new => new.event.occurred_at) as _,
-        &column!(events, new => new.arrival.trace.traceparent.as_deref()) as _,
-        &column!(events, new => new.arrival.trace.tracestate.as_deref()) as _,
-        &column!(events, new => new.arrival.claimant(0).to_string()) as _,
-        claim,
-        max_attempts,
+        &column!(claims, c => c.row.id) as _,
+        &column!(claims, c => c.row.signup_id) as _,
+        &column!(claims, c => c.row.sync_phase.as_str()) as _,
+        &column!(claims, c => c.row.event_id.as_str()) as _,
+        &column!(claims, c => c.row.occurred_at) as _,
+        &column!(claims, c => c.row.stated_at) as _,
+        &column!(claims, c => c.row.traceparent.as_deref()) as _,
+        &column!(claims, c => c.row.tracestate.as_deref()) as _,
+        working_set.claim,
+        working_set.max_attempts,
+        &column!(claims, c => c.claimed_by()) as _,
     )
     .execute(connection)
     .await
@@ -269,46 +307,37 @@ async fn insert_jobs(
     Ok(())
 }
 
-/// A claim on an existing job: its new row, and the message that claims it.
+/// A job that the batch claims, and the message that claims it.
 struct JobClaim<'a> {
     row: &'a JobRow,
     arrival: &'a Arrival,
-    /// The previous status, if a new event restarts the job.
-    restarted_from: Option<Status>,
 }
 
-impl<'a> JobClaim<'a> {
-    /// Changes `row` to its state after the claim. A restart begins a new run for the new event.
-    fn of(arrival: &'a Arrival, row: &'a mut JobRow, disposition: Disposition) -> Option<Self> {
-        let restarted_from = (disposition == Disposition::Restart).then_some(row.status);
-        match (disposition, &arrival.source) {
-            (Disposition::Restart, Source::Event(event)) => {
-                row.run += 1;
-                row.attempt_count = 0;
-                row.manual_retry = false;
-                row.first_failed_at = None;
-                row.error_type = None;
-                row.error_message = None;
-                row.event_id.clone_from(&event.id);
-                // An older event leaves the time as it is: the job sends what newer events stated.
-                let (time, stated_at) = event_time(event.occurred_at, row.now);
-                row.occurred_at = row.occurred_at.max(time);
-                row.stated_at = stated_at;
-                row.traceparent.clone_from(&arrival.trace.traceparent);
-                row.tracestate.clone_from(&arrival.trace.tracestate);
-            }
-            (Disposition::Claim, _) => {}
-            _ => return None,
-        }
-        Some(Self { row, arrival, restarted_from })
+impl JobClaim<'_> {
+    fn claimed_by(&self) -> String {
+        self.arrival.claimant(self.row.run).to_string()
     }
 }
 
+fn claims<'a>(
+    working_set: &'a WorkingSet<'_>,
+    is_wanted: impl Fn(JobChange) -> bool,
+) -> Vec<JobClaim<'a>> {
+    let claim = |job: &'a JobState<'_>| {
+        let (_, arrival) = job.claimant?;
+        Some(JobClaim { row: &job.row, arrival })
+    };
+    working_set.jobs.values().filter(|job| is_wanted(job.change)).filter_map(claim).collect()
+}
+
+/// Claims existing jobs, in a new run if a new event restarts them.
 async fn claim_jobs(
     connection: &mut PgConnection,
-    claim: Uuid,
-    claims: &[JobClaim<'_>],
+    working_set: &WorkingSet<'_>,
 ) -> Result<(), Error> {
+    let claims = claims(working_set, |change| {
+        matches!(change, JobChange::Claimed | JobChange::RestartedFrom(_))
+    });
     if claims.is_empty() {
         return Ok(());
     }
@@ -341,9 +370,9 @@ async fn claim_jobs(
         )
         WHERE j.id = c.id
         "#,
-        claim,
+        working_set.claim,
         &column!(claims, c => c.row.id) as _,
-        &column!(claims, c => c.arrival.claimant(c.row.run).to_string()) as _,
+        &column!(claims, c => c.claimed_by()) as _,
         &column!(claims, c => c.row.run) as _,
         &column!(claims, c => c.row.attempt_count) as _,
         &column!(claims, c => c.row.manual_retry) as _,
@@ -362,54 +391,33 @@ async fn claim_jobs(
     Ok(())
 }
 
-/// Maximum time that the clock of a publisher may be ahead.
-const AHEAD_MAX: TimeDelta = TimeDelta::minutes(5);
-
-/// The time of an event, and the time that it stated if that is too far ahead and was replaced.
-fn event_time(
-    stated: Option<DateTime<Utc>>,
-    now: DateTime<Utc>,
-) -> (DateTime<Utc>, Option<DateTime<Utc>>) {
-    match stated {
-        Some(time) if time > now + AHEAD_MAX => (now, Some(time)),
-        Some(time) => (time, None),
-        None => (now, None),
-    }
-}
-
-/// Records the events that wrote data for completed jobs, so that a repeat of one writes nothing.
+/// Records the events that wrote data without being the newest of their job, so that a repeat of
+/// one writes nothing.
 async fn remember_events(
     connection: &mut PgConnection,
-    arrivals: &[Arrival],
-    rows: &[Option<JobRow>],
-    dispositions: &[Disposition],
+    working_set: &WorkingSet<'_>,
 ) -> Result<(), Error> {
-    let of_completed =
-        arrivals.iter().zip(rows).zip(dispositions).filter_map(|((arrival, row), disposition)| {
-            match (&arrival.source, row, disposition) {
-                (Source::Event(event), Some(row), Disposition::AlreadyCompleted) => {
-                    (!row.knows(&event.id)).then_some((row.id, event.id.as_str()))
-                }
-                _ => None,
-            }
-        });
-    let new: Vec<_> = of_completed.collect();
-    if new.is_empty() {
+    let events = &working_set.earlier_events;
+    if events.is_empty() {
         return Ok(());
     }
     sqlx::query!(
         r#"
         UPDATE signup_customerio_sync_jobs j
-        SET earlier_events = (e.event_id || j.earlier_events)[:50]
-        FROM UNNEST($1::uuid[], $2::text[]) AS e (id, event_id)
+        SET earlier_events = (e.ids || j.earlier_events)[:50]
+        FROM (
+            SELECT id, array_agg(event_id ORDER BY number DESC) AS ids
+            FROM UNNEST($1::uuid[], $2::text[]) WITH ORDINALITY AS e (id, event_id, number)
+            GROUP BY id
+        ) AS e
         WHERE j.id = e.id
         "#,
-        &column!(new, one => one.0) as _,
-        &column!(new, one => one.1) as _,
+        &column!(events, one => one.0) as _,
+        &column!(events, one => one.1.as_str()) as _,
     )
     .execute(connection)
     .await
-    .map_err(Error::doing("recording the events of completed jobs"))?;
+    .map_err(Error::doing("recording earlier events"))?;
     Ok(())
 }
 
@@ -417,10 +425,16 @@ async fn remember_events(
 /// that had failed.
 async fn record_restarts(
     connection: &mut PgConnection,
-    claims: &[JobClaim<'_>],
+    working_set: &WorkingSet<'_>,
 ) -> Result<(), Error> {
-    let restarts: Vec<_> =
-        claims.iter().filter_map(|claim| Some((claim.row, claim.restarted_from?))).collect();
+    let restarts: Vec<_> = working_set
+        .jobs
+        .values()
+        .filter_map(|job| match job.change {
+            JobChange::RestartedFrom(status) => Some((&job.row, status)),
+            _ => None,
+        })
+        .collect();
     let failed: Vec<_> = restarts
         .iter()
         .filter(|(_, status)| *status == Status::Failed)
@@ -440,11 +454,19 @@ async fn record_restarts(
     audit::insert(connection, audit::SERVICE, &restarts.iter().map(entry).collect::<Vec<_>>()).await
 }
 
-fn outcome(row: Option<&mut JobRow>, disposition: Disposition) -> ClaimOutcome {
-    let Some(row) = row else { return ClaimOutcome::Unknown };
+fn outcome(
+    working_set: &WorkingSet<'_>,
+    index: usize,
+    arrival: &Arrival,
+    disposition: Disposition,
+) -> ClaimOutcome {
+    let Some(row) = working_set.row(arrival) else { return ClaimOutcome::Unknown };
     match disposition {
         Disposition::Claim | Disposition::Restart => {
-            ClaimOutcome::Claimed(Box::new(ClaimedJob { job: row.job(), signup: row.signup() }))
+            // A later message of the batch may have taken the job over.
+            let is_claimed = working_set.is_claimed_by(index, arrival);
+            let claimed = is_claimed.then(|| working_set.claimed_job(arrival)).flatten();
+            claimed.map_or(ClaimOutcome::Superseded, |job| ClaimOutcome::Claimed(Box::new(job)))
         }
         Disposition::Settled => ClaimOutcome::Settled(Box::new(row.report())),
         Disposition::AlreadyCompleted => ClaimOutcome::AlreadyCompleted,

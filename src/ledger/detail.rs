@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::{
     Error, Ledger,
     audit::{self, AuditAction, AuditEntry},
+    row::SignupRow,
 };
 use crate::{
     event::Customer,
@@ -73,6 +74,8 @@ pub struct StoredJob {
     pub occurred_at: DateTime<Utc>,
     /// The time that the event stated, if it was too far ahead and was replaced.
     pub stated_at: Option<DateTime<Utc>>,
+    /// What it did not do, if it is completed. A text, since a newer release may have written it.
+    pub warning: Option<String>,
     /// When the job was created.
     pub created_at: DateTime<Utc>,
     /// When it last changed.
@@ -147,8 +150,9 @@ impl Ledger {
     /// Everything about one job. `None` if it does not exist.
     pub async fn job_detail(&self, id: Uuid) -> Result<Option<JobDetail>, Error> {
         let Some(job) = self.stored_job(id).await? else { return Ok(None) };
-        let ((signup, flags), attempts, audit) = tokio::try_join!(
+        let (signup, flags, attempts, audit) = tokio::try_join!(
             self.signup(job.signup_id),
+            self.flags_of(job.signup_id),
             self.attempts_of(id),
             self.audit_of(&job)
         )?;
@@ -173,8 +177,8 @@ impl Ledger {
                 attempt_count, max_attempts, next_retry_at, last_attempt_at,
                 error_type AS "error_type: _", error_message, error_signature,
                 failed_reason AS reason, manual_retry, mock, contact_id, event_id, occurred_at,
-                stated_at, created_at, updated_at, first_failed_at, failed_at, completed_at,
-                dismissed_at, dismissed_reason
+                stated_at, warning, created_at, updated_at, first_failed_at, failed_at,
+                completed_at, dismissed_at, dismissed_reason
             FROM signup_customerio_sync_jobs
             WHERE id = $1
             "#,
@@ -185,40 +189,29 @@ impl Ledger {
         .map_err(Error::doing("reading a job"))
     }
 
-    async fn signup(&self, id: Uuid) -> Result<(Signup, SignupFlags), Error> {
-        let row = sqlx::query!("SELECT * FROM signups WHERE id = $1", id)
+    async fn signup(&self, id: Uuid) -> Result<Signup, Error> {
+        let row = sqlx::query_file_as!(SignupRow, "src/ledger/read_signup.sql", id)
             .fetch_one(&self.pool)
             .await
             .map_err(Error::doing("reading a signup"))?;
-        let bet_slip = match (row.bet_amount, row.team_bet_on, row.odds, row.confidence) {
-            (Some(bet_amount), Some(team_bet_on), Some(odds), Some(confidence)) => {
-                Some(crate::event::BetSlip { bet_amount, team_bet_on, odds, confidence })
-            }
-            _ => None,
-        };
-        let signup = Signup {
-            operator_id: row.operator_id,
-            operator_name: row.operator_name,
-            customer: Customer {
-                id: row.customer_id,
-                email: row.email,
-                first_name: row.first_name,
-                last_name: row.last_name,
-                phone: row.phone,
-                state: row.state,
-            },
-            attributes: row.attributes.as_object().cloned().unwrap_or_default(),
-            extraction_id: row.extraction_id,
-            bet_slip,
-        };
-        let flags = SignupFlags {
-            synced: row.customerio_synced,
-            synced_at: row.customerio_synced_at,
-            contact_id: row.customerio_contact_id,
-            sync_failed: row.customerio_sync_failed,
-            sync_error: row.customerio_sync_error,
-        };
-        Ok((signup, flags))
+        Ok(row.signup())
+    }
+
+    async fn flags_of(&self, signup: Uuid) -> Result<SignupFlags, Error> {
+        sqlx::query_as!(
+            SignupFlags,
+            r#"
+            SELECT customerio_synced AS synced, customerio_synced_at AS synced_at,
+                customerio_contact_id AS contact_id, customerio_sync_failed AS sync_failed,
+                customerio_sync_error AS sync_error
+            FROM signups
+            WHERE id = $1
+            "#,
+            signup
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(Error::doing("reading the flags of a signup"))
     }
 
     /// The attempts of a job, latest first: one more than a response contains.
@@ -261,7 +254,7 @@ impl Ledger {
     /// it. `None` if the job does not exist.
     pub async fn reveal(&self, id: Uuid, actor: &str) -> Result<Option<Customer>, Error> {
         let Some(job) = self.stored_job(id).await? else { return Ok(None) };
-        let (signup, _) = self.signup(job.signup_id).await?;
+        let signup = self.signup(job.signup_id).await?;
         let mut connection =
             self.pool.acquire().await.map_err(Error::doing("recording a reveal"))?;
         let details = json!({ "jobId": id, "syncPhase": job.phase });

@@ -1,19 +1,14 @@
 -- The jobs that messages are for, locked in the lock order (locks.rs).
 SELECT j.id, j.signup_id, j.sync_phase AS "sync_phase: _", j.status AS "status: _", j.run,
     j.attempt_count, j.max_attempts, j.manual_retry, j.event_id, j.earlier_events, j.occurred_at,
-    j.stated_at,
-    j.created_at, j.updated_at, j.first_failed_at, j.failed_at,
-    j.failed_reason, j.completed_at, j.mock, j.error_type AS "error_type: _",
-    j.error_message, j.traceparent, j.tracestate, j.claim, j.claimed_by AS "claimed_by: _",
-    j.contact_id, now() AS "now!",
+    j.stated_at, j.created_at, j.updated_at, j.first_failed_at, j.failed_at, j.failed_reason,
+    j.completed_at, j.mock, j.error_type AS "error_type: _", j.error_message, j.traceparent,
+    j.tracestate, j.claim, j.claimed_by AS "claimed_by: _", j.contact_id,
     COALESCE(j.claimed_at, j.last_attempt_at, j.updated_at)
         < now() - make_interval(secs => $3) AS "is_stale!",
-    COALESCE(EXTRACT(EPOCH FROM j.next_retry_at - now())::float8 * 1000, 0) AS "due_in_ms!",
-    s.operator_id, s.operator_name, s.customer_id, s.email, s.first_name, s.last_name, s.phone,
-    s.state, s.attributes, s.extraction_id, s.bet_amount, s.team_bet_on, s.odds, s.confidence
+    COALESCE(EXTRACT(EPOCH FROM j.next_retry_at - now())::float8 * 1000, 0) AS "due_in_ms!"
 FROM UNNEST($1::uuid[], $2::text[]) AS wanted (signup_id, sync_phase)
 JOIN signup_customerio_sync_jobs j
     ON j.signup_id = wanted.signup_id AND j.sync_phase = wanted.sync_phase
-JOIN signups s ON s.id = j.signup_id
 ORDER BY j.signup_id, j.sync_phase
 FOR UPDATE OF j

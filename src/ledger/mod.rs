@@ -42,6 +42,7 @@ mod sessions;
 mod settle;
 mod stats;
 mod unprocessable;
+mod working_set;
 
 use std::{path::PathBuf, time::Duration};
 

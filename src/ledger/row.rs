@@ -1,22 +1,23 @@
-//! A job joined with its signup, as the claiming transaction reads it.
+//! Jobs and signups, as the claiming transaction reads them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::value::RawValue;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::arrival::JobSnapshot;
 use crate::{
-    event::{BetSlip, Customer},
+    event::{BetSlip, Customer, Number, Scalar},
     job::{
-        Claimant, Ending, ErrorType, Failure, Job, JobReport, Reason, Signup, Status, SyncPhase,
+        Claimant, Ending, ErrorType, Failure, Job, JobReport, Reason, Signup, StatedTimes, Status,
+        SyncPhase,
     },
     runtime::text_enum::known,
 };
 
-/// One row of jobs joined with signups. Times that depend on the present are computed by the
-/// database's clock.
+/// A row of the jobs. Times that depend on the present are computed by the database's clock.
 #[derive(Debug)]
 pub(super) struct JobRow {
     pub(super) id: Uuid,
@@ -46,23 +47,8 @@ pub(super) struct JobRow {
     pub(super) claim: Option<Uuid>,
     pub(super) claimed_by: Option<Claimant>,
     pub(super) contact_id: Option<String>,
-    pub(super) now: DateTime<Utc>,
     pub(super) is_stale: bool,
     pub(super) due_in_ms: f64,
-    pub(super) operator_id: Option<String>,
-    pub(super) operator_name: Option<String>,
-    pub(super) customer_id: Option<String>,
-    pub(super) email: Option<String>,
-    pub(super) first_name: Option<String>,
-    pub(super) last_name: Option<String>,
-    pub(super) phone: Option<String>,
-    pub(super) state: Option<String>,
-    pub(super) attributes: Value,
-    pub(super) extraction_id: Option<String>,
-    pub(super) bet_amount: Option<f64>,
-    pub(super) team_bet_on: Option<String>,
-    pub(super) odds: Option<Value>,
-    pub(super) confidence: Option<f64>,
 }
 
 impl JobRow {
@@ -107,34 +93,6 @@ impl JobRow {
         }
     }
 
-    pub(super) fn signup(&mut self) -> Signup {
-        let bet_slip =
-            match (self.bet_amount, self.team_bet_on.take(), self.odds.take(), self.confidence) {
-                (Some(bet_amount), Some(team_bet_on), Some(odds), Some(confidence)) => {
-                    Some(BetSlip { bet_amount, team_bet_on, odds, confidence })
-                }
-                _ => None,
-            };
-        Signup {
-            operator_id: self.operator_id.take(),
-            operator_name: self.operator_name.take(),
-            customer: Customer {
-                id: self.customer_id.take(),
-                email: self.email.take(),
-                first_name: self.first_name.take(),
-                last_name: self.last_name.take(),
-                phone: self.phone.take(),
-                state: self.state.take(),
-            },
-            attributes: match self.attributes.take() {
-                Value::Object(map) => map,
-                _ => serde_json::Map::new(),
-            },
-            extraction_id: self.extraction_id.take(),
-            bet_slip,
-        }
-    }
-
     /// How the last attempt ended, for a job that is not processing.
     pub(super) fn report(&self) -> JobReport {
         let failure = || Failure {
@@ -157,5 +115,76 @@ impl JobRow {
             }
         };
         JobReport { job: self.job(), contact_id: self.contact_id.clone(), ending }
+    }
+}
+
+/// A row of `lock_signups.sql`: the time of the transaction, and a signup if there is one.
+#[derive(Debug)]
+pub(super) struct SignupRow {
+    pub(super) now: DateTime<Utc>,
+    pub(super) id: Option<Uuid>,
+    pub(super) operator_id: Option<String>,
+    pub(super) operator_name: Option<String>,
+    pub(super) customer_id: Option<String>,
+    pub(super) email: Option<String>,
+    pub(super) first_name: Option<String>,
+    pub(super) last_name: Option<String>,
+    pub(super) phone: Option<String>,
+    pub(super) state: Option<String>,
+    pub(super) attributes: Option<Json<BTreeMap<String, Box<RawValue>>>>,
+    pub(super) customer_as_of: Option<DateTime<Utc>>,
+    pub(super) submitted_at: Option<DateTime<Utc>>,
+    pub(super) extraction_id: Option<String>,
+    pub(super) bet_amount: Option<f64>,
+    pub(super) team_bet_on: Option<String>,
+    pub(super) odds: Option<Json<Box<RawValue>>>,
+    pub(super) confidence: Option<f64>,
+    pub(super) confirmed_at: Option<DateTime<Utc>>,
+    pub(super) value_times: Option<Json<BTreeMap<String, DateTime<Utc>>>>,
+    pub(super) exact_numbers: Option<Json<BTreeMap<String, Box<RawValue>>>>,
+    pub(super) first_email: Option<String>,
+    pub(super) is_synced: Option<bool>,
+}
+
+impl SignupRow {
+    pub(super) fn signup(self) -> Signup {
+        let Json(mut exact) = self.exact_numbers.unwrap_or_default();
+        let mut number = |name: &str, rounded: f64| Number::stored(rounded, exact.remove(name));
+        let bet_slip = match (self.bet_amount, self.team_bet_on, self.odds, self.confidence) {
+            (Some(bet_amount), Some(team_bet_on), Some(Json(odds)), Some(confidence)) => {
+                Some(BetSlip {
+                    bet_amount: number("bet_amount", bet_amount),
+                    team_bet_on,
+                    odds: Scalar::stored(odds),
+                    confidence: number("confidence", confidence),
+                })
+            }
+            _ => None,
+        };
+        let Json(attributes) = self.attributes.unwrap_or_default();
+        let attributes = attributes.into_iter();
+        let Json(older) = self.value_times.unwrap_or_default();
+        Signup {
+            operator_id: self.operator_id,
+            operator_name: self.operator_name,
+            customer: Customer {
+                id: self.customer_id,
+                email: self.email,
+                first_name: self.first_name,
+                last_name: self.last_name,
+                phone: self.phone,
+                state: self.state,
+            },
+            attributes: attributes.map(|(name, json)| (name, Scalar::stored(json))).collect(),
+            extraction_id: self.extraction_id,
+            bet_slip,
+            stated: StatedTimes {
+                customer: self.customer_as_of,
+                submission: self.submitted_at,
+                confirmation: self.confirmed_at,
+                older,
+            },
+            first_email: self.first_email,
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     diagnosis::signature,
-    job::{Attempt, Ending, Failure, Job, JobReport, Reason, Status},
+    job::{Attempt, Ending, Failure, Job, JobReport, Reason, Status, Warning},
     retry::Verdict,
 };
 
@@ -82,6 +82,11 @@ impl Settlement {
         self.attempt.mock && self.verdict == Verdict::Complete
     }
 
+    /// What the job did not do, if it is completed.
+    fn warning(&self) -> Option<Warning> {
+        self.attempt.warning.filter(|_| self.verdict == Verdict::Complete)
+    }
+
     fn report(self, first_failed_at: Option<DateTime<Utc>>, at: DateTime<Utc>) -> JobReport {
         let mock = self.is_mock();
         let job = Job { attempt: self.attempt_count(), first_failed_at, ..self.job };
@@ -108,6 +113,9 @@ impl Settlement {
             "manualRetry": self.job.manual_retry,
             "mock": self.is_mock(),
         });
+        if let Some(warning) = self.warning() {
+            details["warning"] = warning.as_str().into();
+        }
         if let Verdict::Fail { reason, failure } = &self.verdict {
             details["reason"] = reason.as_str().into();
             details["exhaustedRetries"] = (*reason == Reason::Exhausted).into();
@@ -249,13 +257,14 @@ async fn settle_jobs(
             failed_at = CASE WHEN o.status = 'failed' THEN now() END,
             failed_reason = o.failed_reason,
             completed_at = CASE WHEN o.status = 'completed' THEN now() END, mock = o.mock,
+            warning = o.warning,
             claim = NULL, claimed_at = NULL, settled_by = $1, updated_at = now()
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::timestamptz[], $6::float8[], $7::text[],
-            $8::text[], $9::text[], $10::text[], $11::text[], $12::bool[]
+            $8::text[], $9::text[], $10::text[], $11::text[], $12::bool[], $13::text[]
         ) AS o (
             id, status, attempt_count, started_at, delay_seconds, error_type, error_message,
-            contact_id, failed_reason, error_signature, mock
+            contact_id, failed_reason, error_signature, mock, warning
         )
         WHERE j.id = o.id AND j.claim = $1 -- the fence
         RETURNING j.id, j.first_failed_at, j.updated_at
@@ -272,6 +281,7 @@ async fn settle_jobs(
         &column!(settlements, one => one.failed_reason()) as _,
         &column!(settlements, one => one.failure().map(|failure| signature(&failure.message))) as _,
         &column!(settlements, one => one.is_mock()) as _,
+        &column!(settlements, one => one.warning().map(Warning::as_str)) as _,
     )
     .fetch_all(connection)
     .await

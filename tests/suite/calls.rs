@@ -1,14 +1,9 @@
 //! Calls to Customer.io: how failures are classified, and how jobs are batched into calls.
 
-use crate::support::{World, arrival, contact, free_addr, submitted, wait_for};
-use customerio_sync::{
-    customerio::{CustomerIo, PushResult},
-    job::{ClaimedJob, Outcome},
-    ledger::{ClaimOutcome, Ledger},
-};
-use futures_util::future::BoxFuture;
+use crate::support::{World, claimed_jobs, client, contact, free_addr, push, submitted, wait_for};
+use customerio_sync::job::Outcome;
 use serde_json::json;
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Submits a signup, waits for the first attempt of its job, and returns the job's status, error
@@ -114,49 +109,15 @@ async fn a_reset_connection_is_retried_and_the_event_is_tracked_once() {
     app.stop().await;
 }
 
-/// Creates a job for each signup and claims it.
-async fn claimed_jobs(world: &World, signups: &[Uuid]) -> Vec<ClaimedJob> {
-    let ledger = Ledger::new(&world.config().database, &world.config().tls, 5).expect("a URL");
-    ledger.migrate().await.expect("migrated");
-    let arrivals: Vec<_> =
-        signups.iter().map(|signup| arrival(&submitted(*signup), false)).collect();
-    let batch = ledger.claim(Uuid::new_v4(), &arrivals).await.expect("claimed");
-    let claimed = |outcome| match outcome {
-        ClaimOutcome::Claimed(job) => *job,
-        other => panic!("expected a claimed job, got {other:?}"),
-    };
-    batch.outcomes.into_iter().map(claimed).collect()
-}
-
-/// A client with a rate limit that the test does not reach.
-fn client(world: &World) -> CustomerIo {
-    let config = world.config();
-    let client = CustomerIo::new(&config.customerio, &config.tls, config.breaker, Arc::default())
-        .expect("the settings are valid");
-    client.rate_limiter().grant(900.0, tokio::time::Instant::now() + Duration::from_secs(3600));
-    client
-}
-
-/// Keeps every claim.
-fn retain_all(jobs: Vec<Uuid>) -> BoxFuture<'static, HashSet<Uuid>> {
-    Box::pin(async move { HashSet::from_iter(jobs) })
-}
-
-/// Sends the jobs and returns the outcome of each, in the same order.
-async fn push(client: &CustomerIo, jobs: &[ClaimedJob]) -> Vec<Outcome> {
-    let results = client.push(jobs, &[], &client.permit().await, &retain_all).await;
-    let outcome = |result| match result {
-        PushResult::Attempted { attempt, .. } => attempt.outcome,
-        other => panic!("expected an attempt, got {other:?}"),
-    };
-    results.into_iter().map(outcome).collect()
+fn submissions(signups: &[Uuid]) -> Vec<serde_json::Value> {
+    signups.iter().copied().map(submitted).collect()
 }
 
 #[tokio::test]
 async fn a_rejected_batch_is_split_until_the_bad_job_is_isolated() {
     let world = World::new().await;
     let signups: Vec<_> = (0..16).map(|_| Uuid::new_v4()).collect();
-    let jobs = claimed_jobs(&world, &signups).await;
+    let jobs = claimed_jobs(&world, &submissions(&signups)).await;
     world
         .fault(json!({ "kind": "refuse", "identifier": contact(signups[11]), "whole": true }))
         .await;
@@ -182,7 +143,7 @@ async fn a_rejected_batch_is_split_until_the_bad_job_is_isolated() {
 async fn jobs_are_sent_in_as_few_calls_as_the_limits_allow() {
     let world = World::new().await;
     let signups: Vec<_> = (0..120).map(|_| Uuid::new_v4()).collect();
-    let jobs = claimed_jobs(&world, &signups).await;
+    let jobs = claimed_jobs(&world, &submissions(&signups)).await;
     let client = client(&world);
     assert!(push(&client, &jobs).await.iter().all(|outcome| *outcome == Outcome::Accepted));
     assert_eq!(world.calls().await.len(), 3, "100 operations per call, two per job");

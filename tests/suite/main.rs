@@ -31,6 +31,7 @@ mod outage;
 mod page;
 mod permissions;
 mod probes;
+mod profiles;
 mod quarantine;
 mod rate_limit;
 mod recovery;

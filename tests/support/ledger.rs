@@ -31,6 +31,7 @@ pub(crate) fn completion(outcome: &ClaimOutcome) -> Settlement {
         http_status: Some(200),
         outcome: Outcome::Accepted,
         mock: false,
+        warning: None,
     };
     Settlement {
         job: claimed.job.clone(),

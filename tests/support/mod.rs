@@ -16,6 +16,7 @@ mod raw_publisher;
 mod service;
 mod simulator;
 mod temp_server;
+mod track_api;
 mod wait;
 mod world;
 
@@ -33,6 +34,7 @@ pub(crate) use rabbitmq::{Received, publish_on};
 pub(crate) use raw_publisher::{RawProperties, RawPublisher};
 pub(crate) use service::Service;
 pub(crate) use temp_server::TempServer;
+pub(crate) use track_api::{claimed_jobs, client, push};
 pub(crate) use wait::wait_for;
 pub(crate) use world::{SHORT_LADDER, Servers, World, http_client};
 

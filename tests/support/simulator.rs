@@ -6,9 +6,21 @@ use super::World;
 
 impl World {
     pub(crate) async fn sim(&self, path: &str) -> Value {
+        serde_json::from_str(&self.sim_text(path).await).expect("JSON")
+    }
+
+    pub(crate) async fn sim_text(&self, path: &str) -> String {
         let url = format!("http://{}/_sim/{path}", self.simulator.addr());
         let response = self.http.get(url).send().await.expect("the simulator answers");
-        serde_json::from_str(&response.text().await.expect("a body")).expect("JSON")
+        response.text().await.expect("a body")
+    }
+
+    /// Sets the behaviour that Customer.io does not document.
+    pub(crate) async fn set_simulator(&self, settings: Value) {
+        let url = format!("http://{}/_sim/settings", self.simulator.addr());
+        let request = self.http.put(url).header("content-type", "application/json");
+        let response = request.body(settings.to_string()).send().await.expect("it answers");
+        assert!(response.status().is_success(), "{settings}: {}", response.status());
     }
 
     pub(crate) async fn fault(&self, fault: Value) {

@@ -132,16 +132,24 @@ function facts({ job, signup }) {
     ["Signup", job.signupId],
     ["Job", job.jobId],
     ["Tracked event", job.trackedEventId],
-    ["Event time", ago(job.occurredAt)],
+    ["Event time", eventTime(job)],
     ["Job created", ago(job.createdAt)],
     ["Runs", `${job.run + 1}${manual}`],
   ];
+  if (job.warningMessage) {
+    rows.push(["Warning", job.warningMessage]);
+  }
   if (job.dismissedAt) {
     const age = duration(secondsSince(job.dismissedAt));
     rows.push(["Dismissed", `${age} ago: ${job.dismissedReason}`]);
   }
   const cells = rows.flatMap(([term, value]) => [h("dt", {}, term), h("dd", {}, value)]);
   return h("dl", { class: "facts" }, cells);
+}
+
+/** Time of a job's event, and the time that it replaces because it was too far ahead. */
+function eventTime({ occurredAt, statedAt }) {
+  return statedAt ? `${ago(occurredAt)}; the event stated ${statedAt}` : ago(occurredAt);
 }
 
 /** Masked customer of a job, with a button that replaces it with the unmasked one. */

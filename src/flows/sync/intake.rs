@@ -1,7 +1,7 @@
 //! Gathers deliveries into batches: everything that has arrived since the previous batch.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
 };
 
@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 use super::{Pipeline, inbound::InboundMessage};
 use crate::{
     broker::{self, Connection, Delivery, WorkQueue},
+    job::SyncPhase,
+    ledger::{Arrival, Source},
     runtime::{metrics::Metrics, shutdown::Shutdown, text_enum::text_enum},
 };
 
@@ -25,7 +27,7 @@ text_enum! {
 
 pub(super) struct Intake {
     deliveries: mpsc::Receiver<(WorkQueue, Delivery)>,
-    /// Parsed messages whose signup has a message in the previous batch.
+    /// Parsed messages that did not fit into the previous batch.
     deferred: VecDeque<InboundMessage>,
     batch_size: usize,
     metrics: Arc<Metrics>,
@@ -57,8 +59,9 @@ impl Intake {
 
     /// Returns the next batch, or `None` at shutdown.
     ///
-    /// A batch contains at least one message, and no two for the same signup, so that each message
-    /// gets an outcome of its own and transactions acquire their locks in one order.
+    /// A batch contains at least one message, and at most one job per signup, so that transactions
+    /// acquire their locks in one order. It may contain any number of events of that job: if many
+    /// events of one signup arrive, they delay no other signup.
     pub(super) async fn next_batch(&mut self, shutdown: &Shutdown) -> Option<Vec<InboundMessage>> {
         if shutdown.is_draining() {
             return None;
@@ -109,19 +112,47 @@ impl Intake {
 #[derive(Default)]
 struct BatchBuilder {
     messages: Vec<InboundMessage>,
-    signups: HashSet<uuid::Uuid>,
+    /// What each signup's messages ask for.
+    signups: HashMap<uuid::Uuid, Request>,
+}
+
+/// What a message asks for, or several messages of one signup together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Request {
+    /// The job of this phase, for the newest of its events.
+    Events(SyncPhase),
+    /// One attempt of a job.
+    Attempt,
+}
+
+impl Request {
+    fn of(arrival: &Arrival) -> Self {
+        match arrival.source {
+            Source::Event(_) => Self::Events(arrival.phase()),
+            Source::Job(_) | Source::Operator { .. } => Self::Attempt,
+        }
+    }
 }
 
 impl BatchBuilder {
     /// Adds `message`, or returns it if it belongs in a later batch.
     fn add(&mut self, message: InboundMessage, batch_size: usize) -> Option<InboundMessage> {
-        let parsed = message.parsed.as_ref();
-        let fits = self.messages.len() < batch_size
-            && parsed.map_or(true, |arrival| self.signups.insert(arrival.signup_id()));
-        if fits {
+        let has_room = self.messages.len() < batch_size;
+        if has_room && message.parsed.as_ref().map_or(true, |arrival| self.fits(arrival)) {
             self.messages.push(message);
             return None;
         }
         Some(message)
+    }
+
+    fn fits(&mut self, arrival: &Arrival) -> bool {
+        let request = Request::of(arrival);
+        match self.signups.entry(arrival.signup_id()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(request);
+                true
+            }
+            Entry::Occupied(other) => request != Request::Attempt && *other.get() == request,
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! `GET /jobs/{jobId}`: shows everything that is known about one job.
 
+use std::collections::BTreeMap;
+
 use axum::{Extension, Json, extract::State};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -20,7 +22,8 @@ use crate::{
     },
     broker::{FAILED_QUEUE, WorkQueue, tier_queue_of},
     diagnosis::FailureFacts,
-    job::{ErrorType, Reason, Signup, Status, SyncPhase, tracked_event_id},
+    event::{Number, Scalar},
+    job::{ErrorType, Reason, Signup, Status, SyncPhase, Warning, tracked_event_id},
     ledger::{JobDetail, SignupFlags, StoredAttempt, StoredAudit, StoredJob},
     retry::{Ladder, Tier},
     runtime::text_enum::known,
@@ -89,6 +92,10 @@ struct JobView {
     /// The time that the event stated, if it was more than five minutes ahead. The time of its
     /// arrival, `occurredAt`, has replaced it.
     stated_at: Option<DateTime<Utc>>,
+    /// What a completed job did not do: `email_not_changed`.
+    warning: Option<Warning>,
+    /// The warning in words.
+    warning_message: Option<&'static str>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
     first_failed_at: Option<DateTime<Utc>>,
@@ -108,7 +115,7 @@ struct SignupView {
     phone: Option<String>,
     state: Option<String>,
     #[schema(value_type = Object)]
-    attributes: Map<String, Value>,
+    attributes: BTreeMap<String, AttributeView>,
     extraction_id: Option<String>,
     bet_slip: Option<BetSlipView>,
     customerio_synced: bool,
@@ -118,15 +125,24 @@ struct SignupView {
     customerio_sync_error: Option<String>,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum AttributeView {
+    Masked(&'static str),
+    Whole(Scalar),
+}
+
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct BetSlipView {
-    bet_amount: f64,
+    #[schema(value_type = f64)]
+    bet_amount: Number,
     team_bet_on: String,
     /// A string or a number, as received.
     #[schema(value_type = serde_json::Value)]
-    odds: Value,
-    confidence: f64,
+    odds: Scalar,
+    #[schema(value_type = f64)]
+    confidence: Number,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -228,6 +244,7 @@ fn view(
 }
 
 fn job_view(job: StoredJob, masked: bool) -> JobView {
+    let warning: Option<Warning> = known(job.warning.as_deref());
     JobView {
         tracked_event_id: tracked_event_id(job.signup_id, job.phase).to_string(),
         job_id: job.id,
@@ -249,6 +266,8 @@ fn job_view(job: StoredJob, masked: bool) -> JobView {
         event_id: job.event_id,
         occurred_at: job.occurred_at,
         stated_at: job.stated_at,
+        warning,
+        warning_message: warning.map(Warning::text),
         created_at: job.created_at,
         updated_at: job.updated_at,
         first_failed_at: job.first_failed_at,
@@ -269,7 +288,9 @@ fn signup_view(signup_id: Uuid, signup: Signup, flags: SignupFlags, masked: bool
         confidence: slip.confidence,
     });
     // Any attribute may be personal data: upstream services choose them.
-    let shown = |(name, value): (String, Value)| (name, if masked { "***".into() } else { value });
+    let shown = |(name, value): (String, Scalar)| {
+        (name, if masked { AttributeView::Masked("***") } else { AttributeView::Whole(value) })
+    };
     SignupView {
         signup_id,
         operator_id: signup.operator_id,

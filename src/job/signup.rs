@@ -1,0 +1,279 @@
+//! The data of a signup, and when each value of it was stated. Pure.
+//!
+//! Events may arrive in any order. For each value, the event that happened last wins, and the value
+//! keeps the time of that event: Customer.io orders updates of an attribute by this time.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+
+use crate::event::{BetSlip, Customer, Event, EventDetails, Scalar};
+
+/// The data of a signup.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Signup {
+    /// Id of the operator that the person signed up with.
+    pub operator_id: Option<String>,
+    /// Name of that operator.
+    pub operator_name: Option<String>,
+    /// The person. Without an e-mail address, the signup counts as not known yet.
+    pub customer: Customer,
+    /// Attributes that are passed through to the profile.
+    pub attributes: BTreeMap<String, Scalar>,
+    /// Id of the extraction that read the bet slip.
+    pub extraction_id: Option<String>,
+    /// The bet slip, once it is confirmed. Its values are stated together.
+    pub bet_slip: Option<BetSlip>,
+    /// When the values were stated.
+    pub stated: StatedTimes,
+    /// The first e-mail address, if it has changed since. It stays the person identifier where
+    /// that is an address, because Customer.io can't change the address of such a person.
+    pub first_email: Option<String>,
+}
+
+/// When the values of a signup were stated.
+///
+/// Most values have the time of the newest event that states values of their kind. Only the times
+/// of the others are stored one by one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StatedTimes {
+    /// Time of the newest event that states data about the person.
+    pub customer: Option<DateTime<Utc>>,
+    /// Time of the newest submission, which states operator and attributes.
+    pub submission: Option<DateTime<Utc>>,
+    /// Time of the event that states the bet slip.
+    pub confirmation: Option<DateTime<Utc>>,
+    /// Times of values that older events stated, by the name of the profile's attribute.
+    pub older: BTreeMap<String, DateTime<Utc>>,
+}
+
+impl StatedTimes {
+    /// When a value about the person was stated.
+    pub fn of_customer(&self, name: &str) -> Option<DateTime<Utc>> {
+        self.older.get(name).copied().or(self.customer)
+    }
+
+    /// When a value was stated that only submissions state: operator or attribute.
+    pub fn of_submission(&self, name: &str) -> Option<DateTime<Utc>> {
+        self.older.get(name).copied().or(self.submission)
+    }
+}
+
+/// A field of a signup, by the name of the profile's attribute.
+type Field = (&'static str, fn(&mut Signup) -> &mut Option<String>);
+
+/// The fields about the person.
+const CUSTOMER_FIELDS: [Field; 6] = [
+    ("id", |signup| &mut signup.customer.id),
+    ("email", |signup| &mut signup.customer.email),
+    ("first_name", |signup| &mut signup.customer.first_name),
+    ("last_name", |signup| &mut signup.customer.last_name),
+    ("phone", |signup| &mut signup.customer.phone),
+    ("state", |signup| &mut signup.customer.state),
+];
+/// The fields about the operator.
+const OPERATOR_FIELDS: [Field; 2] = [
+    ("operator_id", |signup| &mut signup.operator_id),
+    ("operator_name", |signup| &mut signup.operator_name),
+];
+
+impl Signup {
+    /// Adds what `event`, which happened at `time`, states. Of two values of the same time, the one
+    /// that arrives last wins.
+    pub fn apply(&mut self, event: &Event, time: DateTime<Utc>) {
+        let mut times = self.times();
+        let mut stated = Self { customer: event.customer.clone(), ..Self::default() };
+        let mut states_customer = event.customer != Customer::default();
+        match &event.details {
+            EventDetails::Submitted { operator_id, operator_name, attributes } => {
+                stated.operator_id = Some(operator_id.clone());
+                stated.operator_name.clone_from(operator_name);
+                stated.attributes.clone_from(attributes.as_map());
+                states_customer = true;
+                self.stated.submission = self.stated.submission.max(Some(time));
+            }
+            EventDetails::Confirmed { extraction_id, bet_slip } => {
+                if self.stated.confirmation.is_none_or(|newest| newest <= time) {
+                    self.extraction_id.clone_from(extraction_id);
+                    self.bet_slip = Some(bet_slip.clone());
+                    self.stated.confirmation = Some(time);
+                }
+            }
+        }
+        if states_customer {
+            self.stated.customer = self.stated.customer.max(Some(time));
+        }
+        let email_before = self.customer.email.clone();
+        for (name, field) in CUSTOMER_FIELDS.into_iter().chain(OPERATOR_FIELDS) {
+            if let Some(value) = field(&mut stated).take()
+                && is_newest(&mut times, name, time)
+            {
+                *field(self) = Some(value);
+            }
+        }
+        for (name, value) in stated.attributes {
+            if is_newest(&mut times, &name, time) {
+                self.attributes.insert(name, value);
+            }
+        }
+        if self.first_email.is_none() && is_other_address(&email_before, &self.customer.email) {
+            self.first_email = email_before;
+        }
+        self.stated.older = self.older_times(times);
+    }
+
+    /// The time of each value, by name.
+    fn times(&mut self) -> HashMap<String, DateTime<Utc>> {
+        let mut times = HashMap::new();
+        for (name, field) in CUSTOMER_FIELDS {
+            if field(self).is_some() {
+                times.extend(self.stated.of_customer(name).map(|time| (name.to_owned(), time)));
+            }
+        }
+        for (name, field) in OPERATOR_FIELDS {
+            if field(self).is_some() {
+                times.extend(self.stated.of_submission(name).map(|time| (name.to_owned(), time)));
+            }
+        }
+        for name in self.attributes.keys() {
+            times.extend(self.stated.of_submission(name).map(|time| (name.clone(), time)));
+        }
+        times
+    }
+
+    /// Those of the times that differ from the time of the newest event of their kind.
+    fn older_times(
+        &self,
+        times: HashMap<String, DateTime<Utc>>,
+    ) -> BTreeMap<String, DateTime<Utc>> {
+        let newest = |name: &str| {
+            let is_of_customer = CUSTOMER_FIELDS.iter().any(|(field, _)| *field == name);
+            if is_of_customer { self.stated.customer } else { self.stated.submission }
+        };
+        times.into_iter().filter(|(name, time)| newest(name) != Some(*time)).collect()
+    }
+}
+
+/// Whether a value that is stated at `time` is the newest of its name. Then it is recorded as such.
+fn is_newest(times: &mut HashMap<String, DateTime<Utc>>, name: &str, time: DateTime<Utc>) -> bool {
+    let is_newest = times.get(name).is_none_or(|newest| *newest <= time);
+    if is_newest {
+        times.insert(name.to_owned(), time);
+    }
+    is_newest
+}
+
+/// Whether an address has been replaced by another. Customer.io compares addresses without case.
+fn is_other_address(before: &Option<String>, after: &Option<String>) -> bool {
+    match (before, after) {
+        (Some(before), Some(after)) => before.to_lowercase() != after.to_lowercase(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::event::{EventType, RawEvent, parse};
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_739_880_000 + second, 0).expect("a time")
+    }
+
+    fn parsed(event_type: EventType, body: Value) -> Event {
+        let body = body.to_string();
+        parse(RawEvent::new(event_type, body.as_bytes())).expect("valid")
+    }
+
+    fn submission(customer: Value, attributes: Value) -> Event {
+        let mut customer = customer;
+        if customer["email"].is_null() {
+            customer["email"] = json!("ann@example.com");
+        }
+        let body = json!({ "signup_id": uuid::Uuid::from_u128(7), "operator_id": "op-1",
+            "customer": customer, "attributes": attributes });
+        parsed(EventType::Submitted, body)
+    }
+
+    fn confirmation(customer: Value) -> Event {
+        let body = json!({ "signup_id": uuid::Uuid::from_u128(7), "customer": customer,
+            "bet_slip": { "bet_amount": 1, "team_bet_on": "Lakers", "odds": 2, "confidence": 1 } });
+        parsed(EventType::Confirmed, body)
+    }
+
+    fn signup(events: &[(&Event, i64)]) -> Signup {
+        let mut signup = Signup::default();
+        for (event, second) in events {
+            signup.apply(event, at(*second));
+        }
+        signup
+    }
+
+    #[test]
+    fn values_of_one_event_need_no_times_of_their_own() {
+        let event = submission(json!({ "phone": "1" }), json!({ "plan": "gold" }));
+        let signup = signup(&[(&event, 0), (&confirmation(json!(null)), 60)]);
+        assert_eq!(signup.stated.older, BTreeMap::new());
+        assert_eq!(signup.stated.of_customer("phone"), Some(at(0)));
+        assert_eq!(signup.stated.of_submission("plan"), Some(at(0)));
+        assert_eq!(signup.stated.confirmation, Some(at(60)));
+    }
+
+    #[test]
+    fn each_value_keeps_the_time_of_the_event_that_stated_it() {
+        let event = submission(json!({ "first_name": "Ann", "phone": "1" }), json!({ "plan": 1 }));
+        let renamed = confirmation(json!({ "first_name": "Anne" }));
+        let signup = signup(&[(&event, 0), (&renamed, 60)]);
+        assert_eq!(signup.stated.of_customer("first_name"), Some(at(60)));
+        assert_eq!(signup.stated.of_customer("phone"), Some(at(0)));
+        assert_eq!(signup.stated.of_submission("plan"), Some(at(0)));
+        let older: Vec<_> = signup.stated.older.keys().collect();
+        assert_eq!(older, ["email", "phone"], "only these are stored apart");
+    }
+
+    #[test]
+    fn the_first_address_is_kept_when_it_changes() {
+        let address = |email: &str| submission(json!({ "email": email }), json!({}));
+        let events = [address("a@example.com"), address("A@example.com"), address("b@example.com")];
+        let upper = signup(&[(&events[0], 0), (&events[1], 1)]);
+        assert_eq!(upper.first_email, None, "it is the same address");
+        let changed = signup(&[(&events[0], 0), (&events[2], 1), (&events[0], 2)]);
+        assert_eq!(changed.first_email.as_deref(), Some("a@example.com"));
+        let late = signup(&[(&events[2], 1), (&events[0], 0)]);
+        assert_eq!(
+            (late.first_email, late.customer.email.as_deref()),
+            (None, Some("b@example.com"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_arrival_does_not_matter(
+            stated in prop::collection::vec((any::<bool>(), 0..4_u8, 0..16_u8), 1..6),
+            order in any::<prop::sample::Index>(),
+        ) {
+            let event = |(number, (confirms, fields, attributes)): (usize, &(bool, u8, u8))| {
+                let value = |bit: u8, of: u8| (of >> bit & 1 == 1).then(|| format!("v{number}"));
+                let customer = json!({ "phone": value(0, *fields), "state": value(1, *fields) });
+                let attribute = |bit| Some((format!("a{bit}"), value(bit, *attributes)?));
+                let named = (0..4).filter_map(attribute);
+                let event = if *confirms {
+                    confirmation(customer)
+                } else {
+                    submission(customer, Value::Object(named.map(|(n, v)| (n, v.into())).collect()))
+                };
+                (event, number as i64)
+            };
+            let events: Vec<_> = stated.iter().enumerate().map(event).collect();
+            let mut shuffled: Vec<_> = events.iter().map(|(event, time)| (event, *time)).collect();
+            let in_order = signup(&shuffled);
+            let turn = order.index(shuffled.len());
+            shuffled.rotate_left(turn);
+            shuffled.reverse();
+            prop_assert_eq!(signup(&shuffled), in_order);
+        }
+    }
+}
