@@ -2,7 +2,7 @@
 //! queues, and in what the simulator received.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -169,6 +169,21 @@ pub(crate) async fn find_violations(stage: &Stage, load: &Load, extra_calls: usi
     facts.check_audit(&mut violations);
     facts.check_failures(&mut violations);
     facts.check_outcomes(&mut violations);
+    violations
+}
+
+/// Compares the profiles in the simulator with the model.
+pub(crate) async fn find_wrong_profiles(stage: &Stage, load: &Load) -> Vec<String> {
+    let completed = "
+        SELECT signup_id, sync_phase FROM signup_customerio_sync_jobs WHERE status = 'completed'";
+    let completed: Vec<(Uuid, String)> =
+        sqlx::query_as(completed).fetch_all(&stage.world.pool).await.expect("the jobs");
+    let profiles = stage.world.sim("people").await;
+    let mut violations = load.model.violations(&profiles, &HashSet::from_iter(completed));
+    let failures = &stage.world.sim("summary").await["attributeUpdateFailures"];
+    if *failures != 0 {
+        violations.push(format!("{failures} attribute update failures"));
+    }
     violations
 }
 
@@ -342,8 +357,10 @@ impl Facts {
         for job in &self.jobs {
             let by_events = self.audit_count(job, "customerio_sync_restarted");
             let by_operators = self.audit_count(job, "customerio_manual_retry");
+            let restarted = load.restarted.iter();
             let new_events =
-                usize::from(job.sync_phase == "initial" && load.restarted.contains(&job.signup_id));
+                restarted.filter(|(id, phase)| (*id, *phase) == (job.signup_id, &job.sync_phase));
+            let new_events = new_events.count();
             if by_events > new_events {
                 violations.push(format!(
                     "{by_events} restarts by events, of which {new_events} are new: {job:?}"

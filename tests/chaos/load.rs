@@ -1,16 +1,21 @@
-//! The messages that upstream services publish in a round: events in order and out of order,
-//! repeated events, and malformed messages. Each is published until it is confirmed.
+//! The messages that upstream services publish in a round: events in order and out of order, with
+//! equal, missing and wrong times, of people with one signup or several; repeated events, and
+//! malformed messages. Each is published until it is confirmed.
 
 use std::time::Duration;
 
+use chrono::DateTime;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::support::{confirmed, contact, submitted};
+use crate::{
+    profiles::{Model, Person, Statement},
+    support::{confirmed, submitted},
+};
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 const PAUSE_AFTER_FAILED_PUBLISH: Duration = Duration::from_millis(100);
@@ -31,14 +36,18 @@ pub(crate) struct Load {
     pub(crate) jobs: Vec<(Uuid, &'static str)>,
     /// The bodies of the malformed messages.
     pub(crate) malformed: Vec<Vec<u8>>,
-    /// Signups with a second submission, which may restart a job.
-    pub(crate) restarted: Vec<Uuid>,
+    /// Jobs with a second event, which may restart them: signup and phase.
+    pub(crate) restarted: Vec<(Uuid, &'static str)>,
     /// People whom Customer.io refuses until the faults end.
     pub(crate) refused: Vec<String>,
+    /// What the profiles must contain.
+    pub(crate) model: Model,
 }
 
 const SUBMITTED: &str = "signup.submitted";
 const CONFIRMED: &str = "signup.extraction_confirmed";
+/// The times of a round's events are in this many seconds, so that some are equal.
+const TIMES: i64 = 60;
 
 impl Load {
     /// Creates the messages of `signups` signups.
@@ -57,28 +66,100 @@ impl Load {
 
     fn add_signup(&mut self, number: usize, rng: &mut fastrand::Rng) {
         let signup = Uuid::from_u128(rng.u128(..));
-        let first = submitted(signup);
-        self.add(SUBMITTED, first.to_string().into_bytes());
+        let person = self.choose_person(rng);
         self.jobs.push((signup, "initial"));
+        let first = self.add_submission(signup, person, rng);
         if rng.f32() < 0.8 {
-            self.add(CONFIRMED, confirmed(signup).to_string().into_bytes());
             self.jobs.push((signup, "enriched"));
+            self.add_confirmation(signup, person, rng);
+            if rng.f32() < 0.05 {
+                self.restarted.push((signup, "enriched"));
+                self.add_confirmation(signup, person, rng);
+            }
         }
         if rng.f32() < 0.1 {
-            self.add(SUBMITTED, first.to_string().into_bytes());
+            self.add(SUBMITTED, first);
         }
         if rng.f32() < 0.05 {
-            self.restarted.push(signup);
-            self.add(SUBMITTED, submitted(signup).to_string().into_bytes());
+            self.restarted.push((signup, "initial"));
+            self.add_submission(signup, person, rng);
         }
         if rng.f32() < 0.05 {
-            self.refused.push(contact(signup));
+            self.refused.push(self.model.people[person].identifier().to_owned());
         }
         if rng.f32() < 0.05 {
             let body = malformed(signup, number, rng);
             self.malformed.push(body.clone());
             self.add(if rng.bool() { SUBMITTED } else { CONFIRMED }, body);
         }
+    }
+
+    /// A new person, or one with earlier signups.
+    fn choose_person(&mut self, rng: &mut fastrand::Rng) -> usize {
+        let people = &mut self.model.people;
+        if rng.f32() < 0.3 && !people.is_empty() {
+            return rng.usize(people.len().saturating_sub(20)..people.len());
+        }
+        let number = people.len();
+        let id = (rng.f32() < 0.8).then(|| format!("c-{number}"));
+        people.push(Person { id, email: format!("person-{number}@example.com") });
+        number
+    }
+
+    fn add_submission(&mut self, signup: Uuid, person: usize, rng: &mut fastrand::Rng) -> Vec<u8> {
+        let mut event = submitted(signup);
+        event["customer"] = customer(&self.model.people[person], true, rng);
+        let mut attributes = Map::new();
+        for name in ["plan", "points", "source"] {
+            if rng.bool() {
+                attributes.insert(name.to_owned(), rng.u32(..).into());
+            }
+        }
+        event["attributes"] = attributes.into();
+        self.state(signup, person, "initial", &mut event, rng);
+        let body = event.to_string().into_bytes();
+        self.add(SUBMITTED, body.clone());
+        body
+    }
+
+    fn add_confirmation(&mut self, signup: Uuid, person: usize, rng: &mut fastrand::Rng) {
+        let mut event = confirmed(signup);
+        event["bet_slip"]["bet_amount"] = rng.u16(..).into();
+        event["bet_slip"]["odds"] = rng.i16(..).into();
+        if rng.bool() {
+            event["customer"] = customer(&self.model.people[person], rng.bool(), rng);
+        }
+        self.state(signup, person, "enriched", &mut event, rng);
+        self.add(CONFIRMED, event.to_string().into_bytes());
+    }
+
+    /// Gives the event a time, equal to others, far ahead or none, and records what it states.
+    fn state(
+        &mut self,
+        signup: Uuid,
+        person: usize,
+        phase: &'static str,
+        event: &mut Value,
+        rng: &mut fastrand::Rng,
+    ) {
+        let base = 1_739_880_000;
+        let time = base + rng.i64(0..TIMES);
+        let text = |seconds| DateTime::from_timestamp(seconds, 0).expect("a time").to_rfc3339();
+        let (stated, time) = match rng.u8(0..20) {
+            0 | 1 => (None, None),
+            // It is replaced by the time of arrival.
+            2 => (Some(text(base + 75 * 365 * 86_400)), None),
+            _ => (Some(text(time)), Some(time)),
+        };
+        event["occurred_at"] = stated.into();
+        let mut values = Map::new();
+        for part in ["customer", "attributes", "bet_slip"] {
+            let fields = event[part].as_object().into_iter().flatten();
+            values.extend(fields.map(|(name, value)| (name.clone(), value.clone())));
+        }
+        values.remove("id");
+        let event_id = event["event_id"].as_str().expect("an id").to_owned();
+        self.model.statements.push(Statement { person, signup, phase, event_id, time, values });
     }
 
     fn add(&mut self, routing_key: &'static str, body: Vec<u8>) {
@@ -105,6 +186,21 @@ impl Load {
             tokio::time::sleep(pause).await;
         }
     }
+}
+
+/// Data about a person, some of it left out.
+fn customer(person: &Person, is_identified: bool, rng: &mut fastrand::Rng) -> Value {
+    let mut customer = Map::new();
+    if is_identified {
+        customer.insert("id".to_owned(), person.id.clone().into());
+        customer.insert("email".to_owned(), person.email.clone().into());
+    }
+    for name in ["first_name", "last_name", "phone", "state"] {
+        if rng.bool() {
+            customer.insert(name.to_owned(), format!("{:x}", rng.u32(..)).into());
+        }
+    }
+    customer.into()
 }
 
 /// Returns a body that is not JSON, not a valid event, or not text. `number` and random bytes make

@@ -10,6 +10,7 @@ mod check;
 mod cluster;
 mod fault;
 mod load;
+mod profiles;
 mod proxy;
 mod stage;
 #[path = "../support/mod.rs"]
@@ -153,6 +154,7 @@ async fn run_round(
     }
     let extra_calls: usize = faults.iter().map(Fault::extra_calls).sum();
     violations.extend(check::find_violations(&stage, &load, extra_calls).await);
+    violations.extend(check::find_wrong_profiles(&stage, &load).await);
     if !violations.is_empty() {
         save_evidence(&stage, seed, &faults);
     }
