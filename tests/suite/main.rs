@@ -33,6 +33,7 @@ mod permissions;
 mod probes;
 mod profiles;
 mod quarantine;
+mod random_properties;
 mod rate_limit;
 mod recovery;
 mod scale;

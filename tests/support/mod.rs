@@ -31,7 +31,7 @@ pub(crate) use ledger::{arrival, completion};
 pub(crate) use metrics::{Documented, Labels, PREFIX, documented_metrics};
 pub(crate) use process::{Process, program, program_at};
 pub(crate) use rabbitmq::{Received, publish_on};
-pub(crate) use raw_publisher::{RawProperties, RawPublisher};
+pub(crate) use raw_publisher::{RawProperties, RawPublisher, long_string, short_string};
 pub(crate) use service::Service;
 pub(crate) use temp_server::TempServer;
 pub(crate) use track_api::{claimed_jobs, client, push};

@@ -85,6 +85,18 @@ impl RawPublisher {
         properties: &RawProperties,
         body: &[u8],
     ) {
+        let confirmed = self.try_publish(exchange, routing_key, properties, body);
+        assert!(confirmed, "RabbitMQ refuses the message");
+    }
+
+    /// Publishes a message. Returns whether RabbitMQ confirms it; if not, the connection is closed.
+    pub(crate) fn try_publish(
+        &mut self,
+        exchange: &str,
+        routing_key: &[u8],
+        properties: &RawProperties,
+        body: &[u8],
+    ) -> bool {
         let names = [short_string(exchange.as_bytes()), short_string(routing_key)].concat();
         self.method(1, 60, 40, &[&[0, 0], &names[..], &[0]].concat());
         let size = u64::try_from(body.len()).expect("small").to_be_bytes();
@@ -93,7 +105,7 @@ impl RawPublisher {
         for part in body.chunks(100_000) {
             self.frame(3, 1, part);
         }
-        self.expect(60, 80);
+        self.next_method().is_ok_and(|method| method.starts_with(&[0, 60, 0, 80]))
     }
 
     fn method(&mut self, channel: u16, class: u16, method: u16, arguments: &[u8]) {
@@ -104,23 +116,30 @@ impl RawPublisher {
     fn frame(&mut self, kind: u8, channel: u16, payload: &[u8]) {
         let head = [&[kind], &channel.to_be_bytes()[..]].concat();
         let frame = [head, long_string(payload), vec![0xce]].concat();
-        self.stream.write_all(&frame).expect("written");
+        // If the connection is closed, reading finds it.
+        let _ = self.stream.write_all(&frame);
     }
 
     /// Reads frames up to a method, and returns its arguments.
     fn expect(&mut self, class: u16, method: u16) -> Vec<u8> {
         let wanted = [class.to_be_bytes(), method.to_be_bytes()].concat();
+        let mut found = self.next_method().expect("RabbitMQ answers");
+        assert_eq!(found[..4], wanted, "{}", String::from_utf8_lossy(&found));
+        found.split_off(4)
+    }
+
+    /// Reads frames up to a method: its class, its number and its arguments.
+    fn next_method(&mut self) -> std::io::Result<Vec<u8>> {
         loop {
             let mut head = [0; 7];
-            self.stream.read_exact(&mut head).expect("RabbitMQ answers");
+            self.stream.read_exact(&mut head)?;
             let [kind, _, _, size @ ..] = head;
             let mut rest = vec![0; u32::from_be_bytes(size) as usize + 1];
-            self.stream.read_exact(&mut rest).expect("a frame");
+            self.stream.read_exact(&mut rest)?;
             rest.pop();
             // A heartbeat is no method.
             if kind == 1 {
-                assert_eq!(rest[..4], wanted, "{}", String::from_utf8_lossy(&rest));
-                return rest.split_off(4);
+                return Ok(rest);
             }
         }
     }
