@@ -64,7 +64,7 @@ fn counts(config: &Config) -> Result<(), (&'static str, String)> {
         ("broker.publish_channels", size(config.broker.publish_channels.get()), 1, 2_000),
         // With a limit of 1, the first crash of a consumer would fail its message.
         ("topology.delivery_limit", config.topology.delivery_limit.into(), 2, u32::MAX.into()),
-        // A job needs two.
+        // A job needs at least two.
         ("customerio.max_operations", size(config.customerio.max_operations), 2, 10_000),
         ("sync.batch_size", size(config.sync.batch_size.get()), 1, 10_000),
         ("sync.batches_in_flight", size(config.sync.batches_in_flight.get()), 1, 1_000),

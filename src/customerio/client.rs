@@ -24,7 +24,7 @@ use super::{
     breaker::{BreakerStatus, CallResult, CircuitBreaker, Permit},
     labels::{CallRateOf, CallStatus},
     operation::{self, Prepared},
-    persons::{PersonsInFlight, Reservation},
+    people::{PeopleInFlight, Reservation},
     rate_limiter::RateLimiter,
     response::{self, BatchResponse, RawResponse},
 };
@@ -87,8 +87,8 @@ pub enum PushResult {
     },
     /// Another message owned the job when its call was due. The job was not sent.
     ClaimLost,
-    /// The breaker had opened when the call was due, or a credential is missing. The job was not
-    /// sent.
+    /// The job was not sent: the breaker had opened when the call was due, a credential is missing,
+    /// or another job of the person goes first.
     NotSent,
 }
 
@@ -149,7 +149,7 @@ pub struct CustomerIo {
     transport: RwLock<Arc<Transport>>,
     identifier: Identifier,
     max_operations: usize,
-    persons: PersonsInFlight,
+    people: PeopleInFlight,
     rate_limiter: RateLimiter,
     breaker: CircuitBreaker,
     metrics: Arc<Metrics>,
@@ -198,7 +198,7 @@ impl CustomerIo {
             transport: RwLock::new(Arc::new(Transport::new(config, tls)?)),
             identifier: config.identifier,
             max_operations: config.max_operations,
-            persons: PersonsInFlight::default(),
+            people: PeopleInFlight::default(),
             rate_limiter: RateLimiter::new(),
             breaker: CircuitBreaker::new(breaker),
             metrics,
@@ -341,9 +341,10 @@ impl CustomerIo {
         Ok(response)
     }
 
-    /// Sends the jobs, in as few calls as the limits allow. Returns one result per job, in the
-    /// order of `jobs`. `spans` are the spans of their messages, in the same order, to which the
-    /// span of each call is linked; it may be empty.
+    /// Sends the jobs, in as few calls as the limits allow. Of several jobs of one person, the
+    /// oldest is sent, and the others are not. Returns one result per job, in the order of `jobs`.
+    /// `spans` are the spans of their messages, in the same order, to which the span of each call
+    /// is linked; it may be empty.
     pub async fn push(
         &self,
         jobs: &[ClaimedJob],
@@ -361,21 +362,23 @@ impl CustomerIo {
                     span: spans.get(index).cloned().unwrap_or_default(),
                     prepared: one,
                 }),
-                Err(outcome) => results.push((index, attempt_without_call(claimed, outcome))),
+                Err(outcome) => {
+                    let contact = operation::identify(&claimed.signup, self.identifier);
+                    let contact = contact.map(|(_, contact_id)| contact_id.to_owned());
+                    results.push((index, attempt_without_call(contact, outcome)));
+                }
             }
         }
         // The older of two jobs of one person goes first.
         prepared.sort_by_key(|one| jobs[one.index].job.occurred_at);
-        while !prepared.is_empty() {
-            let keys = |job: &PreparedJob| job.prepared.person;
-            let (ready, rest) = self.persons.reserve(prepared, keys).await;
-            prepared = rest;
-            let calls = self.split(ready).into_iter().map(async |call| {
-                let (jobs, _reservations): (Vec<_>, Vec<_>) = call.into_iter().unzip();
-                self.send(jobs.iter().collect(), permit, retain_claimed).await
-            });
-            results.extend(join_all(calls).await.into_iter().flatten());
-        }
+        let keys = |job: &PreparedJob| job.prepared.person;
+        let (ready, waiting) = self.people.reserve(prepared, keys).await;
+        results.extend(waiting.iter().map(|job| (job.index, PushResult::NotSent)));
+        let calls = self.split(ready).into_iter().map(async |call| {
+            let (jobs, _reservations): (Vec<_>, Vec<_>) = call.into_iter().unzip();
+            self.send(jobs.iter().collect(), permit, retain_claimed).await
+        });
+        results.extend(join_all(calls).await.into_iter().flatten());
         results.sort_unstable_by_key(|(index, _)| *index);
         results.into_iter().map(|(_, result)| result).collect()
     }
@@ -651,8 +654,7 @@ fn batch_body(jobs: &[&PreparedJob]) -> String {
 }
 
 /// An attempt that ended before a call could be made.
-fn attempt_without_call(claimed: &ClaimedJob, outcome: Outcome) -> PushResult {
-    let customer = &claimed.signup.customer;
+fn attempt_without_call(contact_id: Option<String>, outcome: Outcome) -> PushResult {
     let attempt = Attempt {
         started_at: Utc::now(),
         duration: Duration::ZERO,
@@ -661,10 +663,7 @@ fn attempt_without_call(claimed: &ClaimedJob, outcome: Outcome) -> PushResult {
         mock: false,
         warning: None,
     };
-    PushResult::Attempted {
-        contact_id: customer.id.clone().or_else(|| customer.email.clone()),
-        attempt,
-    }
+    PushResult::Attempted { contact_id, attempt }
 }
 
 /// The result of a job in mock mode, with its index.

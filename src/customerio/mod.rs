@@ -9,7 +9,7 @@ mod client;
 mod diagnose;
 mod labels;
 mod operation;
-mod persons;
+mod people;
 #[cfg(any(test, fuzzing))]
 pub mod property;
 mod rate_limiter;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Identifier,
-    persons::{PersonKeys, person_keys},
+    people::{PersonKeys, person_keys},
 };
 use crate::{
     event::{Number, Scalar},
@@ -52,6 +52,24 @@ pub(super) struct Prepared {
     pub(super) warning: Option<Warning>,
 }
 
+/// The identifier of a person: its key, and its value.
+type PersonIdentifier<'a> = (&'static str, &'a str);
+
+/// The identifier of the person of a signup. `None` if nothing that may identify it is known.
+pub(super) fn identify(signup: &Signup, identifier: Identifier) -> Option<PersonIdentifier<'_>> {
+    let id = signup.customer.id.as_deref();
+    match (identifier, id) {
+        (Identifier::Auto | Identifier::Id, Some(id)) => Some(("id", id)),
+        (Identifier::Id, None) => None,
+        // Customer.io can't change the address that identifies a person, so the first one stays.
+        (Identifier::Auto | Identifier::Email, _) => {
+            let is_address = |contact: &&str| Some(*contact) != id && contact.contains('@');
+            let first = signup.contact_id.as_deref().filter(is_address);
+            Some(("email", first.or(signup.customer.email.as_deref())?))
+        }
+    }
+}
+
 /// Prepares a job, or returns the outcome of an attempt that needs no call.
 pub(super) fn prepare(claimed: &ClaimedJob, identifier: Identifier) -> Result<Prepared, Outcome> {
     let signup = &claimed.signup;
@@ -61,25 +79,22 @@ pub(super) fn prepare(claimed: &ClaimedJob, identifier: Identifier) -> Result<Pr
             retry_after: None,
         });
     };
-    let address = signup.first_email.as_deref().unwrap_or(email);
-    let (key, contact_id) = match (identifier, signup.customer.id.as_deref()) {
-        (Identifier::Auto | Identifier::Id, Some(id)) => ("id", id),
-        (Identifier::Auto | Identifier::Email, _) => ("email", address),
-        (Identifier::Id, None) => {
-            return Err(Outcome::Refused(Failure::new(
-                FailureCause::IdentifierMissing,
-                "customer.id is missing, and customerio.identifier is \"id\"",
-            )));
-        }
+    let Some((key, contact_id)) = identify(signup, identifier) else {
+        return Err(Outcome::Refused(Failure::new(
+            FailureCause::IdentifierMissing,
+            "customer.id is missing, and customerio.identifier is \"id\"",
+        )));
     };
     if key == "id" && contact_id.len() > ID_BYTES_MAX {
         return Err(too_large("customer.id", contact_id.len(), ID_BYTES_MAX));
     }
-    // Customer.io can't change the address that identifies a person.
-    let keeps_address = key == "email" && address.to_lowercase() != email.to_lowercase();
+    let keeps_address = key == "email" && contact_id.to_lowercase() != email.to_lowercase();
     let mut profile = profile(claimed);
     if keeps_address {
         profile.retain(|value| value.name != "email");
+    }
+    if key == "id" && signup.contact_id.as_deref() != Some(contact_id) {
+        join_by_address(&mut profile);
     }
     check_profile(&profile)?;
     let operations = operations(claimed, BTreeMap::from([(key, contact_id)]), profile)?;
@@ -126,6 +141,15 @@ struct ProfileValue<'a> {
     name: &'a str,
     value: AttributeValue<'a>,
     stated_at: Option<DateTime<Utc>>,
+}
+
+/// Sends the address in the first identify. An id that is new to Customer.io joins the person with
+/// that address, so it must not be created without one.
+fn join_by_address(profile: &mut [ProfileValue<'_>]) {
+    let earliest = profile.iter().filter_map(|value| value.stated_at).min();
+    for value in profile.iter_mut().filter(|value| value.name == "email") {
+        value.stated_at = earliest;
+    }
 }
 
 /// The operations as JSON. Values of different seconds are in different identifies: the API takes
@@ -353,7 +377,7 @@ pub(super) mod tests {
                     confirmation: at(CONFIRMED),
                     older: BTreeMap::new(),
                 },
-                first_email: None,
+                contact_id: text("c-991"),
             },
         }
     }
@@ -454,7 +478,7 @@ pub(super) mod tests {
     fn an_address_that_identifies_the_person_is_not_changed() {
         let mut work = work(SyncPhase::Initial);
         work.signup.customer.email = Some("new@example.com".to_owned());
-        work.signup.first_email = Some("ann@example.com".to_owned());
+        work.signup.contact_id = Some("ann@example.com".to_owned());
         let prepared = prepare(&work, Identifier::Email).expect("it can be sent");
         assert_eq!(prepared.warning, Some(Warning::EmailNotChanged));
         assert_eq!(prepared.contact_id, "ann@example.com");
@@ -466,6 +490,23 @@ pub(super) mod tests {
         assert_eq!(by_id.warning, None);
         let sent = operations(&work, Identifier::Id);
         assert_eq!(sent[0]["attributes"]["email"], "new@example.com");
+    }
+
+    #[test]
+    fn an_id_that_is_new_is_sent_with_the_address_first() {
+        let mut work = work(SyncPhase::Enriched);
+        let stated = &mut work.signup.stated;
+        (stated.customer, stated.submission) = (at(CONFIRMED), at(SUBMITTED));
+        work.signup.contact_id = Some("ann@example.com".to_owned());
+        let sent = operations(&work, Identifier::Auto);
+        assert_eq!(sent[0]["attributes"]["email"], "ann@example.com");
+        assert!(sent[1]["attributes"].get("email").is_none(), "{sent}");
+        assert_eq!(sent[1]["attributes"]["phone"], "+15550100");
+
+        work.signup.contact_id = Some("c-991".to_owned());
+        let sent = operations(&work, Identifier::Auto);
+        assert!(sent[0]["attributes"].get("email").is_none(), "{sent}");
+        assert_eq!(sent[1]["attributes"]["email"], "ann@example.com", "with its own time");
     }
 
     #[test]

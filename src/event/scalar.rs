@@ -11,7 +11,7 @@ use serde_json::{Value, value::RawValue};
 /// Maximum digits of a number, without its exponent.
 const DIGITS_MAX: usize = 40;
 /// Maximum absolute value of a number's exponent.
-const EXPONENT_MAX: i32 = 308;
+const EXPONENT_MAX: u32 = 308;
 
 /// A JSON string, number or boolean, as it was written.
 #[derive(Debug, Clone)]
@@ -79,7 +79,7 @@ fn checked_number<E: Error>(raw: Box<RawValue>) -> Result<Scalar, E> {
     let rounded = raw.get().parse::<f64>().unwrap_or(f64::INFINITY);
     let is_representable = rounded.is_finite() && (rounded != 0.0 || decimal.digits.is_empty());
     if decimal.written_digits > DIGITS_MAX
-        || decimal.written_exponent.is_none_or(|exponent| exponent.abs() > EXPONENT_MAX)
+        || decimal.written_exponent.is_none_or(|exponent| exponent.unsigned_abs() > EXPONENT_MAX)
         || !is_representable
     {
         return Err(E::custom(format!(
@@ -248,6 +248,8 @@ mod tests {
             "99e307999999999999999",
             "12345e308",
             "0.00000000000000000001e-308",
+            "0e-2147483648",
+            "0e99999999999999999999",
         ] {
             let error = read(json).expect_err(json);
             assert!(

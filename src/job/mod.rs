@@ -107,7 +107,7 @@ text_enum! {
 }
 
 text_enum! {
-    /// What an accepted attempt could not do.
+    /// What an accepted attempt left undone.
     Warning {
         /// The person is identified by the address, so the change of it was not sent.
         EmailNotChanged = "email_not_changed",
@@ -278,7 +278,7 @@ pub struct Attempt {
     pub outcome: Outcome,
     /// Whether it was accepted in mock mode, so that no call was made.
     pub mock: bool,
-    /// What it did not do, if it is accepted.
+    /// What it left undone, if it is accepted.
     pub warning: Option<Warning>,
 }
 

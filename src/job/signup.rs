@@ -26,9 +26,9 @@ pub struct Signup {
     pub bet_slip: Option<BetSlip>,
     /// When the values were stated.
     pub stated: StatedTimes,
-    /// The first e-mail address, if it has changed since. It stays the person identifier where
-    /// that is an address, because Customer.io can't change the address of such a person.
-    pub first_email: Option<String>,
+    /// The identifier under which Customer.io has the person, or may have it because the result of
+    /// a call is not known.
+    pub contact_id: Option<String>,
 }
 
 /// When the values of a signup were stated.
@@ -48,6 +48,11 @@ pub struct StatedTimes {
 }
 
 impl StatedTimes {
+    /// Whether the attribute with this name is about the person, and may be stated by any event.
+    pub fn is_of_customer(name: &str) -> bool {
+        CUSTOMER_FIELDS.iter().any(|(field, _)| *field == name)
+    }
+
     /// When a value about the person was stated.
     pub fn of_customer(&self, name: &str) -> Option<DateTime<Utc>> {
         self.older.get(name).copied().or(self.customer)
@@ -103,7 +108,6 @@ impl Signup {
         if states_customer {
             self.stated.customer = self.stated.customer.max(Some(time));
         }
-        let email_before = self.customer.email.clone();
         for (name, field) in CUSTOMER_FIELDS.into_iter().chain(OPERATOR_FIELDS) {
             if let Some(value) = field(&mut stated).take()
                 && is_newest(&mut times, name, time)
@@ -115,9 +119,6 @@ impl Signup {
             if is_newest(&mut times, &name, time) {
                 self.attributes.insert(name, value);
             }
-        }
-        if self.first_email.is_none() && is_other_address(&email_before, &self.customer.email) {
-            self.first_email = email_before;
         }
         self.stated.older = self.older_times(times);
     }
@@ -147,8 +148,11 @@ impl Signup {
         times: HashMap<String, DateTime<Utc>>,
     ) -> BTreeMap<String, DateTime<Utc>> {
         let newest = |name: &str| {
-            let is_of_customer = CUSTOMER_FIELDS.iter().any(|(field, _)| *field == name);
-            if is_of_customer { self.stated.customer } else { self.stated.submission }
+            if StatedTimes::is_of_customer(name) {
+                self.stated.customer
+            } else {
+                self.stated.submission
+            }
         };
         times.into_iter().filter(|(name, time)| newest(name) != Some(*time)).collect()
     }
@@ -161,14 +165,6 @@ fn is_newest(times: &mut HashMap<String, DateTime<Utc>>, name: &str, time: DateT
         times.insert(name.to_owned(), time);
     }
     is_newest
-}
-
-/// Whether an address has been replaced by another. Customer.io compares addresses without case.
-fn is_other_address(before: &Option<String>, after: &Option<String>) -> bool {
-    match (before, after) {
-        (Some(before), Some(after)) => before.to_lowercase() != after.to_lowercase(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
@@ -232,21 +228,6 @@ mod tests {
         assert_eq!(signup.stated.of_submission("plan"), Some(at(0)));
         let older: Vec<_> = signup.stated.older.keys().collect();
         assert_eq!(older, ["email", "phone"], "only these are stored apart");
-    }
-
-    #[test]
-    fn the_first_address_is_kept_when_it_changes() {
-        let address = |email: &str| submission(json!({ "email": email }), json!({}));
-        let events = [address("a@example.com"), address("A@example.com"), address("b@example.com")];
-        let upper = signup(&[(&events[0], 0), (&events[1], 1)]);
-        assert_eq!(upper.first_email, None, "it is the same address");
-        let changed = signup(&[(&events[0], 0), (&events[2], 1), (&events[0], 2)]);
-        assert_eq!(changed.first_email.as_deref(), Some("a@example.com"));
-        let late = signup(&[(&events[2], 1), (&events[0], 0)]);
-        assert_eq!(
-            (late.first_email, late.customer.email.as_deref()),
-            (None, Some("b@example.com"))
-        );
     }
 
     proptest! {

@@ -10,6 +10,11 @@ use crate::{
     runtime::trace::TraceContext,
 };
 
+/// Number of events before the newest that a job remembers. It is far more than any upstream
+/// service sends for one signup, and keeps the row small if one malfunctions. The SQL that writes
+/// `earlier_events` has the same number.
+pub const EARLIER_EVENTS_MAX: usize = 50;
+
 /// A message for a job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arrival {
@@ -87,6 +92,13 @@ pub(super) struct JobSnapshot<'a> {
     pub(super) due_in: Duration,
 }
 
+impl JobSnapshot<'_> {
+    /// Whether an event with this id has written data for the job.
+    pub(super) fn knows(&self, event_id: &str) -> bool {
+        self.event_id == event_id || self.earlier_events.iter().any(|id| id == event_id)
+    }
+}
+
 /// The action to take on a message and its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disposition {
@@ -121,8 +133,8 @@ pub(super) fn disposition(arrival: &Arrival, job: &JobSnapshot<'_>) -> Dispositi
         }
         _ if job.status == Status::Completed && !is_claimant => Disposition::AlreadyCompleted,
         _ if job.status == Status::Completed => Disposition::Settled,
-        Source::Event(event) if job.earlier_events.contains(&event.id) => Disposition::Superseded,
-        Source::Event(event) if event.id != job.event_id => Disposition::Restart,
+        Source::Event(event) if !job.knows(&event.id) => Disposition::Restart,
+        Source::Event(event) if event.id != job.event_id => Disposition::Superseded,
         Source::Event(_) => of_same_event(arrival, job, is_claimant),
         Source::Job(message) | Source::Operator { message, .. } => {
             of_job_message(arrival, *message, job, is_claimant)

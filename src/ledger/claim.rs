@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
@@ -17,7 +16,7 @@ use super::{
     audit::{self, AuditAction, AuditEntry},
     failures::FailureResolution,
     restart,
-    row::{JobRow, SignupRow},
+    row::{JobRow, SignupRow, StoredTimes},
     working_set::{JobChange, JobState, SignupChange, SignupState, WorkingSet},
 };
 use crate::{
@@ -93,9 +92,12 @@ impl Ledger {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to claim jobs"))?;
         let mut working_set = self.lock(&mut transaction, claim, arrivals).await?;
-        let admitted = arrivals.iter().enumerate();
-        let admitted: Vec<_> =
-            admitted.map(|(index, arrival)| working_set.admit(index, arrival)).collect();
+        let mut answers = Vec::with_capacity(arrivals.len());
+        for (index, arrival) in arrivals.iter().enumerate() {
+            let disposition = working_set.admit(index, arrival);
+            // Later messages may change the job, so the others are answered from its present state.
+            answers.push(answer(working_set.row(arrival), disposition));
+        }
         if !insert_signups(&mut transaction, &working_set).await? {
             return Ok(None);
         }
@@ -105,9 +107,10 @@ impl Ledger {
         record_restarts(&mut transaction, &working_set).await?;
         remember_events(&mut transaction, &working_set).await?;
         transaction.commit().await.map_err(Error::doing("committing claimed jobs"))?;
-        let outcomes = arrivals.iter().zip(admitted).enumerate();
-        let outcome =
-            |(index, (arrival, disposition))| outcome(&working_set, index, arrival, disposition);
+        let outcomes = arrivals.iter().zip(answers).enumerate();
+        let outcome = |(index, (arrival, answer)): (usize, (_, Option<ClaimOutcome>))| {
+            answer.unwrap_or_else(|| claimed(&working_set, index, arrival))
+        };
         Ok(Some(outcomes.map(outcome).collect()))
     }
 
@@ -127,15 +130,14 @@ impl Ledger {
             return Err(Error::doing("reading the time")(sqlx::Error::RowNotFound));
         };
         let state = |row: SignupRow| {
-            let (id, is_synced) = (row.id?, row.is_synced.unwrap_or_default());
-            let signup = row.signup();
-            Some((id, SignupState { signup, is_synced, change: SignupChange::Unchanged }))
+            let id = row.id?;
+            Some((id, SignupState { signup: row.signup(), change: SignupChange::Unchanged }))
         };
         let signups: BTreeMap<_, _> = rows.into_iter().filter_map(state).collect();
         let jobs = if signups.is_empty() {
             BTreeMap::new()
         } else {
-            self.lock_jobs(connection, arrivals).await?
+            self.lock_jobs(connection, arrivals, &signups).await?
         };
         let (max_attempts, earlier_events) = (self.max_attempts, Vec::new());
         Ok(WorkingSet { claim, now, max_attempts, signups, jobs, earlier_events })
@@ -145,6 +147,7 @@ impl Ledger {
         &self,
         connection: &mut PgConnection,
         arrivals: &[Arrival],
+        signups: &BTreeMap<Uuid, SignupState>,
     ) -> Result<BTreeMap<(Uuid, SyncPhase), JobState<'a>>, Error> {
         let wanted: BTreeSet<_> =
             arrivals.iter().map(|one| (one.signup_id(), one.phase().as_str())).collect();
@@ -158,8 +161,11 @@ impl Ledger {
         .fetch_all(connection)
         .await
         .map_err(Error::doing("reading jobs"))?;
+        // A signup that was inserted after the signups were read is inserted by this transaction as
+        // well, which fails ([`insert_signups`]).
+        let rows = rows.into_iter().filter(|row| signups.contains_key(&row.signup_id));
         let state = |row: JobRow| ((row.signup_id, row.sync_phase), JobState::read(row));
-        Ok(rows.into_iter().map(state).collect())
+        Ok(rows.map(state).collect())
     }
 }
 
@@ -191,9 +197,8 @@ macro_rules! with_signups {
             &column!(slips, one => one.map(|slip| Json(&slip.odds))) as _,
             &column!(slips, one => one.map(|slip| slip.confidence.as_f64())) as _,
             &column!(signups, one => one.1.stated.confirmation) as _,
-            &column!(signups, one => value_times(one.1)) as _,
+            &column!(signups, one => StoredTimes::of(&one.1.stated).map(Json)) as _,
             &column!(slips, one => one.and_then(exact_numbers)) as _,
-            &column!(signups, one => one.1.first_email.as_deref()) as _,
         )
     }};
 }
@@ -240,11 +245,6 @@ fn signups_to_write<'a>(
     all.filter(|(_, state)| state.change == change)
         .map(|(id, state)| (*id, &state.signup))
         .collect()
-}
-
-fn value_times(signup: &Signup) -> Option<Json<&BTreeMap<String, DateTime<Utc>>>> {
-    let older = &signup.stated.older;
-    (!older.is_empty()).then_some(Json(older))
 }
 
 /// The numbers of a bet slip that their columns round.
@@ -347,8 +347,6 @@ async fn claim_jobs(
         SET status = 'processing', claim = $1, claimed_at = now(), claimed_by = c.claimed_by,
             run = c.run, attempt_count = c.attempt_count, manual_retry = c.manual_retry,
             event_id = c.event_id,
-            -- Fifty are far more than any upstream service sends for one signup, and they keep the
-            -- row small if one malfunctions.
             earlier_events = CASE
                 WHEN c.event_id = j.event_id THEN j.earlier_events
                 ELSE (j.event_id || j.earlier_events)[:50]
@@ -356,6 +354,7 @@ async fn claim_jobs(
             occurred_at = c.occurred_at, stated_at = c.stated_at, traceparent = c.traceparent,
             tracestate = c.tracestate,
             first_failed_at = c.first_failed_at, error_type = c.error_type,
+            contact_id = c.contact_id,
             error_message = c.error_message,
             error_signature = CASE WHEN c.error_message IS NOT NULL THEN j.error_signature END,
             next_retry_at = NULL, failed_at = NULL, failed_reason = NULL, dismissed_at = NULL,
@@ -363,10 +362,11 @@ async fn claim_jobs(
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[],
             $8::timestamptz[], $9::text[], $10::text[], $11::timestamptz[], $12::text[],
-            $13::text[], $14::timestamptz[]
+            $13::text[], $14::timestamptz[], $15::text[]
         ) AS c (
             id, claimed_by, run, attempt_count, manual_retry, event_id, occurred_at, traceparent,
-            tracestate, first_failed_at, error_type, error_message, stated_at
+            tracestate, first_failed_at, error_type, error_message, stated_at,
+            contact_id
         )
         WHERE j.id = c.id
         "#,
@@ -384,6 +384,7 @@ async fn claim_jobs(
         &column!(claims, c => c.row.error_type.map(ErrorType::as_str)) as _,
         &column!(claims, c => c.row.error_message.as_deref()) as _,
         &column!(claims, c => c.row.stated_at) as _,
+        &column!(claims, c => c.row.contact_id.as_deref()) as _,
     )
     .execute(connection)
     .await
@@ -454,25 +455,23 @@ async fn record_restarts(
     audit::insert(connection, audit::SERVICE, &restarts.iter().map(entry).collect::<Vec<_>>()).await
 }
 
-fn outcome(
-    working_set: &WorkingSet<'_>,
-    index: usize,
-    arrival: &Arrival,
-    disposition: Disposition,
-) -> ClaimOutcome {
-    let Some(row) = working_set.row(arrival) else { return ClaimOutcome::Unknown };
-    match disposition {
-        Disposition::Claim | Disposition::Restart => {
-            // A later message of the batch may have taken the job over.
-            let is_claimed = working_set.is_claimed_by(index, arrival);
-            let claimed = is_claimed.then(|| working_set.claimed_job(arrival)).flatten();
-            claimed.map_or(ClaimOutcome::Superseded, |job| ClaimOutcome::Claimed(Box::new(job)))
-        }
+/// The outcome of a message that claims no job. `None` for one that does.
+fn answer(row: Option<&JobRow>, disposition: Disposition) -> Option<ClaimOutcome> {
+    let Some(row) = row else { return Some(ClaimOutcome::Unknown) };
+    Some(match disposition {
+        Disposition::Claim | Disposition::Restart => return None,
         Disposition::Settled => ClaimOutcome::Settled(Box::new(row.report())),
         Disposition::AlreadyCompleted => ClaimOutcome::AlreadyCompleted,
         Disposition::Superseded => ClaimOutcome::Superseded,
         Disposition::NotDue(wait) => ClaimOutcome::NotDue { job: Box::new(row.job()), wait },
         Disposition::InFlight => ClaimOutcome::InFlight { job: Box::new(row.job()) },
         Disposition::Unknown => ClaimOutcome::Unknown,
-    }
+    })
+}
+
+/// The outcome of a message that claimed a job, unless a later one of the batch took it over.
+fn claimed(working_set: &WorkingSet<'_>, index: usize, arrival: &Arrival) -> ClaimOutcome {
+    let is_claimed = working_set.is_claimed_by(index, arrival);
+    let job = is_claimed.then(|| working_set.claimed_job(arrival)).flatten();
+    job.map_or(ClaimOutcome::Superseded, |job| ClaimOutcome::Claimed(Box::new(job)))
 }

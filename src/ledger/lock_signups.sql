@@ -7,11 +7,19 @@ SELECT now() AS "now!", id AS "id?", operator_id AS "operator_id?",
     submitted_at AS "submitted_at?", extraction_id AS "extraction_id?",
     bet_amount AS "bet_amount?", team_bet_on AS "team_bet_on?", odds AS "odds?: _",
     confidence AS "confidence?", confirmed_at AS "confirmed_at?", value_times AS "value_times?: _",
-    exact_numbers AS "exact_numbers?: _", first_email AS "first_email?",
-    customerio_synced AS "is_synced?"
+    exact_numbers AS "exact_numbers?: _", contact_id AS "contact_id?"
 FROM (VALUES (1)) AS one
 LEFT JOIN (
-    SELECT *
+    SELECT *,
+        -- Accepted, or else used in an attempt that may have been accepted.
+        COALESCE(customerio_contact_id, (
+            SELECT contact_id
+            FROM signup_customerio_sync_jobs
+            WHERE signup_id = signups.id AND failed_reason IS DISTINCT FROM 'permanent'
+                AND contact_id IS NOT NULL AND NOT mock
+            ORDER BY last_attempt_at
+            LIMIT 1
+        )) AS contact_id
     FROM signups
     WHERE id = ANY($1)
     ORDER BY id

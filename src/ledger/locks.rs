@@ -8,12 +8,13 @@
 //!    signup; the two jobs of one signup are covered by the lock on the signup);
 //! 3. rows of any other table.
 //!
-//! A transaction that changes jobs and signups locks the signups first ([`signups`], or the upsert
-//! of events, which is sorted by id). A statement that locks jobs alone either orders them by
-//! `signup_id` or skips locked rows. A step of a bulk retry or a bulk action locks its own row
-//! first, which only its steps and its cancellation lock. `tests/lock_order.rs` checks the SQL.
-//! PostgreSQL resolves the deadlocks that are left, such as those over the order in which one
-//! `UPDATE` visits its rows, by aborting one transaction, which is then retried.
+//! A transaction that changes jobs and signups locks the signups first ([`signups`], or
+//! `lock_signups.sql`). A claim inserts new signups last, by `id`: no transaction that waits for an
+//! insert owns a lock that the inserting one still waits for. A statement that locks jobs alone
+//! either orders them by `signup_id` or skips locked rows. A step of a bulk retry or a bulk action
+//! locks its own row first, which only its steps and its cancellation lock. `tests/lock_order.rs`
+//! checks the SQL. PostgreSQL resolves the deadlocks that are left, such as those over the order in
+//! which one `UPDATE` visits its rows, by aborting one transaction, which is then retried.
 
 use sqlx::PgConnection;
 use uuid::Uuid;

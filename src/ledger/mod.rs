@@ -59,7 +59,7 @@ pub use address::check_url;
 use diagnose::CONNECTING;
 pub use diagnose::{POOLER_FIX, POOLER_PROBLEM};
 
-pub use arrival::{Arrival, Source};
+pub use arrival::{Arrival, EARLIER_EVENTS_MAX, Source};
 pub use audit::{AuditAction, SERVICE};
 pub use bulk::{BulkRetry, BulkStatus, BulkStep, Cancellation};
 pub use bulk_action::{

@@ -69,6 +69,10 @@ pub(super) async fn restart(
             next_retry_at = NULL, error_type = NULL, error_message = NULL, error_signature = NULL,
             first_failed_at = NULL, failed_at = NULL, failed_reason = NULL, dismissed_at = NULL,
             dismissed_reason = NULL,
+            -- Customer.io has refused the person under this identifier.
+            contact_id = CASE
+                WHEN failed_reason IS DISTINCT FROM 'permanent' THEN contact_id
+            END,
             -- The message that claimed the last run has no part in this one.
             claimed_by = NULL, updated_at = now()
         WHERE id = ANY($1) AND status = 'failed' AND (dismissed_at IS NULL OR $2)

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -52,12 +53,6 @@ pub(super) struct JobRow {
 }
 
 impl JobRow {
-    /// Whether an event with this id has written data for the job.
-    pub(super) fn knows(&self, event_id: &str) -> bool {
-        let mut earlier = self.earlier_events.iter().flatten();
-        self.event_id == event_id || earlier.any(|id| id == event_id)
-    }
-
     pub(super) fn snapshot(&self) -> JobSnapshot<'_> {
         JobSnapshot {
             id: self.id,
@@ -140,10 +135,9 @@ pub(super) struct SignupRow {
     pub(super) odds: Option<Json<Box<RawValue>>>,
     pub(super) confidence: Option<f64>,
     pub(super) confirmed_at: Option<DateTime<Utc>>,
-    pub(super) value_times: Option<Json<BTreeMap<String, DateTime<Utc>>>>,
+    pub(super) value_times: Option<Json<StoredTimes>>,
     pub(super) exact_numbers: Option<Json<BTreeMap<String, Box<RawValue>>>>,
-    pub(super) first_email: Option<String>,
-    pub(super) is_synced: Option<bool>,
+    pub(super) contact_id: Option<String>,
 }
 
 impl SignupRow {
@@ -163,7 +157,8 @@ impl SignupRow {
         };
         let Json(attributes) = self.attributes.unwrap_or_default();
         let attributes = attributes.into_iter();
-        let Json(older) = self.value_times.unwrap_or_default();
+        let (customer, submission) = (self.customer_as_of, self.submitted_at);
+        let times = self.value_times.map(|Json(times)| times).unwrap_or_default();
         Signup {
             operator_id: self.operator_id,
             operator_name: self.operator_name,
@@ -179,12 +174,52 @@ impl SignupRow {
             extraction_id: self.extraction_id,
             bet_slip,
             stated: StatedTimes {
-                customer: self.customer_as_of,
-                submission: self.submitted_at,
+                customer,
+                submission,
                 confirmation: self.confirmed_at,
-                older,
+                older: times.valid(customer, submission),
             },
-            first_email: self.first_email,
+            contact_id: self.contact_id,
         }
+    }
+}
+
+/// The column `value_times`. The release before does not write it, but it may change the columns
+/// that it refers to.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct StoredTimes {
+    /// The `customer_as_of` that the times of values about the person belong to.
+    customer: Option<DateTime<Utc>>,
+    /// The `submitted_at` that the other times belong to.
+    submission: Option<DateTime<Utc>>,
+    values: BTreeMap<String, DateTime<Utc>>,
+}
+
+impl StoredTimes {
+    /// `None` if no time has to be stored.
+    pub(super) fn of(stated: &StatedTimes) -> Option<Self> {
+        let StatedTimes { customer, submission, older, .. } = stated;
+        (!older.is_empty()).then(|| Self {
+            customer: *customer,
+            submission: *submission,
+            values: older.clone(),
+        })
+    }
+
+    /// The times that belong to the present columns.
+    fn valid(
+        self,
+        customer: Option<DateTime<Utc>>,
+        submission: Option<DateTime<Utc>>,
+    ) -> BTreeMap<String, DateTime<Utc>> {
+        let (of_customer, of_submission) =
+            (self.customer == customer, self.submission == submission);
+        let mut values = self.values;
+        values.retain(
+            |name, _| {
+                if StatedTimes::is_of_customer(name) { of_customer } else { of_submission }
+            },
+        );
+        values
     }
 }

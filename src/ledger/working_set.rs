@@ -40,8 +40,6 @@ pub(super) struct WorkingSet<'a> {
 #[derive(Debug)]
 pub(super) struct SignupState {
     pub(super) signup: Signup,
-    /// Whether Customer.io has accepted a job of it.
-    pub(super) is_synced: bool,
     pub(super) change: SignupChange,
 }
 
@@ -93,6 +91,10 @@ impl<'a> JobState<'a> {
         let row = &mut self.row;
         if !begins_run {
             self.change = JobChange::RestartedFrom(row.status);
+            // Customer.io has refused the person under this identifier.
+            if row.failed_reason.as_deref() == Some(Reason::Permanent.as_str()) {
+                row.contact_id = None;
+            }
             row.run += 1;
             row.attempt_count = 0;
             row.manual_retry = false;
@@ -150,7 +152,7 @@ impl<'a> WorkingSet<'a> {
             self.create(index, arrival, event);
             return Disposition::Claim;
         };
-        let new_event = event.filter(|event| !job.row.knows(&event.id));
+        let new_event = event.filter(|event| !job.row.snapshot().knows(&event.id));
         let is_claimed = job.claimant.is_some() || job.row.claim == Some(self.claim);
         let admitted = match (new_event, event) {
             (Some(_), _) if is_claimed => Disposition::Restart,
@@ -201,21 +203,12 @@ impl<'a> WorkingSet<'a> {
         if job.begins_run() {
             self.earlier_events.push((job.row.id, job.row.event_id.clone()));
         }
-        let is_refused = job.row.failed_reason.as_deref() == Some(Reason::Permanent.as_str());
         job.restart(event, times, arrival);
-        // Customer.io has not accepted the address, so it may be corrected.
-        if let Some(state) = self.signups.get_mut(&event.signup_id)
-            && is_refused
-            && !state.is_synced
-        {
-            state.signup.first_email = None;
-        }
     }
 
     fn add_data(&mut self, event: &Event, times: EventTimes) {
         let state = self.signups.entry(event.signup_id).or_insert_with(|| SignupState {
             signup: Signup::default(),
-            is_synced: false,
             change: SignupChange::New,
         });
         state.signup.apply(event, times.time);
@@ -384,24 +377,21 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_was_refused_may_be_corrected() {
-        let corrected = |refusal: Option<Reason>| {
+    fn a_restart_forgets_an_identifier_that_was_refused() {
+        let contact = |reason: Reason| {
             let mut first = empty();
             let created = [event("e1", "1")];
             admit(&mut first, &created);
             let mut later = committed(first, |row| {
                 (row.status, row.claim) = (Status::Failed, None);
-                row.failed_reason = refusal.map(|reason| reason.as_str().to_owned());
+                row.failed_reason = Some(reason.as_str().to_owned());
+                row.contact_id = Some("ann@example.com".to_owned());
             });
-            let mut arrival = event("e2", "2");
-            if let Source::Event(event) = &mut arrival.source {
-                event.customer.email = Some("anne@example.com".to_owned());
-            }
-            let arrivals = [arrival];
+            let arrivals = [event("e2", "2")];
             admit(&mut later, &arrivals);
-            later.signups[&SIGNUP].signup.first_email.clone()
+            later.row(&arrivals[0]).expect("a job").contact_id.clone()
         };
-        assert_eq!(corrected(Some(Reason::Permanent)), None);
-        assert_eq!(corrected(Some(Reason::Exhausted)).as_deref(), Some("ann@example.com"));
+        assert_eq!(contact(Reason::Permanent), None);
+        assert_eq!(contact(Reason::Exhausted).as_deref(), Some("ann@example.com"));
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
-/// RawAttributes by name, as they were written, so that no number is rounded.
+/// Attributes by name, as they were written, so that no number is rounded.
 pub(super) type RawAttributes = BTreeMap<String, Box<RawValue>>;
 
 /// Identifier of a person in a call.

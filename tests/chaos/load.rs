@@ -102,13 +102,17 @@ impl Load {
         }
         let number = people.len();
         let id = (rng.f32() < 0.8).then(|| format!("c-{number}"));
-        people.push(Person { id, email: format!("person-{number}@example.com") });
+        let is_id_late = rng.f32() < 0.2;
+        people.push(Person { id, is_id_late, email: format!("person-{number}@example.com") });
         number
     }
 
     fn add_submission(&mut self, signup: Uuid, person: usize, rng: &mut fastrand::Rng) -> Vec<u8> {
         let mut event = submitted(signup);
         event["customer"] = customer(&self.model.people[person], true, rng);
+        if self.model.people[person].is_id_late {
+            event["customer"]["id"] = Value::Null;
+        }
         let mut attributes = Map::new();
         for name in ["plan", "points", "source"] {
             if rng.bool() {

@@ -14,6 +14,8 @@ use uuid::Uuid;
 #[derive(Debug, Clone)]
 pub(crate) struct Person {
     pub(crate) id: Option<String>,
+    /// Whether only confirmations state the id.
+    pub(crate) is_id_late: bool,
     pub(crate) email: String,
 }
 
@@ -141,7 +143,7 @@ fn planted_faults_of_a_profile_are_found() {
         time,
         values: Map::from_iter([("phone".to_owned(), json!(phone))]),
     };
-    let people = vec![Person { id: None, email: "a@example.com".to_owned() }];
+    let people = vec![Person { id: None, is_id_late: false, email: "a@example.com".to_owned() }];
     let statements = vec![statement("initial", Some(1), "1"), statement("enriched", Some(2), "2")];
     let model = Model { people, statements };
     let both = HashSet::from([(signup, "initial".to_owned()), (signup, "enriched".to_owned())]);

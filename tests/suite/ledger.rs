@@ -2,8 +2,9 @@
 
 use crate::support::{World, arrival, completion, submitted, wait_for};
 use customerio_sync::{
-    job::{AttemptId, Reason, SyncPhase, job_id},
-    ledger::{ClaimOutcome, FailedMessage, Ledger, MessageReadLimits, Settled},
+    job::{AttemptId, Failure, FailureCause, Reason, SyncPhase, job_id},
+    ledger::{ClaimOutcome, FailedMessage, Ledger, MessageReadLimits, Settled, Settlement},
+    retry::Verdict,
 };
 use uuid::Uuid;
 
@@ -122,6 +123,33 @@ async fn an_event_overtaken_by_a_newer_one_restarts_nothing() {
     );
     let audit = world.audit("customerio_sync_restarted").await;
     assert_eq!((audit.len(), &audit[0]["details"]["run"]), (1, &serde_json::json!(1)));
+}
+
+#[tokio::test]
+async fn a_settled_message_is_answered_from_before_the_event_that_follows_it() {
+    let world = World::new().await;
+    let ledger = migrated_ledger(&world).await;
+    let signup = Uuid::new_v4();
+    let (first, second) = (submitted(signup), submitted(signup));
+    let batch = ledger.claim(Uuid::new_v4(), &[arrival(&first, false)]).await.expect("claimed");
+    let settlement = Settlement {
+        verdict: Verdict::Fail {
+            reason: Reason::Permanent,
+            failure: Failure { cause: None, ..Failure::new(FailureCause::ItemRefused, "refused") },
+        },
+        ..completion(&batch.outcomes[0])
+    };
+    let settled = ledger.settle(batch.claim, vec![settlement]).await.expect("settled");
+    let Settled::Written(report) = &settled[0] else { panic!("written") };
+
+    // The process ended before the acknowledgement, and the corrected event is next in the queue.
+    let arrivals = [arrival(&first, true), arrival(&second, false)];
+    let batch = ledger.claim(Uuid::new_v4(), &arrivals).await.expect("claimed");
+    let ClaimOutcome::Settled(again) = &batch.outcomes[0] else { panic!("{:?}", batch.outcomes) };
+    assert_eq!(again.job.attempt_id(), report.job.attempt_id());
+    assert_eq!(again.ending, report.ending);
+    let ClaimOutcome::Claimed(claimed) = &batch.outcomes[1] else { panic!("{:?}", batch.outcomes) };
+    assert_eq!(claimed.job.run, 1);
 }
 
 #[tokio::test]

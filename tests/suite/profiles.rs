@@ -145,6 +145,28 @@ async fn a_changed_address_is_not_sent_where_it_identifies_the_person() {
 }
 
 #[tokio::test]
+async fn an_address_that_was_refused_is_corrected() {
+    let world = World::new().await;
+    let app = world.start().await;
+    world.fault(json!({ "kind": "refuse", "identifier": "tpyo@example.com" })).await;
+    let signup = Uuid::new_v4();
+    let mut event = of_person(signup, 0, "+15550100");
+    event["customer"]["id"] = Value::Null;
+    event["customer"]["email"] = json!("tpyo@example.com");
+    world.submit(&event).await;
+    world.wait_for_job(signup, "initial", "failed").await;
+    let mut confirmation = confirmed(signup);
+    confirmation["customer"] = json!({ "email": "typo@example.com" });
+    world.confirm(&confirmation).await;
+    let job = world.wait_for_job(signup, "enriched", "completed").await;
+    assert_eq!((&job["contact_id"], &job["warning"]), (&json!("typo@example.com"), &Value::Null));
+    world.act(&app, &format!("/{signup}/retry"), None).await;
+    let job = world.wait_for_job(signup, "initial", "completed").await;
+    assert_eq!(job["contact_id"], "typo@example.com");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_person_whose_id_is_stated_later_stays_one_person() {
     let world = World::new().await;
     let app = world.start().await;
@@ -154,7 +176,8 @@ async fn a_person_whose_id_is_stated_later_stays_one_person() {
     world.submit(&event).await;
     world.wait_for_job(signup, "initial", "completed").await;
     let mut confirmation = confirmed(signup);
-    confirmation["customer"] = json!({ "id": contact(signup) });
+    confirmation["customer"] =
+        json!({ "id": contact(signup), "email": event["customer"]["email"] });
     world.confirm(&confirmation).await;
     world.wait_for_job(signup, "enriched", "completed").await;
 
@@ -216,8 +239,11 @@ async fn many_events_of_one_signup_share_batches_with_others() {
     let flooded = Uuid::new_v4();
     let others: Vec<_> = (0..40).map(|_| Uuid::new_v4()).collect();
     for (index, other) in others.iter().enumerate() {
-        for number in 0..20 {
-            let event = of_person(flooded, 0, &format!("+1{:04}", index * 20 + number));
+        for number in index * 20..(index + 1) * 20 {
+            let mut event = of_person(flooded, 0, &format!("+1{number:04}"));
+            // Batches side by side store them in any order.
+            let time = format!("2025-02-18T12:{:02}:{:02}Z", number / 60, number % 60);
+            event["occurred_at"] = json!(time);
             world.submit(&event).await;
         }
         world.submit(&submitted(*other)).await;

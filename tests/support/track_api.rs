@@ -40,12 +40,21 @@ fn retain_all(jobs: Vec<Uuid>) -> BoxFuture<'static, HashSet<Uuid>> {
     Box::pin(async move { HashSet::from_iter(jobs) })
 }
 
-/// Sends the jobs and returns the outcome of each, in the same order.
+/// Sends the jobs and returns the outcome of each, in the same order. Those that are not sent,
+/// because another job of their person goes first, are sent again.
 pub(crate) async fn push(client: &CustomerIo, jobs: &[ClaimedJob]) -> Vec<Outcome> {
-    let results = client.push(jobs, &[], &client.permit().await, &retain_all).await;
-    let outcome = |result| match result {
-        PushResult::Attempted { attempt, .. } => attempt.outcome,
-        other => panic!("expected an attempt, got {other:?}"),
-    };
-    results.into_iter().map(outcome).collect()
+    let mut outcomes = vec![None; jobs.len()];
+    while outcomes.iter().any(Option::is_none) {
+        let unsent: Vec<_> = (0..jobs.len()).filter(|&index| outcomes[index].is_none()).collect();
+        let remaining: Vec<_> = unsent.iter().map(|&index| jobs[index].clone()).collect();
+        let results = client.push(&remaining, &[], &client.permit().await, &retain_all).await;
+        for (index, result) in unsent.into_iter().zip(results) {
+            match result {
+                PushResult::Attempted { attempt, .. } => outcomes[index] = Some(attempt.outcome),
+                PushResult::NotSent => {}
+                PushResult::ClaimLost => panic!("every claim is kept"),
+            }
+        }
+    }
+    outcomes.into_iter().flatten().collect()
 }

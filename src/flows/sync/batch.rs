@@ -80,9 +80,9 @@ pub(super) struct InFlightJob {
 pub(super) struct BatchResult {
     /// The endings of the jobs that were attempted under a valid claim.
     pub(super) endings: Vec<Ending>,
-    /// The messages of the jobs that were not sent because the breaker opened first. Their claims
-    /// were released.
-    not_sent: Vec<(Arrival, Envelope)>,
+    /// The messages of the jobs that were not sent: the breaker opened, or another job of the
+    /// person goes first. Their claims were released.
+    pub(super) not_sent: Vec<(Arrival, Envelope)>,
 }
 
 impl Pipeline {
@@ -99,7 +99,7 @@ impl Pipeline {
     }
 
     /// Runs the messages in as many portions as the circuit breaker permits: all at once while it
-    /// is closed.
+    /// is closed, except for those of one person.
     async fn run_arrivals(&self, mut arrived: Vec<(Arrival, Envelope)>) {
         let delivered_at = arrived.iter().filter_map(|(_, envelope)| envelope.delivered_at()).min();
         let defer_at = delivered_at.unwrap_or_else(Instant::now) + self.config.hold;
@@ -118,7 +118,7 @@ impl Pipeline {
     }
 
     /// Claims the jobs and handles each message as its job requires. Returns the messages that were
-    /// not sent because the breaker opened meanwhile.
+    /// not sent.
     fn run_permitted<'a>(
         &'a self,
         arrived: Vec<(Arrival, Envelope)>,

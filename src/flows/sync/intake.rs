@@ -11,7 +11,7 @@ use super::{Pipeline, inbound::InboundMessage};
 use crate::{
     broker::{self, Connection, Delivery, WorkQueue},
     job::SyncPhase,
-    ledger::{Arrival, Source},
+    ledger::{Arrival, EARLIER_EVENTS_MAX, Source},
     runtime::{metrics::Metrics, shutdown::Shutdown, text_enum::text_enum},
 };
 
@@ -60,8 +60,8 @@ impl Intake {
     /// Returns the next batch, or `None` at shutdown.
     ///
     /// A batch contains at least one message, and at most one job per signup, so that transactions
-    /// acquire their locks in one order. It may contain any number of events of that job: if many
-    /// events of one signup arrive, they delay no other signup.
+    /// acquire their locks in one order. It may contain several events of that job, as many as the
+    /// job remembers: if many events of one signup arrive, they delay other signups little.
     pub(super) async fn next_batch(&mut self, shutdown: &Shutdown) -> Option<Vec<InboundMessage>> {
         if shutdown.is_draining() {
             return None;
@@ -112,8 +112,8 @@ impl Intake {
 #[derive(Default)]
 struct BatchBuilder {
     messages: Vec<InboundMessage>,
-    /// What each signup's messages ask for.
-    signups: HashMap<uuid::Uuid, Request>,
+    /// What each signup's messages ask for, and their number.
+    signups: HashMap<uuid::Uuid, (Request, usize)>,
 }
 
 /// What a message asks for, or several messages of one signup together.
@@ -149,10 +149,17 @@ impl BatchBuilder {
         let request = Request::of(arrival);
         match self.signups.entry(arrival.signup_id()) {
             Entry::Vacant(vacant) => {
-                vacant.insert(request);
+                vacant.insert((request, 1));
                 true
             }
-            Entry::Occupied(other) => request != Request::Attempt && *other.get() == request,
+            Entry::Occupied(mut occupied) => {
+                let (other, number) = occupied.get_mut();
+                let fits = request != Request::Attempt
+                    && *other == request
+                    && *number < EARLIER_EVENTS_MAX;
+                *number += usize::from(fits);
+                fits
+            }
         }
     }
 }

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Pipeline, batch::InFlightJob, inbound::Envelope};
+use super::{
+    Pipeline,
+    batch::{BatchResult, InFlightJob},
+    inbound::Envelope,
+};
 use crate::{
     job::{Ending, JobMessage, SyncPhase},
     ledger::{self, Arrival, ClaimOutcome, Source},
@@ -73,21 +77,35 @@ impl Pipeline {
         counts
     }
 
+    /// Runs jobs until each has been attempted, or can't be.
     async fn process_batch(&self, batch: &[&JobMessage]) -> Vec<Ending> {
         let request = |message: &&JobMessage| Arrival {
             source: Source::Operator { message: **message, id: Uuid::new_v4() },
             redelivered: false,
             trace: TraceContext::default(),
         };
-        let arrivals: Vec<_> = batch.iter().map(request).collect();
+        let mut arrivals: Vec<_> = batch.iter().map(request).collect();
+        let mut endings = Vec::new();
+        while !arrivals.is_empty() {
+            let result = self.process_arrivals(std::mem::take(&mut arrivals)).await;
+            // Of several jobs of one person, one is sent at a time.
+            if !result.endings.is_empty() {
+                arrivals = result.not_sent.into_iter().map(|(arrival, _)| arrival).collect();
+            }
+            endings.extend(result.endings);
+        }
+        endings
+    }
+
+    async fn process_arrivals(&self, arrivals: Vec<Arrival>) -> BatchResult {
         // Jobs that are not run now run when the breaker closes.
-        let Some(permit) = self.customerio.try_permit() else { return Vec::new() };
+        let Some(permit) = self.customerio.try_permit() else { return BatchResult::default() };
         let (claim, outcomes) = match self.claim(&arrivals, &permit).await {
             Ok(Some(claimed)) => claimed,
-            Ok(None) => return Vec::new(),
+            Ok(None) => return BatchResult::default(),
             Err(error) => {
                 tracing::error!(%error, "claiming the jobs that an operator runs failed");
-                return Vec::new();
+                return BatchResult::default();
             }
         };
         // A job that was not claimed is owned by a message in flight.
@@ -99,6 +117,6 @@ impl Pipeline {
                 }
                 _ => None,
             });
-        self.call(&claim, claimed.collect(), &permit).await.endings
+        self.call(&claim, claimed.collect(), &permit).await
     }
 }

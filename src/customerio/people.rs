@@ -1,8 +1,9 @@
-//! Persons with a call in flight.
+//! People with a call in flight.
 //!
 //! Two jobs of one person state values of the same attributes, and Customer.io does not document
-//! in which order it processes the operations of a call, or of two calls at a time. So they travel
-//! in different calls, the second after the first is answered.
+//! in which order it processes the operations of a call, or of concurrent calls. So they travel in
+//! different calls, the second after the first is answered. Of the jobs that one batch pushes, the
+//! older goes first; jobs of different batches keep their times, but not their order.
 
 use std::{
     collections::HashSet,
@@ -12,8 +13,8 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// The keys under which Customer.io may know a person: two persons with a common key may be the
-/// same. Hashes, since a collision only delays a job.
+/// The keys under which Customer.io may know a person: two people with a common key may be the
+/// same one. Hashes, since a collision only delays a job.
 pub(super) type PersonKeys = [u64; 2];
 
 /// The keys of a person with this identifier and this e-mail address. Addresses compare without
@@ -27,21 +28,21 @@ pub(super) fn person_keys(key: &str, contact_id: &str, email: &str) -> PersonKey
     [hash(key, contact_id), hash("email", email)]
 }
 
-/// The persons with a call in flight: at most the jobs of all batches in flight.
+/// The people with a call in flight: at most one per job of the batches in flight.
 #[derive(Debug, Default)]
-pub(super) struct PersonsInFlight {
+pub(super) struct PeopleInFlight {
     keys: Mutex<HashSet<u64>>,
     released: Notify,
 }
 
-/// Persons that are reserved for a call, until it is dropped.
+/// A person reserved for a call. Dropping it ends the reservation.
 pub(super) struct Reservation<'a> {
-    persons: &'a PersonsInFlight,
+    people: &'a PeopleInFlight,
     keys: Vec<u64>,
 }
 
-impl PersonsInFlight {
-    /// Waits until one of the jobs can be sent, and reserves the persons of those that can. Returns
+impl PeopleInFlight {
+    /// Waits until one of the jobs can be sent, and reserves the people of those that can. Returns
     /// these jobs, and the ones that have to wait. A job waits for all earlier ones of its person.
     pub(super) async fn reserve<T>(
         &self,
@@ -78,7 +79,7 @@ impl PersonsInFlight {
                 rest.push(job);
             } else {
                 in_flight.extend(keys);
-                ready.push((job, Reservation { persons: self, keys: keys.to_vec() }));
+                ready.push((job, Reservation { people: self, keys: keys.to_vec() }));
             }
         }
         (ready, rest)
@@ -91,12 +92,12 @@ impl PersonsInFlight {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        let mut in_flight = self.persons.keys();
+        let mut in_flight = self.people.keys();
         for key in &self.keys {
             in_flight.remove(key);
         }
         drop(in_flight);
-        self.persons.released.notify_waiters();
+        self.people.released.notify_waiters();
     }
 }
 
@@ -116,18 +117,18 @@ mod tests {
 
     #[tokio::test]
     async fn jobs_of_one_person_are_sent_one_after_the_other() {
-        let persons = PersonsInFlight::default();
+        let people = PeopleInFlight::default();
         let jobs = vec![
             job("first", "1", "a@example.com"),
             job("same id", "1", "b@example.com"),
             job("same address as one that waits", "2", "B@example.com"),
             job("another", "3", "c@example.com"),
         ];
-        let (ready, rest) = persons.reserve(jobs, |job| job.1).await;
+        let (ready, rest) = people.reserve(jobs, |job| job.1).await;
         assert_eq!(names(&ready, |(job, _)| job.0), ["first", "another"]);
         assert_eq!(names(&rest, |job| job.0), ["same id", "same address as one that waits"]);
 
-        let mut next = Box::pin(persons.reserve(rest, |job| job.1));
+        let mut next = Box::pin(people.reserve(rest, |job| job.1));
         assert!((&mut next).now_or_never().is_none(), "the first call is in flight");
         drop(ready);
         let (ready, rest) = next.await;
