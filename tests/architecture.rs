@@ -21,6 +21,7 @@ const ROWS: [&[&str]; 13] = [
     &[
         "flows::sync",
         "flows::mirror",
+        "flows::outbox",
         "flows::bulk_action",
         "flows::bulk_retry",
         "flows::recovery",

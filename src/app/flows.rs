@@ -17,9 +17,11 @@ use crate::{
         gauges::QueueGauges,
         integrity::IntegrityCheck,
         mirror::{Mirror, Sweeper},
+        outbox::Outbox,
         recovery::Recovery,
         sync::Pipeline,
     },
+    job::OutboxSender,
     ledger::Ledger,
     runtime::{metrics::Metrics, shutdown::Shutdown},
 };
@@ -54,12 +56,22 @@ impl FlowContext {
             metrics: metrics.clone(),
         };
         flows.spawn(mirror.run(shutdown.clone()));
+        let (outbox, owed) = OutboxSender::channel();
+        let publisher_of_outbox = Outbox {
+            config: config.outcomes,
+            ledger: ledger.clone(),
+            publisher: publisher.clone(),
+            ladder: config.retry.delays.clone(),
+            metrics: metrics.clone(),
+        };
+        flows.spawn(publisher_of_outbox.run(owed, shutdown.clone()));
         let pipeline = Arc::new(Pipeline {
             config: config.sync,
             prefetch: config.broker.prefetch.get(),
             ladder: config.retry.delays,
             ledger,
             publisher: publisher.clone(),
+            outbox,
             customerio,
             metrics,
             shutdown,

@@ -98,14 +98,15 @@ impl App {
             CustomerIo::new(&config.customerio, &config.tls, breaker, metrics.clone())?;
         let customerio = Arc::new(customerio);
         let max_attempts = config.retry.delays.max_attempts();
-        let ledger = Ledger::new(&config.database, &config.tls, max_attempts)?;
+        let replica = Replica::start();
+        let ledger = Ledger::new(&config.database, &config.tls, max_attempts)?.of_replica(&replica);
         let address = Address::new(&config.broker, &config.tls)?;
         let connected = Arc::new(OnceLock::new());
         let startup = admin::StartupStatus::default();
         let tokens = LiveTokens::new(config.http.admin_tokens.clone());
         let state = admin::AppState {
             config: Arc::new(config.http.clone()),
-            replica: Replica::start(),
+            replica,
             ledger: ledger.clone(),
             metrics: metrics.clone(),
             customerio: customerio.clone(),

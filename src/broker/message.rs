@@ -16,8 +16,10 @@ use super::{
 };
 use crate::{
     event::Rejected,
-    job::{Ending, ErrorType, Failure, Job, JobReport, Reason, SyncPhase},
-    retry::Tier,
+    job::{
+        Ending, ErrorType, Failure, Job, JobReport, MessageKind, MessageOrigin, Reason, SyncPhase,
+    },
+    retry::{Ladder, Tier},
     runtime::{text_enum::text_enum, trace::TraceContext},
 };
 
@@ -64,6 +66,13 @@ pub struct Origin<'a> {
     pub exchange: &'a str,
     /// Its routing key.
     pub routing_key: &'a str,
+}
+
+impl From<Origin<'_>> for MessageOrigin {
+    fn from(origin: Origin<'_>) -> Self {
+        let Origin { exchange, routing_key } = origin;
+        Self { exchange: exchange.to_owned(), routing_key: routing_key.to_owned() }
+    }
 }
 
 impl<'a> Origin<'a> {
@@ -307,6 +316,25 @@ impl Message {
             ),
             trace: original.trace,
             body: original.body,
+        }
+    }
+
+    /// The message of this kind that must follow a report. `None` if the report requires none.
+    pub fn of_report(kind: MessageKind, report: &JobReport, ladder: &Ladder) -> Option<Self> {
+        match (kind, &report.ending) {
+            (MessageKind::Outcomes, _) => Self::outcome(report),
+            (MessageKind::Retries, Ending::Retrying { failure, wait }) => {
+                Some(Self::retry(&report.job, ladder.waiting_for(*wait), Some(failure)))
+            }
+            (MessageKind::Failures, Ending::Failed { reason, failure, at }) => {
+                let origin = report.origin.as_ref();
+                let origin = Origin {
+                    exchange: origin.map_or(JOBS_EXCHANGE, |origin| &origin.exchange),
+                    routing_key: origin.map_or("", |origin| &origin.routing_key),
+                };
+                Some(Self::failed(&report.job, *reason, failure, *at, origin))
+            }
+            _ => None,
         }
     }
 

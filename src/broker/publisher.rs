@@ -122,9 +122,7 @@ impl Publisher {
         let mut backoff = Backoff::default();
         while self.publish_routable(message).await.is_err() {
             backoff.wait().await;
-            if let Err(error) = self.0.connection.apply_topology().await {
-                tracing::warn!(%error, "applying the topology again failed");
-            }
+            self.apply_topology().await;
         }
     }
 
@@ -134,26 +132,45 @@ impl Publisher {
     pub async fn publish_routable(&self, message: &Message) -> Result<(), Unroutable> {
         let mut backoff = Backoff::default();
         loop {
-            let published = self.send(message).await;
-            let result =
-                published.as_ref().map_or_else(PublishError::result, |()| PublishResult::Confirmed);
-            self.0
-                .metrics
-                .publishes
-                .with_label_values(&[message.destination.as_str(), result.as_str()])
-                .inc();
-            let Err(error) = published else { return Ok(()) };
+            match self.send_counted(message).await {
+                Ok(()) => return Ok(()),
+                Err(PublishError::Returned(unroutable)) => return Err(unroutable),
+                Err(_) => backoff.wait().await,
+            }
+        }
+    }
+
+    /// Publishes `message` once. Returns whether RabbitMQ confirms it.
+    pub async fn publish_once(&self, message: &Message) -> bool {
+        self.send_counted(message).await.is_ok()
+    }
+
+    /// Declares what a message that was not confirmed may lack.
+    pub async fn apply_topology(&self) {
+        if let Err(error) = self.0.connection.apply_topology().await {
+            tracing::warn!(%error, "applying the topology again failed");
+        }
+    }
+
+    /// Publishes `message`, counts the result and logs a failure.
+    async fn send_counted(&self, message: &Message) -> Result<(), PublishError> {
+        let published = self.send(message).await;
+        let result =
+            published.as_ref().map_or_else(PublishError::result, |()| PublishResult::Confirmed);
+        self.0
+            .metrics
+            .publishes
+            .with_label_values(&[message.destination.as_str(), result.as_str()])
+            .inc();
+        if let Err(error) = &published {
             tracing::warn!(
                 %error,
                 message_id = message.message_id,
                 exchange = message.exchange,
                 "publishing a message failed"
             );
-            if let PublishError::Returned(unroutable) = error {
-                return Err(unroutable);
-            }
-            backoff.wait().await;
         }
+        published
     }
 
     /// Publishes `message`. The span of this attempt is the one that the message follows from.

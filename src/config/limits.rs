@@ -44,6 +44,7 @@ fn durations(config: &Config) -> Result<(), (&'static str, String)> {
         ("recovery.interval", config.recovery.interval),
         ("recovery.overdue_after", config.recovery.overdue_after),
         ("recovery.resend_after", config.recovery.resend_after),
+        ("outcomes.max_age", config.outcomes.max_age),
         ("integrity.interval", config.integrity.interval),
         ("metrics.interval", config.metrics.interval),
         ("metrics.completed_interval", config.metrics.completed_interval),

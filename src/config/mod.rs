@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     admin, broker, customerio,
-    flows::{bulk_retry, gauges, integrity, mirror, recovery, sync},
+    flows::{bulk_retry, gauges, integrity, mirror, outbox, recovery, sync},
     ledger, retry,
     runtime::{certificate::CertificateFiles, shutdown, telemetry, tls},
 };
@@ -45,6 +45,8 @@ pub struct Config {
     pub mirror: mirror::Config,
     /// Recovery of lost messages and abandoned jobs.
     pub recovery: recovery::Config,
+    /// The outcomes.
+    pub outcomes: outbox::Config,
     /// The integrity check.
     pub integrity: integrity::Config,
     /// Bulk retries.
@@ -342,6 +344,7 @@ mod tests {
             ("recovery.overdue_after", "0s"),
             ("recovery.resend_after", "0s"),
             ("recovery.batch_size", "0"),
+            ("outcomes.max_age", "0s"),
             ("integrity.interval", "0s"),
             ("bulk_retry.jobs_per_second", "0"),
             ("http.request_timeout", "0s"),

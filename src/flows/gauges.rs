@@ -118,6 +118,8 @@ impl LedgerGauges {
         gauges.oldest_processing.set(work.oldest_processing_seconds);
         gauges.unsynced_signups.set(work.unsynced_signups);
         gauges.oldest_unsynced.set(work.oldest_unsynced_seconds);
+        gauges.outcomes_waiting.set(work.outcomes_waiting);
+        gauges.oldest_outbox.set(work.oldest_outbox_seconds);
         gauges.bulk_retries_running.set(work.bulk_retries_running);
         gauges.last_read.set(work.read_at);
     }

@@ -6,6 +6,7 @@ pub mod feed;
 pub mod gauges;
 pub mod integrity;
 pub mod mirror;
+pub mod outbox;
 pub mod rate_limit;
 pub mod recovery;
 pub mod sync;

@@ -4,6 +4,7 @@
 //! responses use.
 
 mod claimant;
+mod outbox;
 mod signup;
 mod work;
 
@@ -15,8 +16,9 @@ use uuid::Uuid;
 
 use crate::runtime::text_enum::text_enum;
 pub use claimant::Claimant;
+pub use outbox::{MessageKind, OutboxRow, OutboxSender};
 pub use signup::{Signup, StatedTimes};
-pub use work::{ClaimedJob, Ending, Job, JobMessage, JobReport};
+pub use work::{ClaimedJob, Ending, Job, JobMessage, JobReport, MessageOrigin};
 
 text_enum! {
     /// Which of a signup's two jobs this is.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{AttemptId, Failure, Reason, Signup, SyncPhase};
@@ -66,8 +67,21 @@ pub struct JobReport {
     pub job: Job,
     /// The person identifier of the attempt.
     pub contact_id: Option<String>,
+    /// Where the message that led to it came from. `None` if it came from the jobs queue, or if
+    /// there was none.
+    pub origin: Option<MessageOrigin>,
     /// The ending of the attempt.
     pub ending: Ending,
+}
+
+/// Where a message came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageOrigin {
+    /// Its exchange.
+    pub exchange: String,
+    /// Its routing key.
+    pub routing_key: String,
 }
 
 /// The recorded consequence of an attempt: an end state of the job, or a scheduled retry.

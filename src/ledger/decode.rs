@@ -10,7 +10,7 @@ use sqlx::{
 };
 
 use super::{bulk::BulkStatus, bulk_action::BulkKind, integrity::Drift, selection::Selection};
-use crate::job::{Claimant, ErrorType, Reason, Status, SyncPhase};
+use crate::job::{Claimant, ErrorType, MessageKind, Reason, Status, SyncPhase};
 
 /// Reads a type from a column of type `text` by its own parser. A text that it does not know is a
 /// decoding error.
@@ -40,6 +40,7 @@ decode_text! {
     Claimant: |text| Ok::<_, Infallible>(Claimant::parse(text));
     Drift: str::parse::<Drift>;
     ErrorType: str::parse::<ErrorType>;
+    MessageKind: str::parse::<MessageKind>;
     Reason: str::parse::<Reason>;
     Status: str::parse::<Status>;
     SyncPhase: str::parse::<SyncPhase>;

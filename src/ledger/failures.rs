@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     diagnosis::signature,
-    job::{AttemptId, Claimant, ErrorType, Reason},
+    job::{AttemptId, Claimant, ErrorType, MessageKind, Reason},
     runtime::text_enum::text_enum,
 };
 
@@ -94,7 +94,7 @@ impl Ledger {
             .copied()
             .collect();
         if !given_up.is_empty() {
-            fail_given_up(&mut transaction, &given_up).await?;
+            fail_given_up(&mut transaction, &given_up, self.replica).await?;
         }
         insert_failures(&mut transaction, &messages).await?;
         transaction.commit().await.map_err(Error::doing("committing mirrored failures"))
@@ -106,6 +106,7 @@ impl Ledger {
 async fn fail_given_up(
     connection: &mut PgConnection,
     messages: &[&FailedMessage],
+    replica: Uuid,
 ) -> Result<(), Error> {
     let jobs: Vec<_> = messages.iter().filter_map(|one| one.job_id).collect();
     locks::signups_of_jobs(connection, &jobs).await?;
@@ -125,15 +126,23 @@ async fn fail_given_up(
                 (j.run = m.run AND j.attempt_count = m.attempt)
                 OR (j.claimed_by = m.claimant AND (j.status = 'processing' OR j.attempt_count = 0))
             )
-            RETURNING j.id, j.signup_id, j.sync_phase, j.error_message, j.contact_id, j.manual_retry
+            RETURNING j.id, j.signup_id, j.sync_phase, j.error_message, j.contact_id,
+                j.manual_retry, j.run, j.attempt_count
         ), audited AS (
             INSERT INTO audit_logs (action, signup_id, actor, details)
             SELECT $9, signup_id, $10, jsonb_build_object(
-                'jobId', id, 'syncPhase', sync_phase, 'contactId', contact_id,
-                'manualRetry', manual_retry, 'reason', $8::text, 'exhaustedRetries', false,
+                'jobId', id, 'syncPhase', sync_phase, 'contactId', contact_id, 'run', run,
+                'attemptCount', attempt_count, 'manualRetry', manual_retry,
+                'reason', $8::text, 'exhaustedRetries', false,
                 'errorType', 'other', 'errorMessage', error_message
             )
             FROM failed
+        ), owed AS (
+            -- The failure is in the mirror already. Its outcome is due at once.
+            INSERT INTO outbox (kind, job_ids, runs, attempts, writer, due_at)
+            SELECT $12, array_agg(id), array_agg(run), array_agg(attempt_count), $11, now()
+            FROM failed
+            HAVING count(*) > 0
         )
         SELECT DISTINCT signup_id AS "signup_id!" FROM failed
         "#,
@@ -147,6 +156,8 @@ async fn fail_given_up(
         Reason::DeliveryLimit.as_str(),
         AuditAction::SyncFailed.as_str(),
         SERVICE,
+        replica,
+        MessageKind::Outcomes.as_str(),
     )
     .fetch_all(&mut *connection)
     .await

@@ -30,6 +30,7 @@ mod locks;
 mod message_selection;
 mod mock;
 mod open_work;
+mod outbox;
 mod parked;
 mod pooler;
 mod recover;
@@ -52,8 +53,9 @@ use sqlx::{
     Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use uuid::Uuid;
 
-use crate::runtime::tls;
+use crate::runtime::{replica::Replica, tls};
 use address::DatabaseAddress;
 pub use address::check_url;
 use diagnose::CONNECTING;
@@ -79,7 +81,7 @@ pub use schema::Schema;
 pub use search::{FailedJob, FailureGroup, FailurePage};
 pub use selection::{Preview, SearchMatch, Selection, search_text, signature_text};
 pub use sessions::{EndedSession, SessionSalt};
-pub use settle::{Settled, Settlement};
+pub use settle::{Settled, SettledBatch, Settlement};
 pub use stats::{ActivityMinute, LiveCounts, Overview, RecentSignups, Stats};
 pub use unprocessable::{
     MessageReadLimits, MessageResolution, OpenMessage, Resolved, UnprocessableMessage,
@@ -154,6 +156,8 @@ pub struct Ledger {
     acquire_timeout: Duration,
     claim_lease: Duration,
     max_attempts: i32,
+    /// This replica, as the leases on the call rate and the rows of the outbox name it.
+    replica: Uuid,
 }
 
 impl Ledger {
@@ -171,7 +175,13 @@ impl Ledger {
             acquire_timeout: config.acquire_timeout,
             claim_lease: config.claim_lease,
             max_attempts,
+            replica: Uuid::nil(),
         })
+    }
+
+    /// The handle of a replica, which publishes the messages of the rows that it writes.
+    pub fn of_replica(self, replica: &Replica) -> Self {
+        Self { replica: replica.id, ..self }
     }
 
     /// Uses `url` for new connections, after PostgreSQL has accepted it once. Until then, the URL

@@ -38,6 +38,10 @@ pub struct OpenWork {
     pub late: i64,
     /// Bulk retries that are running.
     pub bulk_retries_running: i64,
+    /// Outcomes that RabbitMQ has not confirmed.
+    pub outcomes_waiting: i64,
+    /// Age of the oldest row of the outbox.
+    pub oldest_outbox_seconds: i64,
 }
 
 impl Ledger {

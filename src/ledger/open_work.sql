@@ -6,7 +6,8 @@ SELECT EXTRACT(EPOCH FROM now())::int8 AS "read_at!", by_status.pending AS "pend
     due.oldest AS "oldest_overdue_seconds!", claimed.oldest AS "oldest_processing_seconds!",
     unsynced.count AS "unsynced_signups!", unsynced.oldest AS "oldest_unsynced_seconds!",
     late.due_soon AS "late_soon!", late.passed AS "late!",
-    running.count AS "bulk_retries_running!"
+    running.count AS "bulk_retries_running!", owed.outcomes AS "outcomes_waiting!",
+    owed.oldest AS "oldest_outbox_seconds!"
 FROM (
     -- An index contains the status, so this does not read the table.
     SELECT count(*) FILTER (WHERE status = 'pending') AS pending,
@@ -65,4 +66,9 @@ FROM (
     SELECT count(*)
     FROM bulk_retries
     WHERE status = 'running'
-) AS running
+) AS running,
+(
+    SELECT COALESCE(sum(cardinality(job_ids)) FILTER (WHERE kind = 'outcomes'), 0)::int8 AS outcomes,
+        COALESCE(EXTRACT(EPOCH FROM now() - min(created_at)), 0)::int8 AS oldest
+    FROM outbox
+) AS owed

@@ -109,7 +109,8 @@ impl JobRow {
                 Ending::Retrying { failure: failure(), wait: self.due_in() }
             }
         };
-        JobReport { job: self.job(), contact_id: self.contact_id.clone(), ending }
+        let contact_id = self.contact_id.clone();
+        JobReport { job: self.job(), contact_id, origin: None, ending }
     }
 }
 

@@ -12,11 +12,13 @@ use super::{
     Error, Ledger,
     audit::{self, AuditAction, AuditEntry},
     flags::{self, ChangedSignup},
-    locks,
+    locks, outbox,
 };
 use crate::{
     diagnosis::signature,
-    job::{Attempt, Ending, Failure, Job, JobReport, Reason, Status, Warning},
+    job::{
+        Attempt, Ending, Failure, Job, JobReport, MessageOrigin, OutboxRow, Reason, Status, Warning,
+    },
     retry::Verdict,
 };
 
@@ -27,10 +29,21 @@ pub struct Settlement {
     pub job: Job,
     /// The person identifier that was used.
     pub contact_id: Option<String>,
+    /// Where its message came from.
+    pub origin: Option<MessageOrigin>,
     /// The attempt.
     pub attempt: Attempt,
     /// The decision about the job.
     pub verdict: Verdict,
+}
+
+/// The results of a batch of settlements.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SettledBatch {
+    /// One result per settlement, in order.
+    pub results: Vec<Settled>,
+    /// The messages that must follow. They are on record.
+    pub outbox: Vec<OutboxRow>,
 }
 
 /// The result of a settlement.
@@ -95,7 +108,7 @@ impl Settlement {
             Verdict::Retry { tier, failure } => Ending::Retrying { failure, wait: tier.delay },
             Verdict::Fail { reason, failure } => Ending::Failed { reason, failure, at },
         };
-        JobReport { job, contact_id: self.contact_id, ending }
+        JobReport { job, contact_id: self.contact_id, origin: self.origin, ending }
     }
 
     /// The audit entry of an end state. A retry has none: `sync_attempts` records it.
@@ -109,6 +122,7 @@ impl Settlement {
             "jobId": self.job.id,
             "syncPhase": self.job.phase.as_str(),
             "contactId": self.contact_id,
+            "run": self.job.run,
             "attemptCount": self.job.attempt,
             "manualRetry": self.job.manual_retry,
             "mock": self.is_mock(),
@@ -121,21 +135,23 @@ impl Settlement {
             details["exhaustedRetries"] = (*reason == Reason::Exhausted).into();
             details["errorType"] = failure.error_type.as_str().into();
             details["errorMessage"] = failure.message.as_str().into();
+            details["origin"] = json!(self.origin);
         }
         Some(AuditEntry { action, signup_id: Some(self.job.signup_id), details })
     }
 }
 
 impl Ledger {
-    /// Settles jobs that were claimed with `claim`. Returns one result per settlement, in order.
+    /// Settles jobs that were claimed with `claim`.
     ///
     /// A commit whose confirmation is lost may have happened: if the call is repeated with the same
-    /// `claim`, it finds the jobs settled and writes nothing twice.
+    /// `claim`, it finds the jobs settled and writes nothing twice. The rows of the outbox that it
+    /// wrote before are not returned; they are taken over when they are due.
     pub async fn settle(
         &self,
         claim: Uuid,
         settlements: Vec<Settlement>,
-    ) -> Result<Vec<Settled>, Error> {
+    ) -> Result<SettledBatch, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to settle"))?;
         let signups: Vec<_> = settlements.iter().map(|one| one.job.signup_id).collect();
@@ -144,10 +160,17 @@ impl Ledger {
         let kept: Vec<_> =
             settlements.iter().filter(|one| written.contains_key(&one.job.id)).collect();
         let all_written = kept.len() == settlements.len();
+        let mut outbox = Vec::new();
         if !kept.is_empty() {
             update_flags(&mut transaction, &kept).await?;
             insert_attempts(&mut transaction, &kept).await?;
             insert_audit(&mut transaction, &kept).await?;
+            let reports = kept.iter().filter_map(|one| {
+                let &(first_failed_at, at) = written.get(&one.job.id)?;
+                Some((*one).clone().report(first_failed_at, at))
+            });
+            let reports: Vec<_> = reports.collect();
+            outbox = outbox::insert(&mut transaction, self.replica, &reports).await?;
         }
         if !all_written {
             written.extend(settled_before(&mut transaction, claim, &settlements).await?);
@@ -159,7 +182,7 @@ impl Ledger {
             }
             None => Settled::ClaimLost,
         };
-        Ok(settlements.into_iter().map(result).collect())
+        Ok(SettledBatch { results: settlements.into_iter().map(result).collect(), outbox })
     }
 
     /// Renews the lease of the claims on `jobs`. Returns the jobs that `claim` still owns; the

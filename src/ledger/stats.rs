@@ -22,6 +22,8 @@ pub struct Stats {
     pub open_failures: i64,
     /// Open unprocessable messages.
     pub unprocessable: i64,
+    /// Outcomes in the outbox.
+    pub outcomes_waiting: i64,
     /// Jobs that were completed in mock mode and not sent since.
     pub mock_completed: i64,
     /// Age of the oldest pending job in seconds; 0 if no job is pending.
@@ -225,6 +227,11 @@ async fn count_jobs(connection: &mut PgConnection) -> Result<Stats, Error> {
                 FROM sync_failures
                 WHERE job_id IS NULL AND resolved_at IS NULL
             ) AS "unprocessable!",
+            (
+                SELECT COALESCE(sum(cardinality(job_ids)), 0)::int8
+                FROM outbox
+                WHERE kind = 'outcomes'
+            ) AS "outcomes_waiting!",
             -- The index mock_jobs contains only these.
             (SELECT count(*) FROM signup_customerio_sync_jobs WHERE mock) AS "mock_completed!",
             (
@@ -242,6 +249,7 @@ async fn count_jobs(connection: &mut PgConnection) -> Result<Stats, Error> {
         jobs: jobs.collect(),
         open_failures: rest.open_failures,
         unprocessable: rest.unprocessable,
+        outcomes_waiting: rest.outcomes_waiting,
         mock_completed: rest.mock_completed,
         oldest_pending_seconds: rest.oldest_pending,
     })

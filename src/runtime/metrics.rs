@@ -77,6 +77,8 @@ pub struct Metrics {
     pub mirrored: IntCounterVec,
     /// Jobs that recovery acted on, by `what` it did (`reset`, `resent`, `reparked`).
     pub recovered: IntCounterVec,
+    /// Outcomes that were dropped because RabbitMQ did not confirm them in time.
+    pub outcomes_dropped: IntCounter,
     /// The connections to servers.
     pub connections: ConnectionMetrics,
     /// The queues in RabbitMQ.
@@ -136,6 +138,10 @@ pub struct LedgerMetrics {
     pub unsynced_signups: OptionalGauge,
     /// Age of the oldest of them in seconds; 0 if there is none.
     pub oldest_unsynced: OptionalGauge,
+    /// Outcomes that RabbitMQ has not confirmed.
+    pub outcomes_waiting: OptionalGauge,
+    /// Age of the oldest messages that must follow a settled job and are not confirmed, in seconds.
+    pub oldest_outbox: OptionalGauge,
     /// Open jobs whose event is about to pass, or has passed, the age at which it starts no
     /// campaign, by `state`.
     pub late_jobs: IntGaugeVec,
@@ -348,6 +354,11 @@ impl Registrar {
             oldest_unsynced: self.optional_gauge("oldest_unsynced_signup_age_seconds",
                 "Age of the oldest signup of the last 24 hours that is not in Customer.io, or 0; \
                     the same on every replica."),
+            outcomes_waiting: self.optional_gauge("outcomes_waiting",
+                "Outcomes that RabbitMQ has not confirmed; the same on every replica."),
+            oldest_outbox: self.optional_gauge("oldest_outbox_age_seconds",
+                "Age of the oldest messages of settled jobs that RabbitMQ has not confirmed, or 0; \
+                    the same on every replica."),
             late_jobs: self.gauges("late_jobs", "state",
                 "Open jobs whose event is older than 60 hours (due_soon) or 72 hours (passed); \
                     the same on every replica."),
@@ -430,6 +441,8 @@ impl Default for Metrics {
                 "Messages of the failure queue copied into the mirror."),
             recovered: r.counters("recovered_jobs_total", &["what"],
                 "Jobs that recovery acted on."),
+            outcomes_dropped: r.counter("outcomes_dropped_total",
+                "Outcomes that were dropped because RabbitMQ did not confirm them in time."),
             connections: r.connections(),
             queues: r.queues(),
             ledger: r.ledger(),

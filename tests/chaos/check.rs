@@ -85,7 +85,7 @@ struct Facts {
     calls: Vec<Call>,
 }
 
-/// Waits until no job is open and no message is in transit.
+/// Waits until no job is open and no message is in transit or in the outbox.
 ///
 /// Returns a violation if that takes longer than [`IDLE_TIMEOUT`], and one for each claimed job
 /// without a message, unless a fault may have purged the message (`may_lose_messages`).
@@ -93,13 +93,14 @@ pub(crate) async fn wait_until_idle(stage: &Stage, may_lose_messages: bool) -> V
     let (began, mut violations) = (Instant::now(), Vec::new());
     loop {
         let (open, queues) = (open_jobs(stage).await, unexpected_queues(stage).await);
-        if open == 0 && queues.is_empty() {
+        let owed = stage.world.count("SELECT count(*) FROM outbox").await;
+        if open == 0 && queues.is_empty() && owed == 0 {
             return violations;
         }
         if began.elapsed() > IDLE_TIMEOUT {
             violations.push(format!(
-                "not idle after {IDLE_TIMEOUT:?}: {open} jobs are open, and these queues have an \
-                    unexpected length: {queues:?}"
+                "not idle after {IDLE_TIMEOUT:?}: {open} jobs are open, the outbox has {owed} \
+                    rows, and these queues have an unexpected length: {queues:?}"
             ));
             return violations;
         }

@@ -199,9 +199,15 @@ async fn a_message_over_its_delivery_limit_is_mirrored_and_fails_its_job() {
     for queue in ["customerio-sync.jobs", "customerio-sync.signup-submitted"] {
         exceed_delivery_limit(&channel, queue).await;
     }
+    let mut outcomes = world.listen("signup.updates", "#").await;
     let app = world.start().await;
     let failures = world.wait_for_failures(2).await;
     assert!(failures.iter().all(|failure| failure["reason"] == "delivery-limit"), "{failures:?}");
+    let outcome = outcomes.next().await.json();
+    assert_eq!(
+        (&outcome["jobId"], &outcome["type"], &outcome["exhaustedRetries"]),
+        (&job["id"], &json!("sign_up.customerio_sync_failed"), &json!(false))
+    );
     let of_job: Vec<_> = failures.iter().filter(|failure| failure["job_id"] == job["id"]).collect();
     assert_eq!((of_job.len(), &of_job[0]["resolved_at"]), (1, &Value::Null));
     let event = failures

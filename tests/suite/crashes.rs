@@ -111,25 +111,6 @@ async fn a_kill_during_a_call_requeues_the_event_and_repeats_its_call() {
     assert_eq!(calls[0]["events"], calls[1]["events"], "both calls send the same event id");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_kill_before_the_outcome_is_confirmed_causes_no_second_call() {
-    let rabbitmq = TempServer::<RabbitMq>::started();
-    let world = World::on(Servers::with_rabbitmq(&rabbitmq)).await;
-    let (mut service, signup) = (start_service(&world).await, Uuid::new_v4());
-    world.fault(json!({ "kind": "latency", "ms": 5000 })).await;
-    world.submit(&submitted(signup)).await;
-    world.wait_for_job(signup, "initial", "processing").await;
-    // The alarm blocks publishers, so that the outcome is not confirmed.
-    rabbitmq.set_memory_alarm(true).expect("the alarm changes");
-    world.wait_for_job(signup, "initial", "completed").await;
-    service.kill();
-    rabbitmq.set_memory_alarm(false).expect("the alarm changes");
-    world.wait_for_depth(SUBMITTED_QUEUE, 1).await;
-    world.clear_faults().await;
-    check_that_another_service_completes_it(&world, signup).await;
-    assert_eq!(world.calls().await.len(), 1);
-}
-
 #[tokio::test]
 async fn killing_one_of_two_replicas_loses_and_duplicates_nothing() {
     let world = World::new().await;

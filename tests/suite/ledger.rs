@@ -29,7 +29,7 @@ async fn a_settlement_with_a_lost_claim_changes_nothing() {
 
     let late =
         ledger.settle(first.claim, vec![completion(&first.outcomes[0])]).await.expect("settled");
-    assert_eq!(late, [Settled::ClaimLost]);
+    assert_eq!(late.results, [Settled::ClaimLost]);
     assert_eq!(
         world
             .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'")
@@ -41,7 +41,7 @@ async fn a_settlement_with_a_lost_claim_changes_nothing() {
 
     let current =
         ledger.settle(second.claim, vec![completion(&second.outcomes[0])]).await.expect("settled");
-    assert!(matches!(current[0], Settled::Written(_)));
+    assert!(matches!(current.results[0], Settled::Written(_)));
     let third = ledger.claim(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("claimed");
     assert!(
         matches!(third.outcomes[0], ClaimOutcome::Settled(_)),
@@ -66,7 +66,7 @@ async fn a_commit_without_a_response_is_recognized_when_repeated() {
     let settlement = completion(&batch.outcomes[0]);
     let first = ledger.settle(claim, vec![settlement.clone()]).await.expect("settled");
     let second = ledger.settle(claim, vec![settlement]).await.expect("settled again");
-    assert_eq!(first, second, "the repeat returns the same report");
+    assert_eq!(first.results, second.results, "the repeat returns the same report");
     assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 1);
     assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 1);
 }
@@ -118,7 +118,7 @@ async fn an_event_overtaken_by_a_newer_one_restarts_nothing() {
     let settled =
         ledger.settle(newer.claim, vec![completion(&newer.outcomes[0])]).await.expect("settled");
     assert!(
-        matches!(settled[0], Settled::Written(_)),
+        matches!(settled.results[0], Settled::Written(_)),
         "the claim of the newer event was not taken over"
     );
     let audit = world.audit("customerio_sync_restarted").await;
@@ -140,7 +140,7 @@ async fn a_settled_message_is_answered_from_before_the_event_that_follows_it() {
         ..completion(&batch.outcomes[0])
     };
     let settled = ledger.settle(batch.claim, vec![settlement]).await.expect("settled");
-    let Settled::Written(report) = &settled[0] else { panic!("written") };
+    let Settled::Written(report) = &settled.results[0] else { panic!("written") };
 
     // The process ended before the acknowledgement, and the corrected event is next in the queue.
     let arrivals = [arrival(&first, true), arrival(&second, false)];

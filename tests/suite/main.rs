@@ -28,6 +28,7 @@ mod migrations;
 mod mock_mode;
 mod original_properties;
 mod outage;
+mod outbox;
 mod page;
 mod permissions;
 mod probes;

@@ -36,6 +36,7 @@ pub(crate) fn completion(outcome: &ClaimOutcome) -> Settlement {
     Settlement {
         job: claimed.job.clone(),
         contact_id: Some("c".to_owned()),
+        origin: None,
         attempt,
         verdict: Verdict::Complete,
     }

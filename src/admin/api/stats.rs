@@ -44,6 +44,10 @@ pub(crate) struct StatsView {
     mock_completed: i64,
     /// Open unprocessable messages.
     unprocessable: i64,
+    /// Messages in quarantine. Null if RabbitMQ did not answer within a second.
+    quarantined: Option<u32>,
+    /// Outcomes that RabbitMQ has not confirmed.
+    outcomes_waiting: i64,
     /// Failed jobs that are not dismissed.
     open_failures: i64,
     /// Age of the oldest pending job in seconds; 0 if no job is pending.
@@ -218,6 +222,11 @@ fn messages_waiting(queues: &[QueueReading]) -> Option<u64> {
     waiting.map(|queue| queue.state.map(|state| u64::from(state.ready))).sum()
 }
 
+fn quarantined(queues: &[QueueReading]) -> Option<u32> {
+    let quarantine = queues.iter().find(|queue| queue.name == QUARANTINE_QUEUE)?;
+    Some(quarantine.state?.ready)
+}
+
 fn view(
     overview: Overview,
     mode: Mode,
@@ -244,6 +253,8 @@ fn view(
         },
         mock_completed: stats.mock_completed,
         unprocessable: stats.unprocessable,
+        quarantined: quarantined(queues),
+        outcomes_waiting: stats.outcomes_waiting,
         open_failures: stats.open_failures,
         oldest_pending_seconds: stats.oldest_pending_seconds,
         last_24_hours: overview.last_24_hours,

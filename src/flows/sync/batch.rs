@@ -1,8 +1,9 @@
 //! One batch, from its deliveries to their acknowledgement.
 //!
-//! The order is the guarantee: commit the claim, call, commit how it ended, publish what must
-//! follow and wait for the confirms, and only then acknowledge. A crash between any two steps leads
-//! to a redelivery that the ledger can answer.
+//! The order is the guarantee: commit the claim, call, commit how it ended together with the
+//! messages that must follow, and only then acknowledge. A crash before the second commit leads to
+//! a redelivery that the ledger can answer; after it, the messages are on record
+//! (`flows/outbox.rs`).
 
 #![expect(clippy::disallowed_methods, reason = "an edge: the latency of a job")]
 
@@ -21,8 +22,11 @@ use crate::{
     broker::{AckResult, Message, capped},
     customerio::{Permit, PushResult},
     event::Rejected,
-    job::{Attempt, ClaimedJob, Ending, ErrorType, Failure, Job, JobReport, Reason, Status},
-    ledger::{self, Arrival, ClaimOutcome, Settled, Settlement},
+    job::{
+        Attempt, ClaimedJob, Ending, ErrorType, Failure, Job, JobReport, MessageOrigin, Reason,
+        Status,
+    },
+    ledger::{self, Arrival, ClaimOutcome, Settled, SettledBatch, Settlement},
     retry::{self, Verdict},
     runtime::{
         backoff::{retry_forever, retry_while},
@@ -39,7 +43,7 @@ const DEFERRED_WAIT_MIN: Duration = Duration::from_mins(10);
 text_enum! {
     /// Why a delivery needed no call, for metrics.
     SkipReason {
-        /// A repeat of a message whose attempt is recorded. What must follow was published again.
+        /// A repeat of a message whose attempt is recorded. What must follow is published again.
         Settled = "settled",
         /// The job is completed.
         AlreadyCompleted = "already_completed",
@@ -245,7 +249,10 @@ impl Pipeline {
         let why = match outcome {
             ClaimOutcome::Claimed(_) => unreachable!("claimed jobs are sent to Customer.io"),
             ClaimOutcome::Settled(report) => {
-                self.publish_result(&report, &envelope).await;
+                // A replica of the release before may have settled it, without a row in the outbox.
+                let report = JobReport { origin: Some(envelope.origin().into()), ..*report };
+                let rows = retry_forever("writing the outbox", || self.ledger.owe(&report)).await;
+                self.outbox.send(rows);
                 SkipReason::Settled
             }
             ClaimOutcome::AlreadyCompleted => SkipReason::AlreadyCompleted,
@@ -272,7 +279,7 @@ impl Pipeline {
         acknowledge(envelope).await;
     }
 
-    /// Calls, decides, settles, publishes and acknowledges.
+    /// Calls, decides, settles and acknowledges.
     pub(super) async fn call(
         &self,
         claim: &BatchClaim,
@@ -292,7 +299,8 @@ impl Pipeline {
         for ((job, pushed), (arrival, envelope)) in jobs.iter().zip(pushed).zip(rest) {
             match pushed {
                 PushResult::Attempted { contact_id, attempt } => {
-                    settlements.push(self.decide(job, contact_id, attempt));
+                    let origin = Some(envelope.origin().into());
+                    settlements.push(self.decide(job, contact_id, origin, attempt));
                     attempted.push(envelope);
                 }
                 PushResult::ClaimLost => lost.push(envelope),
@@ -319,10 +327,11 @@ impl Pipeline {
         if settlements.is_empty() {
             return Vec::new();
         }
-        let settled =
+        let SettledBatch { results, outbox } =
             retry_forever("settling jobs", || self.ledger.settle(claim.id, settlements.clone()))
                 .await;
-        let settled = settled.into_iter().zip(settlements).zip(attempted);
+        self.outbox.send(outbox);
+        let settled = results.into_iter().zip(settlements).zip(attempted);
         let finished = join_all(settled.map(|((settled, settlement), envelope)| {
             let span = envelope.span.clone();
             async move { span.within(self.finish(settled, settlement, envelope)).await }
@@ -334,6 +343,7 @@ impl Pipeline {
         &self,
         claimed: &ClaimedJob,
         contact_id: Option<String>,
+        origin: Option<MessageOrigin>,
         mut attempt: Attempt,
     ) -> Settlement {
         if let Some(failure) = attempt.outcome.failure_mut() {
@@ -342,7 +352,7 @@ impl Pipeline {
         let job = claimed.job.clone();
         let verdict =
             retry::decide(attempt.outcome.clone(), job.attempt, job.max_attempts, &self.ladder);
-        Settlement { job, contact_id, attempt, verdict }
+        Settlement { job, contact_id, origin, attempt, verdict }
     }
 
     async fn finish(
@@ -354,8 +364,8 @@ impl Pipeline {
         let ending = match settled {
             Settled::Written(report) => {
                 self.count_attempt(&settlement);
+                self.count_ending(&report.ending);
                 record_attempt(&settlement, Some(&report.ending), &envelope);
-                self.publish_result(&report, &envelope).await;
                 Some(report.ending)
             }
             Settled::ClaimLost => {
@@ -367,23 +377,14 @@ impl Pipeline {
         ending
     }
 
-    /// Publishes the messages that must follow an attempt.
-    async fn publish_result(&self, report: &JobReport, envelope: &Envelope) {
-        match &report.ending {
+    fn count_ending(&self, ending: &Ending) {
+        match ending {
             Ending::Completed { .. } => {}
-            Ending::Retrying { failure, wait } => {
+            Ending::Retrying { wait, .. } => {
                 let tier = self.ladder.waiting_for(*wait);
                 self.metrics.retries.with_label_values(&[&tier.name]).inc();
-                self.publisher.publish(&Message::retry(&report.job, tier, Some(failure))).await;
             }
-            Ending::Failed { reason, failure, at } => {
-                self.count_failure(*reason, failure);
-                let parked = Message::failed(&report.job, *reason, failure, *at, envelope.origin());
-                self.publisher.publish(&parked).await;
-            }
-        }
-        if let Some(outcome) = Message::outcome(report) {
-            self.publisher.publish(&outcome).await;
+            Ending::Failed { reason, failure, .. } => self.count_failure(*reason, failure),
         }
     }
 

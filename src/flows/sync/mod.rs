@@ -1,7 +1,7 @@
 //! The sync pipeline: messages become calls to Customer.io, calls become end states or retries.
 //!
 //! Deliveries are gathered into batches ([`intake`]). Each batch is claimed, pushed, decided,
-//! settled, published and acknowledged ([`batch`]); several run side by side. A permit is acquired
+//! settled and acknowledged ([`batch`]); several run side by side. A permit is acquired
 //! before a batch is gathered, and released when the batch ends.
 
 mod batch;
@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     broker::{Connection, Publisher},
     customerio::CustomerIo,
+    job::OutboxSender,
     ledger::Ledger,
     retry::Ladder,
     runtime::{
@@ -59,8 +60,10 @@ pub struct Pipeline {
     pub ladder: Ladder,
     /// Where jobs are claimed and settled.
     pub ledger: Ledger,
-    /// Publishes retries, failures and outcomes.
+    /// Publishes what must be confirmed before a delivery is acknowledged.
     pub publisher: Publisher,
+    /// Takes the messages that must follow settled jobs.
+    pub outbox: OutboxSender,
     /// Shared with the admin API, which shows its circuit breaker.
     pub customerio: Arc<CustomerIo>,
     /// Counters of messages, attempts and failures.
@@ -97,6 +100,7 @@ impl Pipeline {
         }
         self.processing.close();
         self.processing.wait().await;
+        self.outbox.close();
     }
 }
 

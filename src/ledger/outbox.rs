@@ -1,0 +1,318 @@
+//! The outbox: messages that must follow a committed change, until RabbitMQ has confirmed them.
+//!
+//! The transaction that ends or reschedules jobs also writes a row per kind of message. The row
+//! names the messages by job, run and attempt. Their contents are in `sync_attempts` and
+//! `audit_logs`, which never change, so a repeat has the contents and the message id of the
+//! original. The replica that wrote a row publishes its messages from memory and deletes it; a row
+//! whose replica has gone, or that is due, is taken over and read.
+
+use std::{collections::HashMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Error, Ledger, audit::AuditAction};
+use crate::{
+    job::{
+        AttemptId, Ending, ErrorType, Failure, Job, JobReport, MessageKind, OutboxRow, Reason,
+        SyncPhase,
+    },
+    runtime::text_enum::known,
+};
+
+/// Time that a replica has to publish the messages of a row, before the row is taken over.
+const DUE_AFTER: Duration = Duration::from_secs(30);
+
+/// The reports of a transaction, by the kinds of messages that must follow.
+fn by_kind(reports: &[JobReport]) -> HashMap<MessageKind, Vec<JobReport>> {
+    let mut by_kind: HashMap<_, Vec<_>> = HashMap::new();
+    for report in reports {
+        let kinds: &[_] = match report.ending {
+            Ending::Completed { .. } => &[MessageKind::Outcomes],
+            Ending::Retrying { .. } => &[MessageKind::Retries],
+            Ending::Failed { .. } => &[MessageKind::Failures, MessageKind::Outcomes],
+        };
+        for kind in kinds {
+            by_kind.entry(*kind).or_default().push(report.clone());
+        }
+    }
+    by_kind
+}
+
+/// Writes the rows for the messages that must follow `reports`, and returns them.
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    writer: Uuid,
+    reports: &[JobReport],
+) -> Result<Vec<OutboxRow>, Error> {
+    let mut by_kind = by_kind(reports);
+    if by_kind.is_empty() {
+        return Ok(Vec::new());
+    }
+    let messages: Vec<_> = by_kind
+        .iter()
+        .flat_map(|(kind, reports)| reports.iter().map(|report| (*kind, report.job.attempt_id())))
+        .collect();
+    let rows = sqlx::query!(
+        r#"
+        INSERT INTO outbox (kind, job_ids, runs, attempts, writer, due_at)
+        SELECT kind, array_agg(job_id), array_agg(run), array_agg(attempt), $5,
+            now() + make_interval(secs => $6)
+        FROM UNNEST($1::text[], $2::uuid[], $3::int4[], $4::int4[])
+            AS m (kind, job_id, run, attempt)
+        GROUP BY kind
+        RETURNING id, kind AS "kind: MessageKind"
+        "#,
+        &column!(messages, one => one.0.as_str()) as _,
+        &column!(messages, one => one.1.job_id) as _,
+        &column!(messages, one => one.1.run) as _,
+        &column!(messages, one => one.1.attempt) as _,
+        writer,
+        DUE_AFTER.as_secs_f64(),
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::doing("writing the outbox"))?;
+    let row = |row: (i64, MessageKind)| OutboxRow {
+        id: row.0,
+        kind: row.1,
+        reports: by_kind.remove(&row.1).unwrap_or_default(),
+    };
+    Ok(rows.into_iter().map(|one| (one.id, one.kind)).map(row).collect())
+}
+
+impl Ledger {
+    /// Writes the rows for the messages that must follow `report`, which may have been published
+    /// before.
+    pub async fn owe(&self, report: &JobReport) -> Result<Vec<OutboxRow>, Error> {
+        let mut connection =
+            self.pool.acquire().await.map_err(Error::doing("writing the outbox"))?;
+        insert(&mut connection, self.replica, std::slice::from_ref(report)).await
+    }
+
+    /// Takes over at most `limit` rows of a kind: those that are due, and those whose replica has
+    /// gone. They are due again after half a minute.
+    pub async fn take_outbox(
+        &self,
+        kind: MessageKind,
+        limit: i64,
+    ) -> Result<Vec<OutboxRow>, Error> {
+        let ids = sqlx::query_scalar!(
+            r#"
+            UPDATE outbox
+            SET writer = $3, due_at = now() + make_interval(secs => $4)
+            WHERE id IN (
+                SELECT id
+                FROM outbox o
+                WHERE kind = $1
+                    AND (
+                        due_at <= now()
+                        OR NOT EXISTS (
+                            SELECT
+                            FROM call_shares
+                            WHERE replica = o.writer AND expires_at > now()
+                        )
+                    )
+                ORDER BY due_at
+                LIMIT $2
+                FOR UPDATE SKIP LOCKED
+            )
+            RETURNING id
+            "#,
+            kind.as_str(),
+            limit,
+            self.replica,
+            DUE_AFTER.as_secs_f64(),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(Error::doing("taking over the outbox"))?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let reports = match kind {
+            MessageKind::Retries => self.scheduled_retries(&ids).await?,
+            MessageKind::Failures | MessageKind::Outcomes => self.end_states(&ids).await?,
+        };
+        let mut by_row: HashMap<_, Vec<_>> = HashMap::new();
+        for (id, report) in reports {
+            by_row.entry(id).or_default().push(report);
+        }
+        let row = |id| OutboxRow { id, kind, reports: by_row.remove(&id).unwrap_or_default() };
+        Ok(ids.into_iter().map(row).collect())
+    }
+
+    /// Deletes a row whose messages are confirmed.
+    pub async fn finish_outbox(&self, id: i64) -> Result<(), Error> {
+        sqlx::query!("DELETE FROM outbox WHERE id = $1", id)
+            .execute(&self.pool)
+            .await
+            .map_err(Error::doing("deleting from the outbox"))?;
+        Ok(())
+    }
+
+    /// Leaves in a row only the messages that are not confirmed.
+    pub async fn keep_in_outbox(&self, id: i64, left: &[AttemptId]) -> Result<(), Error> {
+        sqlx::query!(
+            "UPDATE outbox SET job_ids = $2, runs = $3, attempts = $4 WHERE id = $1",
+            id,
+            &column!(left, one => one.job_id) as _,
+            &column!(left, one => one.run) as _,
+            &column!(left, one => one.attempt) as _,
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(Error::doing("updating the outbox"))?;
+        Ok(())
+    }
+
+    /// Drops the outcomes that have waited longer than `age`, and returns their number.
+    pub async fn drop_old_outcomes(&self, age: Duration) -> Result<i64, Error> {
+        sqlx::query_scalar!(
+            r#"
+            WITH dropped AS (
+                DELETE FROM outbox
+                WHERE kind = 'outcomes' AND created_at < now() - make_interval(secs => $1)
+                RETURNING job_ids
+            )
+            SELECT COALESCE(sum(cardinality(job_ids)), 0)::int8 AS "count!"
+            FROM dropped
+            "#,
+            age.as_secs_f64(),
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(Error::doing("dropping old outcomes"))
+    }
+
+    /// The reports of end states, each with the id of its row.
+    async fn end_states(&self, rows: &[i64]) -> Result<Vec<(i64, JobReport)>, Error> {
+        let rows = sqlx::query_file_as!(
+            EndStateRow,
+            "src/ledger/outbox_end_states.sql",
+            rows,
+            AuditAction::Synced.as_str(),
+            AuditAction::SyncFailed.as_str(),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(Error::doing("reading the end states in the outbox"))?;
+        Ok(rows.into_iter().map(|row| (row.row, row.report())).collect())
+    }
+
+    /// The reports of scheduled retries, each with the id of its row.
+    async fn scheduled_retries(&self, rows: &[i64]) -> Result<Vec<(i64, JobReport)>, Error> {
+        let rows = sqlx::query_file_as!(RetryRow, "src/ledger/outbox_retries.sql", rows)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(Error::doing("reading the retries in the outbox"))?;
+        Ok(rows.into_iter().map(|row| (row.row, row.report())).collect())
+    }
+}
+
+/// An end state in the audit log.
+struct EndStateRow {
+    row: i64,
+    id: Uuid,
+    signup_id: Uuid,
+    sync_phase: SyncPhase,
+    run: i32,
+    attempt: i32,
+    max_attempts: i32,
+    occurred_at: DateTime<Utc>,
+    created_at: DateTime<Utc>,
+    first_failed_at: Option<DateTime<Utc>>,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+    is_completed: bool,
+    details: Value,
+    at: DateTime<Utc>,
+}
+
+impl EndStateRow {
+    fn report(self) -> JobReport {
+        let text = |key: &str| self.details[key].as_str().map(str::to_owned);
+        let is_set = |key: &str| self.details[key] == true;
+        let ending = if self.is_completed {
+            Ending::Completed { at: self.at, mock: is_set("mock") }
+        } else {
+            let failure = Failure {
+                error_type: known(text("errorType").as_deref()).unwrap_or(ErrorType::Other),
+                cause: None,
+                message: text("errorMessage").unwrap_or_default(),
+            };
+            let reason = known(text("reason").as_deref()).unwrap_or(Reason::Exhausted);
+            Ending::Failed { reason, failure, at: self.at }
+        };
+        let (contact_id, manual_retry) = (text("contactId"), is_set("manualRetry"));
+        let origin = serde_json::from_value(self.details["origin"].clone()).unwrap_or_default();
+        let job = Job {
+            id: self.id,
+            signup_id: self.signup_id,
+            phase: self.sync_phase,
+            run: self.run,
+            attempt: self.attempt,
+            max_attempts: self.max_attempts,
+            manual_retry,
+            occurred_at: self.occurred_at,
+            created_at: self.created_at,
+            first_failed_at: self.first_failed_at,
+            traceparent: self.traceparent,
+            tracestate: self.tracestate,
+        };
+        JobReport { job, contact_id, origin, ending }
+    }
+}
+
+/// A scheduled retry in the history of attempts.
+struct RetryRow {
+    row: i64,
+    id: Uuid,
+    signup_id: Uuid,
+    sync_phase: SyncPhase,
+    run: i32,
+    attempt: i32,
+    max_attempts: i32,
+    manual_retry: bool,
+    occurred_at: DateTime<Utc>,
+    created_at: DateTime<Utc>,
+    first_failed_at: Option<DateTime<Utc>>,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+    tier: String,
+    error_type: Option<ErrorType>,
+    error_message: Option<String>,
+}
+
+impl RetryRow {
+    fn report(self) -> JobReport {
+        let failure = Failure {
+            error_type: self.error_type.unwrap_or(ErrorType::Other),
+            cause: None,
+            message: self.error_message.unwrap_or_default(),
+        };
+        let wait = humantime::parse_duration(&self.tier).unwrap_or_default();
+        let job = Job {
+            id: self.id,
+            signup_id: self.signup_id,
+            phase: self.sync_phase,
+            run: self.run,
+            attempt: self.attempt,
+            max_attempts: self.max_attempts,
+            manual_retry: self.manual_retry,
+            occurred_at: self.occurred_at,
+            created_at: self.created_at,
+            first_failed_at: self.first_failed_at,
+            traceparent: self.traceparent,
+            tracestate: self.tracestate,
+        };
+        JobReport {
+            job,
+            contact_id: None,
+            origin: None,
+            ending: Ending::Retrying { failure, wait },
+        }
+    }
+}
