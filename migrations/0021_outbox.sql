@@ -7,7 +7,7 @@ CREATE TABLE outbox (
     job_ids uuid[] NOT NULL,
     runs integer[] NOT NULL,
     attempts integer[] NOT NULL,
-    -- The replica that publishes the messages. Another one takes the row over when this one has
+    -- The replica that publishes the messages. Another one takes the row over when this one is
     -- gone, or when the row is due.
     writer uuid NOT NULL,
     due_at timestamptz NOT NULL,
@@ -20,3 +20,4 @@ CREATE TABLE outbox (
 -- Rows live for milliseconds, so dead ones are most of the table.
 WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 CREATE INDEX outbox_due ON outbox (kind, due_at);
+CREATE INDEX outbox_age ON outbox (created_at);

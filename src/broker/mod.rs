@@ -50,7 +50,7 @@ pub use names::{
     EVENTS_EXCHANGE, FAILED_EXCHANGE, FAILED_QUEUE, JOBS_EXCHANGE, MIRROR_QUEUE, QUARANTINE_QUEUE,
     UPDATES_EXCHANGE, WorkQueue, headers, tier_queue, tier_queue_of,
 };
-pub use publisher::{PublishResult, Publisher, Unroutable};
+pub use publisher::{PublishAnswer, PublishResult, Publisher, Unroutable};
 pub use queue_monitor::{QueueMonitor, QueueReading};
 #[cfg(any(test, fuzzing))]
 pub use repair::property as repair_property;

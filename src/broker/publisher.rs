@@ -38,8 +38,7 @@ use crate::runtime::{
     trace::TraceContext,
 };
 
-/// Time after which a missing confirm is reported. The publisher still waits for it: a second
-/// publish would duplicate the message.
+/// Time after which a missing confirm is reported.
 const CONFIRM_OVERDUE_AFTER: Duration = Duration::from_secs(10);
 
 /// A handle to the publisher, which has its own connection. Cheap to clone.
@@ -71,6 +70,17 @@ text_enum! {
         /// It is unknown whether it arrived.
         Lost = "lost",
     }
+}
+
+/// RabbitMQ's answer to a message that was published once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublishAnswer {
+    /// It has the message.
+    Confirmed,
+    /// It refuses the message: a queue is full, or none is bound.
+    Refused,
+    /// There was no answer in time, or the connection was lost.
+    None,
 }
 
 /// Why a publish was not confirmed.
@@ -140,9 +150,19 @@ impl Publisher {
         }
     }
 
-    /// Publishes `message` once. Returns whether RabbitMQ confirms it.
-    pub async fn publish_once(&self, message: &Message) -> bool {
-        self.send_counted(message).await.is_ok()
+    /// Publishes `message` once, and waits at most `limit` for the confirm.
+    pub async fn publish_once(&self, message: &Message, limit: Duration) -> PublishAnswer {
+        match timeout(limit, self.send_counted(message)).await {
+            Ok(Ok(())) => PublishAnswer::Confirmed,
+            Ok(Err(PublishError::Returned(_) | PublishError::Nacked)) => PublishAnswer::Refused,
+            Ok(Err(PublishError::Lost(_))) => PublishAnswer::None,
+            Err(_) => {
+                self.count(message, PublishResult::Lost);
+                // lapin remembers every confirm that nobody waits for until the channel is closed.
+                self.0.shared.write().await.take();
+                PublishAnswer::None
+            }
+        }
     }
 
     /// Declares what a message that was not confirmed may lack.
@@ -152,16 +172,17 @@ impl Publisher {
         }
     }
 
+    fn count(&self, message: &Message, result: PublishResult) {
+        let labels = [message.destination.as_str(), result.as_str()];
+        self.0.metrics.publishes.with_label_values(&labels).inc();
+    }
+
     /// Publishes `message`, counts the result and logs a failure.
     async fn send_counted(&self, message: &Message) -> Result<(), PublishError> {
         let published = self.send(message).await;
         let result =
             published.as_ref().map_or_else(PublishError::result, |()| PublishResult::Confirmed);
-        self.0
-            .metrics
-            .publishes
-            .with_label_values(&[message.destination.as_str(), result.as_str()])
-            .inc();
+        self.count(message, result);
         if let Err(error) = &published {
             tracing::warn!(
                 %error,

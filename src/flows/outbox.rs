@@ -1,9 +1,10 @@
 //! Publishes the messages of the outbox.
 //!
 //! Rows that this replica has just committed are published from memory. At intervals, rows that
-//! are due, or whose replica has gone, are taken over. If RabbitMQ does not confirm the messages of
-//! a kind, the kind is paused, longer each time, and then one row is published as a probe. The
-//! kinds do not wait for each other: a subscriber that refuses outcomes delays no retry.
+//! are due, or whose replica is gone, are taken over. A message that RabbitMQ refuses, as it does
+//! when the queue of a subscriber is full, is repeated after as long as it has waited already, up
+//! to a limit. If RabbitMQ does not answer, the kind of message is paused, and then one row is
+//! published as a probe. The kinds do not wait for each other.
 
 #![expect(clippy::disallowed_methods, reason = "an edge: pauses start now")]
 
@@ -13,23 +14,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use futures_util::future::join_all;
 use serde::Deserialize;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{MissedTickBehavior, timeout},
+};
 
 use crate::{
-    broker::{Message, Publisher},
+    broker::{Message, PublishAnswer, Publisher},
     job::{AttemptId, JobReport, MessageKind, OutboxRow},
-    ledger::Ledger,
+    ledger::{self, Ledger},
     retry::Ladder,
     runtime::{metrics::Metrics, shutdown::Shutdown},
 };
 
-/// Settings of the outbox.
+/// Settings of the outcomes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Time after which an outcome that nobody accepts is dropped.
+    /// Time after which an outcome that RabbitMQ does not confirm is dropped.
     #[serde(with = "humantime_serde")]
     pub max_age: Duration,
 }
@@ -37,15 +42,21 @@ pub struct Config {
 /// Time between two checks for rows to take over.
 const TAKE_OVER_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two checks for outcomes that are too old.
-const DROP_INTERVAL: Duration = Duration::from_secs(60);
-/// Maximum time to publish the messages of a row. It ends before the row is due.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
+const DROP_INTERVAL: Duration = Duration::from_secs(30);
+/// Maximum time to publish a message. It ends before its row is due.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum time for the database to answer.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum rows of a kind whose messages are published at the same time.
-const ROWS_IN_FLIGHT_MAX: usize = 64;
-/// The first pause of a kind whose messages are not confirmed. Each further one is twice as long.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+const ROWS_IN_FLIGHT_MAX: usize = 16;
+/// The first pause of a kind if RabbitMQ does not answer. Each further one is twice as long.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// The longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(300);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Maximum time between two publishes of an outcome.
+const OUTCOME_REPEAT_MAX: Duration = Duration::from_secs(300);
+/// Maximum time between two publishes of a retry or a failure.
+const REPEAT_MAX: Duration = Duration::from_secs(5);
 
 /// Publishes the messages of the outbox.
 #[derive(Debug)]
@@ -62,11 +73,19 @@ pub struct Outbox {
     pub metrics: Arc<Metrics>,
 }
 
+/// A row whose messages were published once.
+struct PublishedRow {
+    kind: MessageKind,
+    started: Instant,
+    /// Whether RabbitMQ has answered for every message.
+    is_answered: bool,
+}
+
 /// The state of a kind.
 #[derive(Debug, Default)]
 struct KindState {
     in_flight: usize,
-    /// The last pause, if messages were not confirmed since.
+    /// The last pause, if RabbitMQ has not answered since.
     pause: Option<Duration>,
     paused_until: Option<Instant>,
 }
@@ -74,107 +93,139 @@ struct KindState {
 impl KindState {
     /// How many more rows may be published now.
     fn capacity(&self, now: Instant) -> usize {
-        let rows_max = match self.pause {
+        let rows_max = match self.paused_until {
             None => ROWS_IN_FLIGHT_MAX,
-            Some(_) if self.paused_until.is_none_or(|until| until <= now) => 1,
+            Some(until) if until <= now => 1,
             Some(_) => 0,
         };
         rows_max.saturating_sub(self.in_flight)
     }
 
-    fn record(&mut self, is_confirmed: bool, now: Instant) {
+    /// Records a row that was published. Returns whether a pause begins. Rows that were in flight
+    /// when a pause began do not extend it.
+    fn record(&mut self, row: &PublishedRow, now: Instant) -> bool {
         self.in_flight -= 1;
-        if is_confirmed {
+        if row.is_answered {
             (self.pause, self.paused_until) = (None, None);
-        } else if self.paused_until.is_none_or(|until| until <= now) {
+            return false;
+        }
+        let begins = self.paused_until.is_none_or(|until| row.started >= until);
+        if begins {
             let pause = self.pause.map_or(PAUSE_MIN, |pause| (pause * 2).min(PAUSE_MAX));
             (self.pause, self.paused_until) = (Some(pause), Some(now + pause));
         }
+        begins
     }
 }
 
 impl Outbox {
     /// Publishes the rows that arrive, and those to take over, until no further row arrives.
     pub async fn run(self, mut rows: mpsc::Receiver<OutboxRow>, shutdown: Shutdown) {
+        let outbox = Arc::new(self);
         let mut kinds: HashMap<MessageKind, KindState> = HashMap::new();
-        let mut publishing = FuturesUnordered::new();
+        let (mut publishing, mut taking) = (JoinSet::new(), JoinSet::new());
+        // They end with this function.
+        let mut background = JoinSet::new();
+        background.spawn(outbox.clone().drop_old_outcomes());
         let mut take_over = tokio::time::interval(TAKE_OVER_INTERVAL);
-        let mut drop_old = tokio::time::interval(DROP_INTERVAL);
+        take_over.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut has_ended = false;
         while !has_ended || !publishing.is_empty() {
-            tokio::select! {
-                row = rows.recv(), if !has_ended => match row {
-                    Some(row) => {
-                        let state = kinds.entry(row.kind).or_default();
-                        // Without capacity, the row is taken over when it is due.
-                        if state.pause.is_none() && state.capacity(Instant::now()) > 0 {
-                            state.in_flight += 1;
-                            publishing.push(self.publish(row));
-                        }
-                    }
-                    None => has_ended = true,
-                },
-                Some((kind, is_confirmed)) = publishing.next() => {
-                    kinds.entry(kind).or_default().record(is_confirmed, Instant::now());
+            let ready = tokio::select! {
+                row = rows.recv(), if !has_ended => {
+                    has_ended = row.is_none();
+                    // Without capacity, a row is taken over when it is due.
+                    row.into_iter().filter(|row| outbox.has_capacity(&kinds, row.kind)).collect()
                 }
-                _ = take_over.tick(), if !shutdown.is_draining() => {
-                    for &kind in MessageKind::ALL {
-                        let state = kinds.entry(kind).or_default();
-                        for row in self.take(kind, state.capacity(Instant::now())).await {
-                            state.in_flight += 1;
-                            publishing.push(self.publish(row));
-                        }
+                Some(Ok(taken)) = taking.join_next() => taken,
+                Some(Ok(published)) = publishing.join_next() => {
+                    let published: PublishedRow = published;
+                    let state = kinds.entry(published.kind).or_default();
+                    if state.record(&published, Instant::now()) {
+                        // Its exchange or its binding may be gone.
+                        background.spawn(outbox.clone().apply_topology());
                     }
+                    Vec::new()
                 }
-                _ = drop_old.tick(), if !shutdown.is_draining() => self.drop_old().await,
+                _ = take_over.tick(), if taking.is_empty() && !shutdown.is_draining() => {
+                    let now = Instant::now();
+                    let capacity = |kind| kinds.get(kind).map_or(ROWS_IN_FLIGHT_MAX, |state| {
+                        state.capacity(now)
+                    });
+                    let wanted = MessageKind::ALL.iter().map(|kind| (*kind, capacity(kind)));
+                    taking.spawn(outbox.clone().take(wanted.collect()));
+                    Vec::new()
+                }
+            };
+            for row in ready {
+                kinds.entry(row.kind).or_default().in_flight += 1;
+                publishing.spawn(outbox.clone().publish(row));
             }
         }
     }
 
-    async fn take(&self, kind: MessageKind, rows: usize) -> Vec<OutboxRow> {
-        if rows == 0 {
-            return Vec::new();
-        }
-        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
-        self.ledger.take_outbox(kind, rows).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "taking over the outbox failed, retrying");
-            Vec::new()
-        })
+    fn has_capacity(&self, kinds: &HashMap<MessageKind, KindState>, kind: MessageKind) -> bool {
+        let now = Instant::now();
+        kinds.get(&kind).is_none_or(|state| state.paused_until.is_none() && state.capacity(now) > 0)
     }
 
-    /// Publishes the messages of a row. Returns its kind, and whether all are confirmed.
-    async fn publish(&self, row: OutboxRow) -> (MessageKind, bool) {
-        let left = join_all(row.reports.iter().map(|report| self.publish_one(row.kind, report)));
-        let left: Vec<_> = left.await.into_iter().flatten().collect();
-        if !left.is_empty() {
-            // Its exchange or its binding may be gone.
-            let _ = timeout(PUBLISH_TIMEOUT, self.publisher.apply_topology()).await;
+    /// Takes over up to as many rows of each kind as are wanted.
+    async fn take(self: Arc<Self>, wanted: Vec<(MessageKind, usize)>) -> Vec<OutboxRow> {
+        let mut taken = Vec::new();
+        for (kind, rows) in wanted.into_iter().filter(|(_, rows)| *rows > 0) {
+            let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+            let rows = answered("taking over the outbox", self.ledger.take_outbox(kind, rows));
+            taken.extend(rows.await.unwrap_or_default());
         }
-        let recorded = if left.is_empty() {
-            self.ledger.finish_outbox(row.id).await
-        } else if left.len() < row.reports.len() {
-            self.ledger.keep_in_outbox(row.id, &left).await
+        taken
+    }
+
+    /// Publishes the messages of a row once, and records in the row what is left of it.
+    async fn publish(self: Arc<Self>, row: OutboxRow) -> PublishedRow {
+        let started = Instant::now();
+        let published =
+            join_all(row.reports.iter().map(|report| self.publish_one(row.kind, report))).await;
+        let is_answered =
+            published.iter().flatten().all(|(_, answer)| *answer != PublishAnswer::None);
+        let is_confirmed =
+            |answer: &(AttemptId, PublishAnswer)| answer.1 == PublishAnswer::Confirmed;
+        let unconfirmed = published.into_iter().flatten().filter(|one| !is_confirmed(one));
+        let left: Vec<_> = unconfirmed.map(|(attempt_id, _)| attempt_id).collect();
+        // If that fails, the messages are published again, with the same message ids.
+        if left.is_empty() {
+            answered("deleting from the outbox", self.ledger.finish_outbox(row.id)).await;
         } else {
-            Ok(())
-        };
-        if let Err(error) = recorded {
-            // The messages are published again, with the same message ids.
-            tracing::warn!(%error, "recording confirmed messages failed");
+            let repeat_max = match row.kind {
+                MessageKind::Outcomes => OUTCOME_REPEAT_MAX,
+                MessageKind::Retries | MessageKind::Failures => REPEAT_MAX,
+            };
+            let kept = self.ledger.keep_in_outbox(row.id, &left, repeat_max);
+            answered("keeping messages in the outbox", kept).await;
         }
-        (row.kind, left.is_empty())
+        PublishedRow { kind: row.kind, started, is_answered }
     }
 
-    /// Publishes the message of a report. Returns its attempt if the message is not confirmed.
-    async fn publish_one(&self, kind: MessageKind, report: &JobReport) -> Option<AttemptId> {
+    /// Publishes the message of a report. `None` if the report requires none.
+    async fn publish_one(
+        &self,
+        kind: MessageKind,
+        report: &JobReport,
+    ) -> Option<(AttemptId, PublishAnswer)> {
         let message = Message::of_report(kind, report, &self.ladder)?;
-        let published = timeout(PUBLISH_TIMEOUT, self.publisher.publish_once(&message)).await;
-        (!published.unwrap_or(false)).then(|| report.job.attempt_id())
+        let answer = self.publisher.publish_once(&message, PUBLISH_TIMEOUT).await;
+        Some((report.job.attempt_id(), answer))
     }
 
-    async fn drop_old(&self) {
-        match self.ledger.drop_old_outcomes(self.config.max_age).await {
-            Ok(0) => {}
-            Ok(dropped) => {
+    async fn apply_topology(self: Arc<Self>) {
+        let _ = timeout(PUBLISH_TIMEOUT, self.publisher.apply_topology()).await;
+    }
+
+    async fn drop_old_outcomes(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(DROP_INTERVAL).await;
+            let dropped = self.ledger.drop_old_outcomes(self.config.max_age);
+            let dropped = answered("dropping old outcomes", dropped).await.unwrap_or_default();
+            if dropped > 0 {
                 tracing::error!(
                     dropped,
                     max_age = ?self.config.max_age,
@@ -182,43 +233,59 @@ impl Outbox {
                 );
                 self.metrics.outcomes_dropped.inc_by(dropped.unsigned_abs());
             }
-            Err(error) => tracing::warn!(%error, "dropping old outcomes failed, retrying"),
         }
     }
+}
+
+/// The answer of the database. `None`, after a warning, if there is none in time.
+async fn answered<T>(
+    what: &'static str,
+    answer: impl Future<Output = Result<T, ledger::Error>>,
+) -> Option<T> {
+    match timeout(DATABASE_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => return Some(answer),
+        Ok(Err(error)) => tracing::warn!(%error, "{what} failed"),
+        Err(_) => tracing::warn!("{what} took longer than {DATABASE_TIMEOUT:?}"),
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn unanswered(started: Instant) -> PublishedRow {
+        PublishedRow { kind: MessageKind::Outcomes, started, is_answered: false }
+    }
+
     #[test]
-    fn a_kind_that_is_not_confirmed_is_paused_for_longer_each_time_and_then_probed() {
+    fn a_kind_without_an_answer_is_paused_for_longer_each_time_and_then_probed() {
         let mut now = Instant::now();
         let mut state = KindState::default();
         assert_eq!(state.capacity(now), ROWS_IN_FLIGHT_MAX);
         let mut pauses = Vec::new();
-        for _ in 0..12 {
+        for _ in 0..6 {
             state.in_flight += 1;
-            state.record(false, now);
+            assert!(state.record(&unanswered(now), now));
             assert_eq!(state.capacity(now), 0);
             let until = state.paused_until.expect("paused");
-            pauses.push((until - now).as_secs());
+            pauses.push((until - now).as_millis());
             now = until;
             assert_eq!(state.capacity(now), 1, "one row is the probe");
         }
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 5000, 5000]);
         state.in_flight += 1;
-        state.record(true, now);
+        state.record(&PublishedRow { is_answered: true, ..unanswered(now) }, now);
         assert_eq!(state.capacity(now), ROWS_IN_FLIGHT_MAX);
     }
 
     #[test]
-    fn rows_in_flight_extend_no_pause() {
-        let now = Instant::now();
+    fn rows_that_were_in_flight_extend_no_pause() {
+        let start = Instant::now();
         let mut state = KindState { in_flight: 3, ..KindState::default() };
-        for _ in 0..3 {
-            state.record(false, now);
-        }
+        let ends = [1, 4, 7].map(|seconds| start + Duration::from_secs(seconds));
+        let begins = ends.map(|end| state.record(&unanswered(start), end));
+        assert_eq!(begins, [true, false, false]);
         assert_eq!(state.pause, Some(PAUSE_MIN));
     }
 }

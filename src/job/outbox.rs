@@ -55,7 +55,7 @@ impl OutboxSender {
         }
     }
 
-    /// Says that no further row follows.
+    /// Closes the channel: no further row follows.
     pub fn close(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     }

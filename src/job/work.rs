@@ -67,8 +67,7 @@ pub struct JobReport {
     pub job: Job,
     /// The person identifier of the attempt.
     pub contact_id: Option<String>,
-    /// Where the message that led to it came from. `None` if it came from the jobs queue, or if
-    /// there was none.
+    /// Where the message that led to it came from. `None` if that is not known.
     pub origin: Option<MessageOrigin>,
     /// The ending of the attempt.
     pub ending: Ending,

@@ -127,10 +127,11 @@ async fn fail_given_up(
                 OR (j.claimed_by = m.claimant AND (j.status = 'processing' OR j.attempt_count = 0))
             )
             RETURNING j.id, j.signup_id, j.sync_phase, j.error_message, j.contact_id,
-                j.manual_retry, j.run, j.attempt_count
+                j.manual_retry, j.run, j.attempt_count, j.failed_at
         ), audited AS (
-            INSERT INTO audit_logs (action, signup_id, actor, details)
-            SELECT $9, signup_id, $10, jsonb_build_object(
+            INSERT INTO audit_logs (action, created_at, signup_id, actor, details)
+            -- The time of the outcome.
+            SELECT $9, failed_at, signup_id, $10, jsonb_build_object(
                 'jobId', id, 'syncPhase', sync_phase, 'contactId', contact_id, 'run', run,
                 'attemptCount', attempt_count, 'manualRetry', manual_retry,
                 'reason', $8::text, 'exhaustedRetries', false,

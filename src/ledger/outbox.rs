@@ -4,7 +4,7 @@
 //! names the messages by job, run and attempt. Their contents are in `sync_attempts` and
 //! `audit_logs`, which never change, so a repeat has the contents and the message id of the
 //! original. The replica that wrote a row publishes its messages from memory and deletes it; a row
-//! whose replica has gone, or that is due, is taken over and read.
+//! whose replica is gone, or that is due, is taken over and read.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -92,7 +92,7 @@ impl Ledger {
         insert(&mut connection, self.replica, std::slice::from_ref(report)).await
     }
 
-    /// Takes over at most `limit` rows of a kind: those that are due, and those whose replica has
+    /// Takes over at most `limit` rows of a kind: those that are due, and those whose replica is
     /// gone. They are due again after half a minute.
     pub async fn take_outbox(
         &self,
@@ -109,10 +109,15 @@ impl Ledger {
                 WHERE kind = $1
                     AND (
                         due_at <= now()
-                        OR NOT EXISTS (
-                            SELECT
-                            FROM call_shares
-                            WHERE replica = o.writer AND expires_at > now()
+                        -- The replica is gone. A lease that is renewed late is no proof, so the row
+                        -- has to be a few seconds old as well.
+                        OR (
+                            writer <> $3 AND created_at < now() - interval '5 seconds'
+                            AND NOT EXISTS (
+                                SELECT
+                                FROM call_shares
+                                WHERE replica = o.writer AND expires_at > now()
+                            )
                         )
                     )
                 ORDER BY due_at
@@ -153,14 +158,28 @@ impl Ledger {
         Ok(())
     }
 
-    /// Leaves in a row only the messages that are not confirmed.
-    pub async fn keep_in_outbox(&self, id: i64, left: &[AttemptId]) -> Result<(), Error> {
+    /// Leaves in a row only the messages that are not confirmed. It is due after as long as it has
+    /// waited already, at most after `repeat_max`.
+    pub async fn keep_in_outbox(
+        &self,
+        id: i64,
+        left: &[AttemptId],
+        repeat_max: Duration,
+    ) -> Result<(), Error> {
         sqlx::query!(
-            "UPDATE outbox SET job_ids = $2, runs = $3, attempts = $4 WHERE id = $1",
+            r#"
+            UPDATE outbox
+            SET job_ids = $2, runs = $3, attempts = $4,
+                due_at = now() + LEAST(
+                    GREATEST(now() - created_at, interval '1 second'), make_interval(secs => $5)
+                )
+            WHERE id = $1
+            "#,
             id,
             &column!(left, one => one.job_id) as _,
             &column!(left, one => one.run) as _,
             &column!(left, one => one.attempt) as _,
+            repeat_max.as_secs_f64(),
         )
         .execute(&self.pool)
         .await
@@ -168,13 +187,21 @@ impl Ledger {
         Ok(())
     }
 
-    /// Drops the outcomes that have waited longer than `age`, and returns their number.
+    /// Drops outcomes that have waited longer than `age`, at most a thousand rows, and returns
+    /// their number.
     pub async fn drop_old_outcomes(&self, age: Duration) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"
             WITH dropped AS (
                 DELETE FROM outbox
-                WHERE kind = 'outcomes' AND created_at < now() - make_interval(secs => $1)
+                WHERE id IN (
+                    SELECT id
+                    FROM outbox
+                    WHERE kind = 'outcomes' AND created_at < now() - make_interval(secs => $1)
+                    ORDER BY created_at
+                    LIMIT 1000
+                    FOR UPDATE SKIP LOCKED
+                )
                 RETURNING job_ids
             )
             SELECT COALESCE(sum(cardinality(job_ids)), 0)::int8 AS "count!"
@@ -281,7 +308,7 @@ struct RetryRow {
     first_failed_at: Option<DateTime<Utc>>,
     traceparent: Option<String>,
     tracestate: Option<String>,
-    tier: String,
+    wait_ms: f64,
     error_type: Option<ErrorType>,
     error_message: Option<String>,
 }
@@ -293,7 +320,7 @@ impl RetryRow {
             cause: None,
             message: self.error_message.unwrap_or_default(),
         };
-        let wait = humantime::parse_duration(&self.tier).unwrap_or_default();
+        let wait = Duration::from_secs_f64(self.wait_ms.max(0.0) / 1000.0);
         let job = Job {
             id: self.id,
             signup_id: self.signup_id,

@@ -16,8 +16,11 @@ CROSS JOIN LATERAL (
     SELECT action, details, created_at
     FROM audit_logs
     WHERE signup_id = j.signup_id AND action IN ($2, $3) AND details ->> 'jobId' = j.id::text
-        -- The release before did not write the run.
-        AND COALESCE((details ->> 'run')::int4, m.run) = m.run
-    ORDER BY id DESC
+        AND CASE
+            WHEN details ? 'run' THEN (details ->> 'run')::int4 = m.run
+            -- The release before does not write the run.
+            ELSE COALESCE((details ->> 'attemptCount')::int4, m.attempt) = m.attempt
+        END
+    ORDER BY details ? 'run' DESC, id DESC
     LIMIT 1
 ) AS a

@@ -89,6 +89,7 @@ async fn the_outcome_of_a_replica_that_was_killed_is_published_by_another() {
     rabbitmq.set_memory_alarm(true).expect("the alarm changes");
     world.wait_for_job(signup, "initial", "completed").await;
     service.process.kill();
+    assert_eq!(waiting_outcomes(&world).await, 1, "the outcome is on record");
     rabbitmq.set_memory_alarm(false).expect("the alarm changes");
 
     let app = world.start().await;
@@ -129,6 +130,28 @@ async fn a_repeat_from_the_history_equals_the_original() {
     assert_eq!(again.message_id(), parked.message_id());
     assert_eq!(again.body, parked.body);
     assert_eq!(again.properties.headers(), parked.properties.headers());
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_of_a_replica_that_is_gone_waits_for_the_rest_of_its_time() {
+    let world = World::new().await.with("RETRY_DELAYS", "1h,2h");
+    let app = world.start().await;
+    world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
+    let signup = Uuid::new_v4();
+    world.submit(&submitted(signup)).await;
+    world.wait_for_retry(signup, "initial").await;
+    let original = world.next("customerio-sync.retry.1h").await;
+
+    let row = "
+        INSERT INTO outbox (kind, job_ids, runs, attempts, writer, due_at, created_at)
+        SELECT 'retries', ARRAY[id], ARRAY[run], ARRAY[attempt_count], gen_random_uuid(),
+            now() + interval '1 day', now() - interval '1 minute'
+        FROM signup_customerio_sync_jobs";
+    sqlx::query(row).execute(&world.pool).await.expect("written");
+    let again = world.next("customerio-sync.retry.1h").await;
+    assert_eq!((&again.body, again.message_id()), (&original.body, original.message_id()));
+    assert_eq!(again.properties.headers(), original.properties.headers());
     app.stop().await;
 }
 
