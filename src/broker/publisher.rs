@@ -77,7 +77,9 @@ text_enum! {
 pub enum PublishAnswer {
     /// It has the message.
     Confirmed,
-    /// It refuses the message: a queue is full, or none is bound.
+    /// No queue is bound to the exchange.
+    Unroutable,
+    /// It refuses the message: a queue is full.
     Refused,
     /// There was no answer in time, or the connection was lost.
     None,
@@ -154,7 +156,8 @@ impl Publisher {
     pub async fn publish_once(&self, message: &Message, limit: Duration) -> PublishAnswer {
         match timeout(limit, self.send_counted(message)).await {
             Ok(Ok(())) => PublishAnswer::Confirmed,
-            Ok(Err(PublishError::Returned(_) | PublishError::Nacked)) => PublishAnswer::Refused,
+            Ok(Err(PublishError::Returned(_))) => PublishAnswer::Unroutable,
+            Ok(Err(PublishError::Nacked)) => PublishAnswer::Refused,
             Ok(Err(PublishError::Lost(_))) => PublishAnswer::None,
             Err(_) => {
                 self.count(message, PublishResult::Lost);

@@ -79,6 +79,8 @@ struct PublishedRow {
     started: Instant,
     /// Whether RabbitMQ has answered for every message.
     is_answered: bool,
+    /// Whether a message was routed to no queue.
+    is_unroutable: bool,
 }
 
 /// The state of a kind.
@@ -124,9 +126,9 @@ impl Outbox {
         let outbox = Arc::new(self);
         let mut kinds: HashMap<MessageKind, KindState> = HashMap::new();
         let (mut publishing, mut taking) = (JoinSet::new(), JoinSet::new());
-        // They end with this function.
-        let mut background = JoinSet::new();
-        background.spawn(outbox.clone().drop_old_outcomes());
+        // These end with this function.
+        let (mut dropping, mut declaring) = (JoinSet::new(), JoinSet::new());
+        dropping.spawn(outbox.clone().drop_old_outcomes());
         let mut take_over = tokio::time::interval(TAKE_OVER_INTERVAL);
         take_over.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut has_ended = false;
@@ -141,9 +143,11 @@ impl Outbox {
                 Some(Ok(published)) = publishing.join_next() => {
                     let published: PublishedRow = published;
                     let state = kinds.entry(published.kind).or_default();
-                    if state.record(&published, Instant::now()) {
-                        // Its exchange or its binding may be gone.
-                        background.spawn(outbox.clone().apply_topology());
+                    let pause_begins = state.record(&published, Instant::now());
+                    while declaring.try_join_next().is_some() {}
+                    // An exchange, a queue or a binding may be gone.
+                    if (pause_begins || published.is_unroutable) && declaring.is_empty() {
+                        declaring.spawn(outbox.clone().apply_topology());
                     }
                     Vec::new()
                 }
@@ -183,13 +187,14 @@ impl Outbox {
     /// Publishes the messages of a row once, and records in the row what is left of it.
     async fn publish(self: Arc<Self>, row: OutboxRow) -> PublishedRow {
         let started = Instant::now();
-        let published =
-            join_all(row.reports.iter().map(|report| self.publish_one(row.kind, report))).await;
-        let is_answered =
-            published.iter().flatten().all(|(_, answer)| *answer != PublishAnswer::None);
+        let published = join_all(row.reports.iter().map(|report| self.publish_one(&row, report)));
+        let published: Vec<_> = published.await.into_iter().flatten().collect();
+        let any = |answer| published.iter().any(|(_, one)| *one == answer);
+        let (is_answered, is_unroutable) =
+            (!any(PublishAnswer::None), any(PublishAnswer::Unroutable));
         let is_confirmed =
             |answer: &(AttemptId, PublishAnswer)| answer.1 == PublishAnswer::Confirmed;
-        let unconfirmed = published.into_iter().flatten().filter(|one| !is_confirmed(one));
+        let unconfirmed = published.into_iter().filter(|one| !is_confirmed(one));
         let left: Vec<_> = unconfirmed.map(|(attempt_id, _)| attempt_id).collect();
         // If that fails, the messages are published again, with the same message ids.
         if left.is_empty() {
@@ -202,17 +207,21 @@ impl Outbox {
             let kept = self.ledger.keep_in_outbox(row.id, &left, repeat_max);
             answered("keeping messages in the outbox", kept).await;
         }
-        PublishedRow { kind: row.kind, started, is_answered }
+        PublishedRow { kind: row.kind, started, is_answered, is_unroutable }
     }
 
     /// Publishes the message of a report. `None` if the report requires none.
     async fn publish_one(
         &self,
-        kind: MessageKind,
+        row: &OutboxRow,
         report: &JobReport,
     ) -> Option<(AttemptId, PublishAnswer)> {
-        let message = Message::of_report(kind, report, &self.ladder)?;
-        let answer = self.publisher.publish_once(&message, PUBLISH_TIMEOUT).await;
+        let message = Message::of_report(row.kind, report, &self.ladder)?;
+        let published = self.publisher.publish_once(&message, PUBLISH_TIMEOUT);
+        let answer = match row.spans.get(&report.job.id) {
+            Some(span) => span.within(published).await,
+            None => published.await,
+        };
         Some((report.job.attempt_id(), answer))
     }
 
@@ -255,7 +264,8 @@ mod tests {
     use super::*;
 
     fn unanswered(started: Instant) -> PublishedRow {
-        PublishedRow { kind: MessageKind::Outcomes, started, is_answered: false }
+        let kind = MessageKind::Outcomes;
+        PublishedRow { kind, started, is_answered: false, is_unroutable: false }
     }
 
     #[test]

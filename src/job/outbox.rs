@@ -1,12 +1,16 @@
 //! Messages that must follow a committed change, as the ledger hands them to the task that
 //! publishes them.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::JobReport;
-use crate::runtime::text_enum::text_enum;
+use crate::runtime::{text_enum::text_enum, trace::TraceSpan};
 
 text_enum! {
     /// The kind of messages in a row of the outbox.
@@ -21,7 +25,7 @@ text_enum! {
 }
 
 /// A row of the outbox: messages of one kind that are not confirmed yet.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct OutboxRow {
     /// Its id.
     pub id: i64,
@@ -29,6 +33,9 @@ pub struct OutboxRow {
     pub kind: MessageKind,
     /// What the messages report, one each. A report is missing if its history has been deleted.
     pub reports: Vec<JobReport>,
+    /// The spans of the messages that led to the reports, by job. A row that was taken over has
+    /// none.
+    pub spans: HashMap<Uuid, TraceSpan>,
 }
 
 /// Maximum rows that wait for the task that publishes them. Further ones are taken over when they

@@ -72,6 +72,7 @@ FROM (
     ('call_shares', 'SELECT INSERT UPDATE DELETE'),
     ('call_hold', 'SELECT INSERT UPDATE'),
     ('taken_in', 'SELECT INSERT DELETE'),
+    ('outbox', 'SELECT INSERT UPDATE DELETE'),
     ('bulk_actions', 'SELECT INSERT UPDATE'),
     ('session_salt', 'SELECT INSERT'),
     ('ended_sessions', 'SELECT INSERT UPDATE DELETE')

@@ -79,6 +79,7 @@ pub(super) async fn insert(
         id: row.0,
         kind: row.1,
         reports: by_kind.remove(&row.1).unwrap_or_default(),
+        spans: HashMap::new(),
     };
     Ok(rows.into_iter().map(|one| (one.id, one.kind)).map(row).collect())
 }
@@ -145,7 +146,10 @@ impl Ledger {
         for (id, report) in reports {
             by_row.entry(id).or_default().push(report);
         }
-        let row = |id| OutboxRow { id, kind, reports: by_row.remove(&id).unwrap_or_default() };
+        let row = |id| {
+            let reports = by_row.remove(&id).unwrap_or_default();
+            OutboxRow { id, kind, reports, spans: HashMap::new() }
+        };
         Ok(ids.into_iter().map(row).collect())
     }
 

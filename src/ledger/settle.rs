@@ -38,7 +38,7 @@ pub struct Settlement {
 }
 
 /// The results of a batch of settlements.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct SettledBatch {
     /// One result per settlement, in order.
     pub results: Vec<Settled>,

@@ -55,6 +55,7 @@ async fn mixed_world() -> (World, App) {
     });
     world.wait_for_failures(2).await;
     world.act(&app, "/sync-failures/dismiss", Some(&dismissal)).await;
+    remove_parked(&world, dismissed).await;
     world
         .publish("signup.events", "signup.submitted", b"not json", BasicProperties::default())
         .await;
@@ -64,6 +65,18 @@ async fn mixed_world() -> (World, App) {
     world.submit(&submitted(pending)).await;
     world.wait_for_retry(pending, "initial").await;
     (world, app)
+}
+
+/// Removes the message of a dismissed failure from the failure queue, as the sweep would at a time
+/// that a test does not know.
+async fn remove_parked(world: &World, signup: Uuid) {
+    world.wait_for_depth("customerio-sync.failed", 2).await;
+    for _ in 0..2 {
+        let parked = world.next("customerio-sync.failed").await;
+        if parked.header("x-signup-id") != Some(signup.to_string()) {
+            world.publish("", "customerio-sync.failed", &parked.body, parked.properties).await;
+        }
+    }
 }
 
 #[tokio::test]
@@ -190,8 +203,6 @@ async fn an_overdue_retry_is_reported_while_events_wait() {
 async fn the_mirror_is_compared_with_the_jobs() {
     let (world, app) = mixed_world().await;
     wait_until_consistent(&world, &app).await;
-    // The message of the dismissed failure is removed later.
-    world.wait_for_depth("customerio-sync.failed", 2).await;
     execute(
         &world,
         "UPDATE sync_failures

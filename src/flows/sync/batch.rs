@@ -7,7 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "an edge: the latency of a job")]
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use futures_util::future::{BoxFuture, join_all};
 use tokio::time::Instant;
@@ -23,15 +23,15 @@ use crate::{
     customerio::{Permit, PushResult},
     event::Rejected,
     job::{
-        Attempt, ClaimedJob, Ending, ErrorType, Failure, Job, JobReport, MessageOrigin, Reason,
-        Status,
+        Attempt, ClaimedJob, Ending, ErrorType, Failure, Job, JobReport, MessageOrigin, OutboxRow,
+        Reason, Status,
     },
     ledger::{self, Arrival, ClaimOutcome, Settled, SettledBatch, Settlement},
     retry::{self, Verdict},
     runtime::{
         backoff::{retry_forever, retry_while},
         text_enum::text_enum,
-        trace::KeyValue,
+        trace::{KeyValue, TraceSpan},
     },
 };
 
@@ -252,7 +252,8 @@ impl Pipeline {
                 // A replica of the release before may have settled it, without a row in the outbox.
                 let report = JobReport { origin: Some(envelope.origin().into()), ..*report };
                 let rows = retry_forever("writing the outbox", || self.ledger.owe(&report)).await;
-                self.outbox.send(rows);
+                let spans = HashMap::from([(report.job.id, envelope.span.clone())]);
+                self.outbox.send(with_spans(rows, &spans));
                 SkipReason::Settled
             }
             ClaimOutcome::AlreadyCompleted => SkipReason::AlreadyCompleted,
@@ -330,7 +331,10 @@ impl Pipeline {
         let SettledBatch { results, outbox } =
             retry_forever("settling jobs", || self.ledger.settle(claim.id, settlements.clone()))
                 .await;
-        self.outbox.send(outbox);
+        let spans = settlements.iter().zip(&attempted);
+        let spans: HashMap<_, _> =
+            spans.map(|(one, envelope)| (one.job.id, envelope.span.clone())).collect();
+        self.outbox.send(with_spans(outbox, &spans));
         let settled = results.into_iter().zip(settlements).zip(attempted);
         let finished = join_all(settled.map(|((settled, settlement), envelope)| {
             let span = envelope.span.clone();
@@ -444,6 +448,18 @@ impl Pipeline {
             .with_label_values(&[reason.as_str(), failure.error_type.as_str()])
             .inc();
     }
+}
+
+/// The rows with the spans of the messages that led to their reports.
+fn with_spans(mut rows: Vec<OutboxRow>, spans: &HashMap<Uuid, TraceSpan>) -> Vec<OutboxRow> {
+    for row in &mut rows {
+        let of_report = |report: &JobReport| {
+            let job = report.job.id;
+            Some((job, spans.get(&job)?.clone()))
+        };
+        row.spans = row.reports.iter().filter_map(of_report).collect();
+    }
+    rows
 }
 
 fn envelopes_of(arrived: Vec<(Arrival, Envelope)>) -> impl Iterator<Item = Envelope> {
