@@ -27,7 +27,7 @@ use crate::{
 /// 1024 bytes; this is the smaller size.
 const OPERATION_BYTES_MAX: usize = 32_000;
 /// Maximum bytes of all operations of a job, so that they fit into one call.
-pub(super) const JOB_BYTES_MAX: usize = 470_000;
+const JOB_BYTES_MAX: usize = 470_000;
 /// Maximum bytes of a person's `id`.
 const ID_BYTES_MAX: usize = 150;
 /// Maximum attributes per identify.
@@ -210,25 +210,22 @@ fn json(what: &str, operation: &Operation<'_>) -> Result<String, Outcome> {
 fn profile(claimed: &ClaimedJob) -> Vec<ProfileValue<'_>> {
     let ClaimedJob { job, signup } = claimed;
     let Signup { customer, stated, .. } = signup;
-    let of_customer = [
+    let fields = [
         ("email", &customer.email),
         ("first_name", &customer.first_name),
         ("last_name", &customer.last_name),
         ("phone", &customer.phone),
         ("state", &customer.state),
+        ("operator_id", &signup.operator_id),
+        ("operator_name", &signup.operator_name),
     ];
-    let of_operator =
-        [("operator_id", &signup.operator_id), ("operator_name", &signup.operator_name)];
     let mut profile = Vec::with_capacity(12 + signup.attributes.len());
     let mut put = |name, value, stated_at| profile.push(ProfileValue { name, value, stated_at });
     for (name, value) in &signup.attributes {
-        put(name, AttributeValue::Scalar(value), stated.of_submission(name));
+        put(name, AttributeValue::Scalar(value), stated.of(name));
     }
-    for (name, value) in of_customer.into_iter().filter_map(present) {
-        put(name, value, stated.of_customer(name));
-    }
-    for (name, value) in of_operator.into_iter().filter_map(present) {
-        put(name, value, stated.of_submission(name));
+    for (name, value) in fields.into_iter().filter_map(present) {
+        put(name, value, stated.of(name));
     }
     put("signup_id", AttributeValue::Id(job.signup_id), stated.submission.or(stated.customer));
     if job.phase == SyncPhase::Enriched {

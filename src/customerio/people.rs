@@ -38,7 +38,7 @@ pub(super) struct PeopleInFlight {
 /// A person reserved for a call. Dropping it ends the reservation.
 pub(super) struct Reservation<'a> {
     people: &'a PeopleInFlight,
-    keys: Vec<u64>,
+    keys: PersonKeys,
 }
 
 impl PeopleInFlight {
@@ -79,7 +79,7 @@ impl PeopleInFlight {
                 rest.push(job);
             } else {
                 in_flight.extend(keys);
-                ready.push((job, Reservation { people: self, keys: keys.to_vec() }));
+                ready.push((job, Reservation { people: self, keys }));
             }
         }
         (ready, rest)

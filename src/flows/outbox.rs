@@ -103,6 +103,11 @@ impl KindState {
         rows_max.saturating_sub(self.in_flight)
     }
 
+    /// Whether a row that was just committed is published now. The probe is one of the others.
+    fn accepts_new(&self, now: Instant) -> bool {
+        self.paused_until.is_none() && self.capacity(now) > 0
+    }
+
     /// Records a row that was published. Returns whether a pause begins. Rows that were in flight
     /// when a pause began do not extend it.
     fn record(&mut self, row: &PublishedRow, now: Instant) -> bool {
@@ -137,7 +142,10 @@ impl Outbox {
                 row = rows.recv(), if !has_ended => {
                     has_ended = row.is_none();
                     // Without capacity, a row is taken over when it is due.
-                    row.into_iter().filter(|row| outbox.has_capacity(&kinds, row.kind)).collect()
+                    let accepts = |row: &OutboxRow| {
+                        kinds.entry(row.kind).or_default().accepts_new(Instant::now())
+                    };
+                    row.filter(accepts).into_iter().collect()
                 }
                 Some(Ok(taken)) = taking.join_next() => taken,
                 Some(Ok(published)) = publishing.join_next() => {
@@ -153,10 +161,8 @@ impl Outbox {
                 }
                 _ = take_over.tick(), if taking.is_empty() && !shutdown.is_draining() => {
                     let now = Instant::now();
-                    let capacity = |kind| kinds.get(kind).map_or(ROWS_IN_FLIGHT_MAX, |state| {
-                        state.capacity(now)
-                    });
-                    let wanted = MessageKind::ALL.iter().map(|kind| (*kind, capacity(kind)));
+                    let mut capacity = |kind| kinds.entry(kind).or_default().capacity(now);
+                    let wanted = MessageKind::ALL.iter().map(|&kind| (kind, capacity(kind)));
                     taking.spawn(outbox.clone().take(wanted.collect()));
                     Vec::new()
                 }
@@ -166,11 +172,6 @@ impl Outbox {
                 publishing.spawn(outbox.clone().publish(row));
             }
         }
-    }
-
-    fn has_capacity(&self, kinds: &HashMap<MessageKind, KindState>, kind: MessageKind) -> bool {
-        let now = Instant::now();
-        kinds.get(&kind).is_none_or(|state| state.paused_until.is_none() && state.capacity(now) > 0)
     }
 
     /// Takes over up to as many rows of each kind as are wanted.

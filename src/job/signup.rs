@@ -53,14 +53,15 @@ impl StatedTimes {
         CUSTOMER_FIELDS.iter().any(|(field, _)| *field == name)
     }
 
-    /// When a value about the person was stated.
-    pub fn of_customer(&self, name: &str) -> Option<DateTime<Utc>> {
-        self.older.get(name).copied().or(self.customer)
+    /// When the value of the attribute with this name was stated: about the person, or about the
+    /// operator or of another attribute, which only submissions state.
+    pub fn of(&self, name: &str) -> Option<DateTime<Utc>> {
+        self.older.get(name).copied().or(self.newest(name))
     }
 
-    /// When a value was stated that only submissions state: operator or attribute.
-    pub fn of_submission(&self, name: &str) -> Option<DateTime<Utc>> {
-        self.older.get(name).copied().or(self.submission)
+    /// Time of the newest event that states values of the same kind.
+    fn newest(&self, name: &str) -> Option<DateTime<Utc>> {
+        if Self::is_of_customer(name) { self.customer } else { self.submission }
     }
 }
 
@@ -125,21 +126,15 @@ impl Signup {
 
     /// The time of each value, by name.
     fn times(&mut self) -> HashMap<String, DateTime<Utc>> {
-        let mut times = HashMap::new();
-        for (name, field) in CUSTOMER_FIELDS {
-            if field(self).is_some() {
-                times.extend(self.stated.of_customer(name).map(|time| (name.to_owned(), time)));
-            }
+        let mut names: Vec<_> = self.attributes.keys().cloned().collect();
+        for (name, field) in CUSTOMER_FIELDS.into_iter().chain(OPERATOR_FIELDS) {
+            names.extend(field(self).is_some().then(|| name.to_owned()));
         }
-        for (name, field) in OPERATOR_FIELDS {
-            if field(self).is_some() {
-                times.extend(self.stated.of_submission(name).map(|time| (name.to_owned(), time)));
-            }
-        }
-        for name in self.attributes.keys() {
-            times.extend(self.stated.of_submission(name).map(|time| (name.clone(), time)));
-        }
-        times
+        let timed = |name: String| {
+            let time = self.stated.of(&name)?;
+            Some((name, time))
+        };
+        names.into_iter().filter_map(timed).collect()
     }
 
     /// Those of the times that differ from the time of the newest event of their kind.
@@ -147,14 +142,8 @@ impl Signup {
         &self,
         times: HashMap<String, DateTime<Utc>>,
     ) -> BTreeMap<String, DateTime<Utc>> {
-        let newest = |name: &str| {
-            if StatedTimes::is_of_customer(name) {
-                self.stated.customer
-            } else {
-                self.stated.submission
-            }
-        };
-        times.into_iter().filter(|(name, time)| newest(name) != Some(*time)).collect()
+        let is_older = |(name, time): &(String, _)| self.stated.newest(name) != Some(*time);
+        times.into_iter().filter(is_older).collect()
     }
 }
 
@@ -213,8 +202,8 @@ mod tests {
         let event = submission(json!({ "phone": "1" }), json!({ "plan": "gold" }));
         let signup = signup(&[(&event, 0), (&confirmation(json!(null)), 60)]);
         assert_eq!(signup.stated.older, BTreeMap::new());
-        assert_eq!(signup.stated.of_customer("phone"), Some(at(0)));
-        assert_eq!(signup.stated.of_submission("plan"), Some(at(0)));
+        assert_eq!(signup.stated.of("phone"), Some(at(0)));
+        assert_eq!(signup.stated.of("plan"), Some(at(0)));
         assert_eq!(signup.stated.confirmation, Some(at(60)));
     }
 
@@ -223,9 +212,9 @@ mod tests {
         let event = submission(json!({ "first_name": "Ann", "phone": "1" }), json!({ "plan": 1 }));
         let renamed = confirmation(json!({ "first_name": "Anne" }));
         let signup = signup(&[(&event, 0), (&renamed, 60)]);
-        assert_eq!(signup.stated.of_customer("first_name"), Some(at(60)));
-        assert_eq!(signup.stated.of_customer("phone"), Some(at(0)));
-        assert_eq!(signup.stated.of_submission("plan"), Some(at(0)));
+        assert_eq!(signup.stated.of("first_name"), Some(at(60)));
+        assert_eq!(signup.stated.of("phone"), Some(at(0)));
+        assert_eq!(signup.stated.of("plan"), Some(at(0)));
         let older: Vec<_> = signup.stated.older.keys().collect();
         assert_eq!(older, ["email", "phone"], "only these are stored apart");
     }

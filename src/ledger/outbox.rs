@@ -75,13 +75,13 @@ pub(super) async fn insert(
     .fetch_all(connection)
     .await
     .map_err(Error::doing("writing the outbox"))?;
-    let row = |row: (i64, MessageKind)| OutboxRow {
-        id: row.0,
-        kind: row.1,
-        reports: by_kind.remove(&row.1).unwrap_or_default(),
+    let rows = rows.into_iter().map(|row| OutboxRow {
+        id: row.id,
+        kind: row.kind,
+        reports: by_kind.remove(&row.kind).unwrap_or_default(),
         spans: HashMap::new(),
-    };
-    Ok(rows.into_iter().map(|one| (one.id, one.kind)).map(row).collect())
+    });
+    Ok(rows.collect())
 }
 
 impl Ledger {
