@@ -18,7 +18,7 @@ use std::{
 /// Factor by which a window widens.
 const GROWTH: u16 = 8;
 /// Maximum bytes of the bodies of a window, as far as the last ones predict the next ones.
-const WINDOW_BYTES_MAX: usize = 64 * 1024 * 1024;
+const WINDOW_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Number of bodies that predict the size of the next ones.
 const RECENT_BODIES: usize = 64;
 
@@ -136,9 +136,9 @@ mod tests {
     #[test]
     fn large_bodies_limit_the_window_and_narrow_it_at_once() {
         let mut window = Window::new(800);
-        assert_eq!(sizes(&mut window, 256 * KIB, 2000), [1, 8, 64, 256]);
+        assert_eq!(sizes(&mut window, 256 * KIB, 2000), [1, 8, 64, 128]);
         assert!(window.record(4 * 1024 * KIB));
-        assert_eq!(window.size(), 16);
+        assert_eq!(window.size(), 8);
         assert!(window.record(200 * 1024 * KIB));
         assert_eq!(window.size(), 1);
     }
@@ -147,7 +147,7 @@ mod tests {
     fn a_window_widens_again_after_large_bodies() {
         let mut window = Window::new(800);
         sizes(&mut window, 4 * 1024 * KIB, 100);
-        assert_eq!(window.size(), 16);
+        assert_eq!(window.size(), 8);
         sizes(&mut window, KIB, 2000);
         assert_eq!(window.size(), 800);
     }
