@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::Deserialize;
 
-use crate::job::{Failure, Outcome, Reason};
+use crate::job::{Outcome, Reason, Verdict};
 
 /// Settings of the retry ladder.
 #[derive(Debug, Clone, Deserialize)]
@@ -131,27 +131,6 @@ impl Ladder {
     }
 }
 
-/// Decision about a job after an attempt: complete it, retry it, or fail it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// The job is completed; publish its outcome.
-    Complete,
-    /// Wait on `tier`, then retry.
-    Retry {
-        /// Tier to wait on.
-        tier: Tier,
-        /// Failure of the attempt.
-        failure: Failure,
-    },
-    /// Park the job for an operator.
-    Fail {
-        /// Reason for making no further attempt.
-        reason: Reason,
-        /// Failure of the attempt.
-        failure: Failure,
-    },
-}
-
 /// Decides what happens to a job after `outcome`. `attempt` is the number of retries scheduled so
 /// far, `max_attempts` its limit.
 pub fn decide(outcome: Outcome, attempt: i32, max_attempts: i32, ladder: &Ladder) -> Verdict {
@@ -159,7 +138,9 @@ pub fn decide(outcome: Outcome, attempt: i32, max_attempts: i32, ladder: &Ladder
         Outcome::Accepted => Verdict::Complete,
         Outcome::Refused(failure) => Verdict::Fail { reason: Reason::Permanent, failure },
         Outcome::Retryable { failure, retry_after } => match ladder.step(attempt, retry_after) {
-            Some(tier) if attempt < max_attempts => Verdict::Retry { tier: tier.clone(), failure },
+            Some(Tier { name, delay }) if attempt < max_attempts => {
+                Verdict::Retry { tier: name.clone(), wait: *delay, failure }
+            }
             _ => Verdict::Fail { reason: Reason::Exhausted, failure },
         },
     }
@@ -168,7 +149,7 @@ pub fn decide(outcome: Outcome, attempt: i32, max_attempts: i32, ladder: &Ladder
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::FailureCause;
+    use crate::job::{Failure, FailureCause};
 
     fn ladder() -> Ladder {
         "5s,25s,125s,625s,3125s".parse().expect("the default ladder")
@@ -185,7 +166,7 @@ mod tests {
 
     fn tier_of(verdict: Verdict) -> String {
         match verdict {
-            Verdict::Retry { tier, .. } => tier.name,
+            Verdict::Retry { tier, .. } => tier,
             other => panic!("expected a retry, got {other:?}"),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use tokio::task::JoinSet;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -19,11 +19,11 @@ use crate::{
         mirror::{Mirror, Sweeper},
         outbox::Outbox,
         recovery::Recovery,
-        sync::Pipeline,
+        sync::{PARKED_AT_A_TIME, Pipeline},
     },
     job::OutboxSender,
     ledger::Ledger,
-    runtime::{metrics::Metrics, shutdown::Shutdown},
+    runtime::{metrics::Metrics, shutdown::Shutdown, tasks::Tasks},
 };
 
 /// The parts that the flows are built from.
@@ -39,23 +39,19 @@ pub(super) struct FlowContext {
 
 impl FlowContext {
     /// Starts every flow, and makes the services that need RabbitMQ available to the endpoints.
-    pub(super) fn start(
-        self,
-        config: Config,
-        connected: &OnceLock<ConnectedServices>,
-    ) -> JoinSet<()> {
-        let mut flows = JoinSet::new();
+    pub(super) fn start(self, config: Config, connected: &OnceLock<ConnectedServices>) -> Tasks {
+        let mut flows = Tasks::default();
         self.start_background(&config, &mut flows);
         let Self { ledger, metrics, shutdown, consuming, publishing, publisher, customerio } = self;
         let outcomes = OutcomeFeed::default();
-        flows.spawn(outcomes.clone().run(consuming.clone(), shutdown.clone()));
+        flows.spawn("outcome feed", outcomes.clone().run(consuming.clone(), shutdown.clone()));
         let mirror = Mirror {
             config: config.mirror,
             connection: consuming.clone(),
             ledger: ledger.clone(),
             metrics: metrics.clone(),
         };
-        flows.spawn(mirror.run(shutdown.clone()));
+        flows.spawn("mirror", mirror.run(shutdown.clone()));
         let (outbox, owed) = OutboxSender::channel();
         let publisher_of_outbox = Outbox {
             config: config.outcomes,
@@ -64,7 +60,7 @@ impl FlowContext {
             ladder: config.retry.delays.clone(),
             metrics: metrics.clone(),
         };
-        flows.spawn(publisher_of_outbox.run(owed, shutdown.clone()));
+        flows.spawn("outbox", publisher_of_outbox.run(owed, shutdown.clone()));
         let pipeline = Arc::new(Pipeline {
             config: config.sync,
             prefetch: config.broker.prefetch.get(),
@@ -76,8 +72,10 @@ impl FlowContext {
             metrics,
             shutdown,
             processing: TaskTracker::new(),
+            parking: Semaphore::new(PARKED_AT_A_TIME),
+            database_is_away: watch::Sender::default(),
         });
-        flows.spawn(pipeline.clone().run(consuming.clone()));
+        flows.spawn("pipeline", pipeline.clone().run(consuming.clone()));
         let queues = QueueMonitor::new(consuming.clone());
         let connections = vec![consuming, publishing];
         connected.get_or_init(|| ConnectedServices {
@@ -91,7 +89,7 @@ impl FlowContext {
     }
 
     /// Starts the flows that act at intervals, on one replica at a time.
-    fn start_background(&self, config: &Config, flows: &mut JoinSet<()>) {
+    fn start_background(&self, config: &Config, flows: &mut Tasks) {
         let calls_are_paused = {
             let customerio = self.customerio.clone();
             move || !customerio.breaker().is_closed()
@@ -107,13 +105,13 @@ impl FlowContext {
             ledger: self.ledger.clone(),
             publisher: self.publisher.clone(),
         };
-        flows.spawn(bulk_retries.run(calls_are_scarce, self.shutdown.clone()));
+        flows.spawn("bulk retries", bulk_retries.run(calls_are_scarce, self.shutdown.clone()));
         let bulk_actions = BulkActions {
             replays_per_second: config.bulk_retry.jobs_per_second,
             ledger: self.ledger.clone(),
             publisher: self.publisher.clone(),
         };
-        flows.spawn(bulk_actions.run(self.shutdown.clone()));
+        flows.spawn("bulk actions", bulk_actions.run(self.shutdown.clone()));
         let sweeper = Sweeper {
             config: config.mirror.clone(),
             metrics: self.metrics.clone(),
@@ -121,20 +119,20 @@ impl FlowContext {
             publisher: self.publisher.clone(),
             ledger: self.ledger.clone(),
         };
-        flows.spawn(sweeper.run(self.shutdown.clone()));
+        flows.spawn("sweep", sweeper.run(self.shutdown.clone()));
         let queue_gauges = QueueGauges {
             config: config.metrics.clone(),
             connection: self.consuming.clone(),
             metrics: self.metrics.clone(),
         };
-        flows.spawn(queue_gauges.run(self.shutdown.clone()));
+        flows.spawn("queue gauges", queue_gauges.run(self.shutdown.clone()));
         let integrity = IntegrityCheck {
             config: config.integrity.clone(),
             connection: self.consuming.clone(),
             ledger: self.ledger.clone(),
             metrics: self.metrics.clone(),
         };
-        flows.spawn(integrity.run(calls_are_paused.clone(), self.shutdown.clone()));
+        flows.spawn("integrity", integrity.run(calls_are_paused.clone(), self.shutdown.clone()));
         let recovery = Recovery {
             config: config.recovery.clone(),
             connection: self.publishing.clone(),
@@ -142,6 +140,6 @@ impl FlowContext {
             ledger: self.ledger.clone(),
             metrics: self.metrics.clone(),
         };
-        flows.spawn(recovery.run(calls_are_paused, self.shutdown.clone()));
+        flows.spawn("recovery", recovery.run(calls_are_paused, self.shutdown.clone()));
     }
 }

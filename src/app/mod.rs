@@ -17,7 +17,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
 };
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     customerio::{self, CustomerIo},
     flows::{feed::LiveFeed, gauges::LedgerGauges, rate_limit},
     ledger::{self, Ledger},
-    runtime::{replica::Replica, shutdown::Shutdown},
+    runtime::{metrics::Metrics, replica::Replica, shutdown::Shutdown, tasks::Tasks},
 };
 use reload::Reload;
 use start::Start;
@@ -70,10 +70,12 @@ pub struct App {
     ledger: Ledger,
     /// Waits for the servers, and returns the parts that need them. `None` at shutdown.
     starting: JoinHandle<Option<Running>>,
+    /// Present once the service has started.
+    running: Option<Running>,
     has_started: watch::Receiver<bool>,
-    /// The HTTP server, the live feed, the counts for the metrics, and the lease on the call rate,
-    /// which the flows need until they end.
-    services: JoinSet<()>,
+    /// The HTTP server, the live feed, the counts for the metrics, the session for locks, and the
+    /// lease on the call rate, which the flows need until they end.
+    services: Tasks,
     grace: Duration,
 }
 
@@ -82,7 +84,7 @@ pub struct App {
 struct Running {
     connections: Vec<Arc<Connection>>,
     /// They end by themselves when the shutdown starts.
-    flows: JoinSet<()>,
+    flows: Tasks,
 }
 
 impl App {
@@ -101,30 +103,17 @@ impl App {
         let replica = Replica::start();
         let ledger = Ledger::new(&config.database, &config.tls, max_attempts)?.of_replica(&replica);
         let address = Address::new(&config.broker, &config.tls)?;
-        let connected = Arc::new(OnceLock::new());
-        let startup = admin::StartupStatus::default();
-        let tokens = LiveTokens::new(config.http.admin_tokens.clone());
-        let state = admin::AppState {
-            config: Arc::new(config.http.clone()),
-            replica,
-            ledger: ledger.clone(),
-            metrics: metrics.clone(),
-            customerio: customerio.clone(),
-            ladder: config.retry.delays.clone(),
-            shutdown: shutdown.clone(),
-            startup: startup.clone(),
-            connected: connected.clone(),
-            live: LiveFeed::default(),
-            certificates: config.certificate_files(),
-            websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
-            tokens: tokens.clone(),
-            sessions: Arc::default(),
-            login_throttle: Arc::default(),
-        };
-        let (mut services, http_addr) = listen(config.http.addr, state.clone()).await?;
-        start_services(&config, state, address.clone(), &mut services);
-        let grace = config.lifecycle.grace;
+        let state = admin_state(&config, &ledger, &customerio, &metrics, &shutdown, &replica);
+        let (connected, startup, tokens) =
+            (state.connected.clone(), state.startup.clone(), state.tokens.clone());
         let (started, has_started) = watch::channel(false);
+        let mut services = Tasks::default();
+        let http_addr = listen(config.http.addr, state.clone(), &mut services).await?;
+        start_services(&config, state, address.clone(), &mut services);
+        let leases =
+            LeaseKeeper { ledger: ledger.clone(), customerio: customerio.clone(), replica };
+        leases.start(&config, has_started.clone(), &shutdown, &mut services);
+        let grace = config.lifecycle.grace;
         let start = Start {
             topology: Arc::new(Topology::new(&config.retry.delays, &config.topology)),
             config,
@@ -138,7 +127,17 @@ impl App {
             connected,
         };
         let starting = tokio::spawn(start.run(started));
-        Ok(Self { shutdown, http_addr, tokens, ledger, starting, has_started, services, grace })
+        Ok(Self {
+            shutdown,
+            http_addr,
+            tokens,
+            ledger,
+            starting,
+            running: None,
+            has_started,
+            services,
+            grace,
+        })
     }
 
     /// The address of the HTTP server.
@@ -157,19 +156,43 @@ impl App {
         let _ = self.has_started.clone().wait_for(|has_started| *has_started).await;
     }
 
+    /// Waits until a task ends although the service was not stopped, which is a defect. Returns
+    /// the task's name.
+    pub async fn task_ended(&mut self) -> &'static str {
+        loop {
+            if let Some(running) = &mut self.running {
+                tokio::select! {
+                    Some(name) = self.services.next_ended() => return name,
+                    Some(name) = running.flows.next_ended() => return name,
+                }
+            }
+            tokio::select! {
+                Some(name) = self.services.next_ended() => return name,
+                running = &mut self.starting => match running {
+                    Ok(Some(running)) => self.running = Some(running),
+                    Ok(None) | Err(_) => return "start",
+                },
+            }
+        }
+    }
+
     /// Stops the service: ends the intake, finishes the work in flight within the grace period, and
     /// closes the connections. RabbitMQ redelivers the messages of unfinished work.
     pub async fn stop(mut self) {
         self.shutdown.drain();
-        if let Ok(Some(running)) = self.starting.await {
+        let running = match self.running {
+            Some(running) => Some(running),
+            None => self.starting.await.ok().flatten(),
+        };
+        if let Some(running) = running {
             running.stop(self.grace).await;
         }
         self.shutdown.end();
-        let ended = async { while self.services.join_next().await.is_some() {} };
+        let ended = self.services.join_all();
         if tokio::time::timeout(SERVICES_SHUTDOWN_TIMEOUT, ended).await.is_err() {
             tracing::debug!("the HTTP server did not end in time and is aborted");
         }
-        self.services.shutdown().await;
+        self.services.abort_all().await;
         // A connection to a server that no longer answers would not be released.
         let _ = tokio::time::timeout(SERVICES_SHUTDOWN_TIMEOUT, self.ledger.close()).await;
     }
@@ -177,18 +200,77 @@ impl App {
 
 impl Running {
     async fn stop(mut self, grace: Duration) {
-        let ended = async { while self.flows.join_next().await.is_some() {} };
-        if tokio::time::timeout(grace, ended).await.is_err() {
+        if tokio::time::timeout(grace, self.flows.join_all()).await.is_err() {
             tracing::warn!(
                 ?grace,
                 "the grace period ended before the work in flight was finished; its messages \
                     will be redelivered"
             );
         }
-        self.flows.shutdown().await;
+        self.flows.abort_all().await;
         for connection in &self.connections {
             connection.close().await;
         }
+    }
+}
+
+/// What the endpoints need.
+fn admin_state(
+    config: &Config,
+    ledger: &Ledger,
+    customerio: &Arc<CustomerIo>,
+    metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
+    replica: &Replica,
+) -> admin::AppState {
+    admin::AppState {
+        config: Arc::new(config.http.clone()),
+        replica: replica.clone(),
+        ledger: ledger.with_own_connections(config.database.http_connections),
+        metrics: metrics.clone(),
+        customerio: customerio.clone(),
+        ladder: config.retry.delays.clone(),
+        shutdown: shutdown.clone(),
+        startup: admin::StartupStatus::default(),
+        connected: Arc::new(OnceLock::new()),
+        live: LiveFeed::default(),
+        certificates: config.certificate_files(),
+        websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
+        tokens: LiveTokens::new(config.http.admin_tokens.clone()),
+        sessions: Arc::default(),
+        login_throttle: Arc::default(),
+    }
+}
+
+/// Keeps what other replicas rely on: the lease on the call rate, and the session for locks.
+struct LeaseKeeper {
+    ledger: Ledger,
+    customerio: Arc<CustomerIo>,
+    replica: Replica,
+}
+
+impl LeaseKeeper {
+    fn start(
+        self,
+        config: &Config,
+        mut has_started: watch::Receiver<bool>,
+        shutdown: &Shutdown,
+        services: &mut Tasks,
+    ) {
+        let Self { ledger, customerio, replica } = self;
+        let (total, ending) = (config.customerio.requests_per_second, shutdown.clone());
+        let renewing = rate_limit::run(replica, total, customerio, ledger.clone(), ending.clone());
+        services.spawn("call rate", renewing);
+        services.spawn("session for locks", async move {
+            // The start opens the session.
+            let started = async { has_started.wait_for(|has_started| *has_started).await.is_ok() };
+            tokio::select! {
+                () = ending.ended() => return,
+                true = started => {}
+                else => return ending.ended().await,
+            }
+            ledger.stay_present(ending).await;
+        });
     }
 }
 
@@ -197,10 +279,9 @@ fn start_services(
     config: &Config,
     state: admin::AppState,
     address: Arc<Address>,
-    services: &mut JoinSet<()>,
+    services: &mut Tasks,
 ) {
-    let admin::AppState { ledger, metrics, customerio, shutdown, live, replica, tokens, .. } =
-        state;
+    let admin::AppState { ledger, metrics, customerio, shutdown, live, tokens, .. } = state;
     let reload = Reload {
         ledger: ledger.clone(),
         address,
@@ -209,23 +290,21 @@ fn start_services(
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     };
-    services.spawn(reload.run(config));
+    services.spawn("reload", reload.run(config));
     let ledger_gauges =
         LedgerGauges { config: config.metrics.clone(), ledger: ledger.clone(), metrics };
-    services.spawn(ledger_gauges.run(shutdown.clone()));
-    services.spawn(live.run(ledger.clone(), customerio.watch_breaker(), shutdown.clone()));
-    let rate = config.customerio.requests_per_second;
-    services.spawn(rate_limit::run(replica, rate, customerio, ledger, shutdown));
+    services.spawn("ledger gauges", ledger_gauges.run(shutdown.clone()));
+    services.spawn("live feed", live.run(ledger, customerio.watch_breaker(), shutdown));
 }
 
 async fn listen(
     addr: SocketAddr,
     state: admin::AppState,
-) -> Result<(JoinSet<()>, SocketAddr), Error> {
+    services: &mut Tasks,
+) -> Result<SocketAddr, Error> {
     let failed = |source| Error::Listen { addr, source };
     let listener = TcpListener::bind(addr).await.map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
-    let mut services = JoinSet::new();
-    services.spawn(admin::serve(listener, state));
-    Ok((services, addr))
+    services.spawn("HTTP server", admin::serve(listener, state));
+    Ok(addr)
 }

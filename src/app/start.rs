@@ -127,7 +127,7 @@ impl Start {
             return Err(obstacle(Check::Schema, format!("{problem}; {}", Schema::FIX)));
         }
         self.status.pass(Check::Schema);
-        Ok(())
+        self.ledger.appear().await.map_err(unusable)
     }
 
     async fn schema(&self) -> Result<Schema, Obstacle> {

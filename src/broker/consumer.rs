@@ -63,12 +63,15 @@ pub struct Delivery {
     server: ServerAddress,
 }
 
-/// Acknowledges one delivery, once.
+/// Acknowledges one delivery, once. If it is dropped before, the message is requeued.
 #[derive(Debug)]
 pub struct Acker {
     delivery: Box<lapin::message::Delivery>,
+    /// Open as long as a delivery needs it.
+    channel: Arc<Channel>,
     delivered_at: Instant,
     acknowledged: AckCounter,
+    is_answered: bool,
 }
 
 /// Result of an acknowledgement.
@@ -80,10 +83,19 @@ pub enum AckResult {
     ChannelClosed,
 }
 
+/// Pause before a message is requeued whose handler has failed. Until then, the claim on its job is
+/// released.
+const DROPPED_PAUSE: Duration = Duration::from_secs(1);
+
 impl Acker {
     /// When the message was delivered.
     pub fn delivered_at(&self) -> Instant {
         self.delivered_at
+    }
+
+    /// Whether the message can be acknowledged. RabbitMQ redelivers it if its channel is closed.
+    pub fn is_current(&self) -> bool {
+        self.channel.status().connected()
     }
 
     /// What the message that parks this one keeps of its properties.
@@ -92,24 +104,41 @@ impl Acker {
     }
 
     /// Acknowledges the message. Call it only after everything that must follow is committed and
-    /// confirmed.
-    pub async fn ack(self) -> AckResult {
+    /// confirmed, or on record.
+    pub async fn ack(mut self) -> AckResult {
+        self.is_answered = true;
         self.acknowledged.increment();
-        self.ack_result(self.delivery.ack(BasicAckOptions::default())).await
+        self.answer(self.delivery.ack(BasicAckOptions::default())).await
     }
 
     /// Requeues the message.
-    pub async fn requeue(self) -> AckResult {
-        self.ack_result(
-            self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() }),
-        )
-        .await
+    pub async fn requeue(mut self) -> AckResult {
+        self.is_answered = true;
+        self.answer(self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() }))
+            .await
     }
 
-    async fn ack_result(&self, sent: impl Future<Output = lapin::Result<bool>>) -> AckResult {
+    async fn answer(&self, sent: impl Future<Output = lapin::Result<bool>>) -> AckResult {
         match while_connected(|| self.delivery.acker.poisoned(), sent).await {
             Some(Ok(true)) => AckResult::Sent,
             Some(Ok(false) | Err(_)) | None => AckResult::ChannelClosed,
+        }
+    }
+}
+
+impl Drop for Acker {
+    fn drop(&mut self) {
+        if self.is_answered || !self.is_current() {
+            return;
+        }
+        let (channel, tag) = (self.channel.clone(), self.delivery.delivery_tag);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(DROPPED_PAUSE).await;
+                let options = BasicNackOptions { requeue: true, ..Default::default() };
+                let requeued = channel.basic_nack(tag, options);
+                let _ = request(&channel, "requeuing a message", requeued).await;
+            });
         }
     }
 }
@@ -119,6 +148,7 @@ impl Delivery {
         queue: &'static str,
         server: &ServerAddress,
         acknowledged: &AckCounter,
+        channel: &Arc<Channel>,
         mut delivery: lapin::message::Delivery,
     ) -> Self {
         let text = |value: &Option<lapin::types::ShortString>| {
@@ -137,8 +167,10 @@ impl Delivery {
             body: std::mem::take(&mut delivery.data),
             acker: Acker {
                 delivery: Box::new(delivery),
+                channel: channel.clone(),
                 delivered_at: Instant::now(),
                 acknowledged: acknowledged.clone(),
+                is_answered: false,
             },
             server: server.clone(),
         }
@@ -229,8 +261,8 @@ impl ConsumerStates {
 
 /// Sends the deliveries of `queue` to `deliveries` until shutdown, with at most `prefetch`
 /// unacknowledged. It starts with one, and gets more as they are acknowledged ([`Window`]). A lost
-/// channel or connection is replaced. The channel stays open until the second stage of the
-/// shutdown, so that messages in flight can be acknowledged.
+/// channel or connection is replaced. The channel stays open as long as a message in flight needs
+/// it.
 pub async fn consume<T: Send>(
     connection: Arc<Connection>,
     queue: &'static str,
@@ -251,8 +283,7 @@ pub async fn consume<T: Send>(
                 drop(consuming);
                 if end == ForwardEnd::Draining {
                     stop(&subscription.channel, &subscription.consumer).await;
-                    drop(deliveries);
-                    shutdown.ended().await;
+                    connection.consumers().set_lost(queue);
                     return;
                 }
                 tracing::warn!(queue, "the consumer lost its channel, restarting");
@@ -277,7 +308,7 @@ enum ForwardEnd {
 struct Subscription<'a> {
     connection: &'a Connection,
     queue: &'static str,
-    channel: Channel,
+    channel: Arc<Channel>,
     consumer: Consumer,
 }
 
@@ -287,7 +318,7 @@ impl<'a> Subscription<'a> {
         queue: &'static str,
         window: &Window,
     ) -> Result<Self, Error> {
-        let channel = connection.channel().await?;
+        let channel = Arc::new(connection.channel().await?);
         let consumer = start(&channel, queue, window).await?;
         Ok(Self { connection, queue, channel, consumer })
     }
@@ -329,7 +360,8 @@ impl<'a> Subscription<'a> {
 
     fn read(&self, delivery: lapin::message::Delivery, window: &Window) -> Delivery {
         let server = self.connection.server();
-        let delivery = Delivery::new(self.queue, server, window.acknowledged(), delivery);
+        let delivery =
+            Delivery::new(self.queue, server, window.acknowledged(), &self.channel, delivery);
         if delivery.headers.get(headers::REPAIRED).is_some() {
             self.connection.count_repaired(self.queue);
         }

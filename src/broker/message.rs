@@ -17,7 +17,7 @@ use super::{
 use crate::{
     event::Rejected,
     job::{
-        Ending, ErrorType, Failure, Job, JobReport, MessageKind, MessageOrigin, Reason, SyncPhase,
+        ErrorType, Failure, Job, JobReport, MessageKind, MessageOrigin, Reason, SyncPhase, Verdict,
     },
     retry::{Ladder, Tier},
     runtime::{text_enum::text_enum, trace::TraceContext},
@@ -321,18 +321,18 @@ impl Message {
 
     /// The message of this kind that must follow a report. `None` if the report requires none.
     pub fn of_report(kind: MessageKind, report: &JobReport, ladder: &Ladder) -> Option<Self> {
-        match (kind, &report.ending) {
+        match (kind, &report.verdict) {
             (MessageKind::Outcomes, _) => Self::outcome(report),
-            (MessageKind::Retries, Ending::Retrying { failure, wait }) => {
+            (MessageKind::Retries, Verdict::Retry { wait, failure, .. }) => {
                 Some(Self::retry(&report.job, ladder.waiting_for(*wait), Some(failure)))
             }
-            (MessageKind::Failures, Ending::Failed { reason, failure, at }) => {
+            (MessageKind::Failures, Verdict::Fail { reason, failure }) => {
                 let origin = report.origin.as_ref();
                 let origin = Origin {
                     exchange: origin.map_or(JOBS_EXCHANGE, |origin| &origin.exchange),
                     routing_key: origin.map_or("", |origin| &origin.routing_key),
                 };
-                Some(Self::failed(&report.job, *reason, failure, *at, origin))
+                Some(Self::failed(&report.job, *reason, failure, report.at, origin))
             }
             _ => None,
         }
@@ -340,13 +340,13 @@ impl Message {
 
     /// The message that publishes the outcome of a job. `None` if the job has not ended.
     pub fn outcome(report: &JobReport) -> Option<Self> {
-        let (outcome, suffix, at) = match &report.ending {
-            Ending::Completed { at, .. } => (OutcomeType::Synced, "synced", at),
-            Ending::Failed { at, .. } => (OutcomeType::SyncFailed, "sync_failed", at),
-            Ending::Retrying { .. } => return None,
+        let (outcome, suffix) = match &report.verdict {
+            Verdict::Complete => (OutcomeType::Synced, "synced"),
+            Verdict::Fail { .. } => (OutcomeType::SyncFailed, "sync_failed"),
+            Verdict::Retry { .. } => return None,
         };
         let message_id = format!("{}:{suffix}", report.job.attempt_id());
-        let body = outcome_body(report, outcome, &message_id, *at);
+        let body = outcome_body(report, outcome, &message_id);
         Some(Self {
             exchange: UPDATES_EXCHANGE.to_owned(),
             routing_key: outcome.as_str().to_owned(),
@@ -478,28 +478,23 @@ fn failure_headers(
         .text(headers::ORIGINAL_ROUTING_KEY, origin.routing_key)
 }
 
-fn outcome_body(
-    report: &JobReport,
-    r#type: OutcomeType,
-    id: &str,
-    at: DateTime<Utc>,
-) -> OutcomeBody {
+fn outcome_body(report: &JobReport, r#type: OutcomeType, id: &str) -> OutcomeBody {
     let job = &report.job;
-    let failure = match &report.ending {
-        Ending::Failed { reason, failure, .. } => Some((failure, *reason == Reason::Exhausted)),
+    let failure = match &report.verdict {
+        Verdict::Fail { reason, failure } => Some((failure, *reason == Reason::Exhausted)),
         _ => None,
     };
     OutcomeBody {
         r#type,
         id: id.to_owned(),
-        time: time(at),
+        time: time(report.at),
         signup_id: job.signup_id,
         job_id: job.id,
         sync_phase: job.phase,
         contact_id: report.contact_id.clone(),
         attempt_count: job.attempt,
         manual_retry: job.manual_retry,
-        mock: matches!(report.ending, Ending::Completed { mock: true, .. }),
+        mock: report.mock,
         error_type: failure.map(|(failure, _)| failure.error_type),
         error_message: failure.map(|(failure, _)| failure.message.clone()),
         exhausted_retries: failure.map(|(_, is_exhausted)| is_exhausted),

@@ -11,13 +11,19 @@ pub(super) async fn run(config: Config) -> Result<(), Error> {
     };
     tokio::pin!(stop);
     // A signal during startup ends the program at once: no message has been consumed yet.
-    let app = tokio::select! {
+    let mut app = tokio::select! {
         app = App::start(config) => app?,
         stopped = &mut stop => return stopped,
     };
-    stop.await?;
+    let failed = tokio::select! {
+        stopped = stop => stopped.err(),
+        task = app.task_ended() => {
+            tracing::error!(task, "a task ended unexpectedly, stopping the service");
+            Some(Error::Other(format!("the task {task:?} ended unexpectedly")))
+        }
+    };
     tracing::info!("shutdown started");
     app.stop().await;
     tracing::info!("shutdown complete");
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }

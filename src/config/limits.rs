@@ -61,6 +61,7 @@ fn counts(config: &Config) -> Result<(), (&'static str, String)> {
     let size = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
     for (key, value, min, max) in [
         ("database.max_connections", config.database.max_connections.into(), 1, 10_000),
+        ("database.http_connections", config.database.http_connections.into(), 1, 10_000),
         // RabbitMQ allows 2047 channels per connection by default; some are used otherwise.
         ("broker.publish_channels", size(config.broker.publish_channels.get()), 1, 2_000),
         // With a limit of 1, the first crash of a consumer would fail its message.

@@ -9,14 +9,17 @@ use std::{
 };
 
 use base64::Engine;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures_util::future::{BoxFuture, join_all};
 use reqwest::{
     Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER},
 };
 use secrecy::ExposeSecret;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use uuid::Uuid;
 
 use super::{
@@ -96,19 +99,34 @@ pub enum PushResult {
 /// due, which may be long after the jobs were claimed.
 pub type RetainClaimed<'a> = dyn Fn(Vec<Uuid>) -> BoxFuture<'a, HashSet<Uuid>> + Sync + 'a;
 
-/// A job that is ready to be sent.
+/// A job that was pushed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PushedJob {
+    /// The job.
+    pub job_id: Uuid,
+    /// Its result.
+    pub result: PushResult,
+}
+
+/// A job, prepared to be pushed: it can be sent, or its attempt has ended without a call.
 #[derive(Debug)]
-struct PreparedJob {
-    /// Its index among the jobs that were pushed.
-    index: usize,
-    job: Uuid,
-    /// The span of its message.
+pub struct PreparedJob(Result<SendableJob, PushedJob>);
+
+/// A job that can be sent.
+#[derive(Debug)]
+struct SendableJob {
+    job_id: Uuid,
+    occurred_at: DateTime<Utc>,
+    /// The span of its message, to which the span of its call is linked.
     span: SpanLink,
     prepared: Prepared,
 }
 
-/// A job that is ready to be sent, and whose person has no other call in flight.
-type ReservedJob<'a> = (PreparedJob, Reservation<'a>);
+/// A job that can be sent, and whose person has no other call in flight.
+type ReservedJob<'a> = (SendableJob, Reservation<'a>);
+
+/// Where the results of each call are sent when it has ended.
+type Results = mpsc::Sender<Vec<PushedJob>>;
 
 /// Customer.io's answer about the credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -341,46 +359,47 @@ impl CustomerIo {
         Ok(response)
     }
 
+    /// Prepares a job to be pushed. `span` is the span of its message.
+    pub fn prepare(&self, claimed: &ClaimedJob, span: SpanLink) -> PreparedJob {
+        let (job_id, occurred_at) = (claimed.job.id, claimed.job.occurred_at);
+        PreparedJob(match operation::prepare(claimed, self.identifier) {
+            Ok(prepared) => Ok(SendableJob { job_id, occurred_at, span, prepared }),
+            Err(outcome) => {
+                let contact = operation::identify(&claimed.signup, self.identifier);
+                let contact = contact.map(|(_, contact_id)| contact_id.to_owned());
+                Err(PushedJob { job_id, result: attempt_without_call(contact, outcome) })
+            }
+        })
+    }
+
     /// Sends the jobs, in as few calls as the limits allow. Of several jobs of one person, the
-    /// oldest is sent, and the others are not. Returns one result per job, in the order of `jobs`.
-    /// `spans` are the spans of their messages, in the same order, to which the span of each call
-    /// is linked; it may be empty.
+    /// oldest is sent, and the others are not. `results` gets one result per job, those of a call
+    /// when it has ended.
     pub async fn push(
         &self,
-        jobs: &[ClaimedJob],
-        spans: &[SpanLink],
+        jobs: Vec<PreparedJob>,
         permit: &Permit<'_>,
         retain_claimed: &RetainClaimed<'_>,
-    ) -> Vec<PushResult> {
-        let mut results = Vec::with_capacity(jobs.len());
-        let mut prepared = Vec::with_capacity(jobs.len());
-        for (index, claimed) in jobs.iter().enumerate() {
-            match operation::prepare(claimed, self.identifier) {
-                Ok(one) => prepared.push(PreparedJob {
-                    index,
-                    job: claimed.job.id,
-                    span: spans.get(index).cloned().unwrap_or_default(),
-                    prepared: one,
-                }),
-                Err(outcome) => {
-                    let contact = operation::identify(&claimed.signup, self.identifier);
-                    let contact = contact.map(|(_, contact_id)| contact_id.to_owned());
-                    results.push((index, attempt_without_call(contact, outcome)));
-                }
+        results: Results,
+    ) {
+        let (mut sendable, mut ended) = (Vec::with_capacity(jobs.len()), Vec::new());
+        for PreparedJob(job) in jobs {
+            match job {
+                Ok(job) => sendable.push(job),
+                Err(pushed) => ended.push(pushed),
             }
         }
         // The older of two jobs of one person goes first.
-        prepared.sort_by_key(|one| jobs[one.index].job.occurred_at);
-        let keys = |job: &PreparedJob| job.prepared.person;
-        let (ready, waiting) = self.people.reserve(prepared, keys).await;
-        results.extend(waiting.iter().map(|job| (job.index, PushResult::NotSent)));
+        sendable.sort_by_key(|job| job.occurred_at);
+        let keys = |job: &SendableJob| job.prepared.person;
+        let (ready, waiting) = self.people.reserve(sendable, keys).await;
+        ended.extend(waiting.iter().map(|job| job.ended(PushResult::NotSent)));
+        send_results(&results, ended).await;
         let calls = self.split(ready).into_iter().map(async |call| {
             let (jobs, _reservations): (Vec<_>, Vec<_>) = call.into_iter().unzip();
-            self.send(jobs.iter().collect(), permit, retain_claimed).await
+            self.send(jobs.iter().collect(), permit, retain_claimed, &results).await;
         });
-        results.extend(join_all(calls).await.into_iter().flatten());
-        results.sort_unstable_by_key(|(index, _)| *index);
-        results.into_iter().map(|(_, result)| result).collect()
+        join_all(calls).await;
     }
 
     /// Divides the jobs into calls within the limits of size and number.
@@ -406,61 +425,61 @@ impl CustomerIo {
 
     /// Makes one call, when the rate limiter allows it, for those of the jobs that are still
     /// claimed, unless the breaker has opened meanwhile. A call that is refused as a whole is
-    /// halved until the offending job is alone. In mock mode, it makes no call. Returns the result
-    /// of each job with its index.
+    /// halved until the offending job is alone. In mock mode, it makes no call.
     fn send<'a>(
         &'a self,
-        jobs: Vec<&'a PreparedJob>,
+        jobs: Vec<&'a SendableJob>,
         permit: &'a Permit<'_>,
         retain_claimed: &'a RetainClaimed<'_>,
-    ) -> BoxFuture<'a, Vec<(usize, PushResult)>> {
+        results: &'a Results,
+    ) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             self.wait_for_rate().await;
-            let claimed = retain_claimed(jobs.iter().map(|job| job.job).collect()).await;
+            let claimed = retain_claimed(jobs.iter().map(|job| job.job_id).collect()).await;
             let (mut jobs, lost): (Vec<_>, Vec<_>) =
-                jobs.into_iter().partition(|job| claimed.contains(&job.job));
-            let mut results: Vec<_> =
-                lost.into_iter().map(|job| (job.index, PushResult::ClaimLost)).collect();
+                jobs.into_iter().partition(|job| claimed.contains(&job.job_id));
+            let lost = lost.into_iter().map(|job| job.ended(PushResult::ClaimLost));
+            send_results(results, lost.collect()).await;
             let transport = self.transport();
             let http = match &*transport {
                 Transport::Http(http) if permit.is_valid() && !jobs.is_empty() => http,
                 Transport::Mock if permit.is_valid() && !jobs.is_empty() => {
                     permit.record(CallResult::Answered);
-                    results.extend(jobs.into_iter().map(accepted_in_mock_mode));
-                    return results;
+                    let accepted = jobs.into_iter().map(SendableJob::accepted_in_mock_mode);
+                    return send_results(results, accepted.collect()).await;
                 }
                 _ => {
-                    results.extend(jobs.into_iter().map(|job| (job.index, PushResult::NotSent)));
-                    return results;
+                    let not_sent = jobs.into_iter().map(|job| job.ended(PushResult::NotSent));
+                    return send_results(results, not_sent.collect()).await;
                 }
             };
             let (started_at, started) = (Utc::now(), Instant::now());
-            let call = self.call(http, &jobs).await;
+            let BatchCall { response, http_status } = self.call(http, &jobs).await;
             let duration = started.elapsed();
-            permit.record(call_result(call.http_status, &call.response));
-            self.count_call(call.http_status, duration);
-            let outcomes = match call.response {
+            permit.record(call_result(http_status, &response));
+            self.count_call(http_status, duration);
+            let outcomes = match response {
                 BatchResponse::PerJob(outcomes) => outcomes,
                 BatchResponse::RejectedWhole(failure) if jobs.len() == 1 => {
                     vec![Outcome::Refused(failure)]
                 }
                 BatchResponse::RejectedWhole(_) => {
                     let right = jobs.split_off(jobs.len() / 2);
-                    results.extend(self.send(jobs, permit, retain_claimed).await);
-                    results.extend(self.send(right, permit, retain_claimed).await);
-                    return results;
+                    self.send(jobs, permit, retain_claimed, results).await;
+                    return self.send(right, permit, retain_claimed, results).await;
                 }
             };
-            let http_status = call.http_status;
-            let attempted = |(job, outcome): (&PreparedJob, _)| {
-                let warning = job.prepared.warning;
-                let attempt =
-                    Attempt { started_at, duration, http_status, outcome, mock: false, warning };
-                let contact_id = Some(job.prepared.contact_id.clone());
-                (job.index, PushResult::Attempted { contact_id, attempt })
+            let attempted = |(job, outcome): (&SendableJob, _)| {
+                job.attempted(Attempt {
+                    started_at,
+                    duration,
+                    http_status,
+                    outcome,
+                    mock: false,
+                    warning: job.prepared.warning,
+                })
             };
-            results.extend(jobs.into_iter().zip(outcomes).map(attempted));
-            results
+            send_results(results, jobs.into_iter().zip(outcomes).map(attempted).collect()).await;
         })
     }
 
@@ -469,7 +488,7 @@ impl CustomerIo {
         self.metrics.calls.with_label_values(&[CallStatus::of(status).as_str()]).inc();
     }
 
-    async fn call(&self, http: &Http, jobs: &[&PreparedJob]) -> BatchCall {
+    async fn call(&self, http: &Http, jobs: &[&SendableJob]) -> BatchCall {
         let request = http
             .client
             .post(http.batch_url.clone())
@@ -508,7 +527,7 @@ impl Http {
     /// A call serves jobs of many traces, so its span is linked to those of their messages and
     /// starts a trace. The request does not carry its context: Customer.io is another company,
     /// whose systems do not continue the trace.
-    fn batch_span(&self, jobs: &[&PreparedJob]) -> TraceSpan {
+    fn batch_span(&self, jobs: &[&SendableJob]) -> TraceSpan {
         TraceSpan::start(|| {
             let url = &self.batch_url;
             let host = url.host_str().unwrap_or_default().to_owned();
@@ -648,7 +667,7 @@ fn basic_auth(site_id: &str, api_key: &str) -> Result<HeaderValue, Error> {
     Ok(header)
 }
 
-fn batch_body(jobs: &[&PreparedJob]) -> String {
+fn batch_body(jobs: &[&SendableJob]) -> String {
     let operations: Vec<_> = jobs.iter().map(|job| job.prepared.json.as_str()).collect();
     format!("{{\"batch\":[{}]}}", operations.join(","))
 }
@@ -666,18 +685,34 @@ fn attempt_without_call(contact_id: Option<String>, outcome: Outcome) -> PushRes
     PushResult::Attempted { contact_id, attempt }
 }
 
-/// The result of a job in mock mode, with its index.
-fn accepted_in_mock_mode(job: &PreparedJob) -> (usize, PushResult) {
-    let attempt = Attempt {
-        started_at: Utc::now(),
-        duration: Duration::ZERO,
-        http_status: None,
-        outcome: Outcome::Accepted,
-        mock: true,
-        warning: job.prepared.warning,
-    };
-    let contact_id = Some(job.prepared.contact_id.clone());
-    (job.index, PushResult::Attempted { contact_id, attempt })
+/// Sends results, if there are any.
+async fn send_results(results: &Results, ended: Vec<PushedJob>) {
+    if !ended.is_empty() {
+        // The receiver ends only with the batch.
+        let _ = results.send(ended).await;
+    }
+}
+
+impl SendableJob {
+    fn ended(&self, result: PushResult) -> PushedJob {
+        PushedJob { job_id: self.job_id, result }
+    }
+
+    fn attempted(&self, attempt: Attempt) -> PushedJob {
+        let contact_id = Some(self.prepared.contact_id.clone());
+        self.ended(PushResult::Attempted { contact_id, attempt })
+    }
+
+    fn accepted_in_mock_mode(&self) -> PushedJob {
+        self.attempted(Attempt {
+            started_at: Utc::now(),
+            duration: Duration::ZERO,
+            http_status: None,
+            outcome: Outcome::Accepted,
+            mock: true,
+            warning: self.prepared.warning,
+        })
+    }
 }
 
 /// A response, read to its end.

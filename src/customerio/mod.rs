@@ -22,7 +22,8 @@ use serde::Deserialize;
 
 pub use breaker::{BreakerReason, BreakerState, BreakerStatus, Config as BreakerConfig, Permit};
 pub use client::{
-    Account, CustomerIo, Error, Mode, PushResult, Replacement, RetainClaimed, check_url,
+    Account, CustomerIo, Error, Mode, PreparedJob, PushResult, PushedJob, Replacement,
+    RetainClaimed, check_url,
 };
 pub use diagnose::{check, check_mode};
 pub use labels::{CallRateOf, CallStatus};

@@ -18,7 +18,7 @@ use crate::runtime::text_enum::text_enum;
 pub use claimant::Claimant;
 pub use outbox::{MessageKind, OutboxRow, OutboxSender};
 pub use signup::{Signup, StatedTimes};
-pub use work::{ClaimedJob, Ending, Job, JobMessage, JobReport, MessageOrigin};
+pub use work::{ClaimedJob, Job, JobMessage, JobReport, MessageOrigin, Verdict};
 
 text_enum! {
     /// Which of a signup's two jobs this is.

@@ -69,8 +69,12 @@ pub struct JobReport {
     pub contact_id: Option<String>,
     /// Where the message that led to it came from. `None` if that is not known.
     pub origin: Option<MessageOrigin>,
-    /// The ending of the attempt.
-    pub ending: Ending,
+    /// The consequence of the attempt.
+    pub verdict: Verdict,
+    /// Whether the job was completed in mock mode, so that Customer.io does not have the data.
+    pub mock: bool,
+    /// When that was recorded.
+    pub at: DateTime<Utc>,
 }
 
 /// Where a message came from.
@@ -83,32 +87,37 @@ pub struct MessageOrigin {
     pub routing_key: String,
 }
 
-/// The recorded consequence of an attempt: an end state of the job, or a scheduled retry.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Ending {
+/// The consequence of an attempt: an end state of the job, or a retry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
     /// Accepted by Customer.io, or in mock mode.
-    Completed {
-        /// When that was recorded.
-        at: DateTime<Utc>,
-        /// Whether it was in mock mode, so that Customer.io does not have the data.
-        mock: bool,
-    },
-    /// Waiting for its next attempt.
-    Retrying {
-        /// The failure of the attempt.
-        failure: Failure,
+    Complete,
+    /// Wait on a delay tier, then make the next attempt.
+    Retry {
+        /// Name of the tier.
+        tier: String,
         /// Time until the next attempt.
         wait: Duration,
+        /// The failure of the attempt.
+        failure: Failure,
     },
-    /// Waiting for an operator.
-    Failed {
+    /// Wait for an operator.
+    Fail {
         /// Why no further attempt is made.
         reason: Reason,
         /// The failure of the attempt.
         failure: Failure,
-        /// When that was recorded.
-        at: DateTime<Utc>,
     },
+}
+
+impl Verdict {
+    /// The failure of the attempt, if it failed.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Complete => None,
+            Self::Retry { failure, .. } | Self::Fail { failure, .. } => Some(failure),
+        }
+    }
 }
 
 /// A message that asks for one attempt of a job.

@@ -100,6 +100,7 @@ mod tests {
                 client_certificate: PathBuf::new(),
                 client_key: PathBuf::new(),
                 max_connections: 1,
+                http_connections: 1,
                 acquire_timeout: std::time::Duration::from_secs(1),
                 migrate: true,
                 claim_lease: std::time::Duration::from_secs(1),

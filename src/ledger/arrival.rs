@@ -88,6 +88,8 @@ pub(super) struct JobSnapshot<'a> {
     pub(super) claimed_by: Option<&'a Claimant>,
     /// Whether its claim is older than the lease.
     pub(super) is_stale: bool,
+    /// Whether the process that owns its claim is gone. `None` if the claim does not name it.
+    pub(super) owner_is_gone: Option<bool>,
     /// Time until it is due; zero if it is due.
     pub(super) due_in: Duration,
 }
@@ -106,7 +108,8 @@ pub(super) enum Disposition {
     Claim,
     /// Claim the job for the first attempt of a new run.
     Restart,
-    /// This message was settled before. The messages that must follow may not have been published.
+    /// This message was settled before. Its consumer was lost before the acknowledgement, and maybe
+    /// before the messages that must follow were on record.
     Settled,
     /// The job was completed by another message.
     AlreadyCompleted,
@@ -127,12 +130,13 @@ pub(super) fn disposition(arrival: &Arrival, job: &JobSnapshot<'_>) -> Dispositi
         _ => job.run,
     });
     let is_claimant = job.claimed_by == Some(&claimant);
+    let is_settled = is_claimant && arrival.redelivered;
     match &arrival.source {
         Source::Job(message) | Source::Operator { message, .. } if message.job_id != job.id => {
             Disposition::Unknown
         }
-        _ if job.status == Status::Completed && !is_claimant => Disposition::AlreadyCompleted,
-        _ if job.status == Status::Completed => Disposition::Settled,
+        _ if job.status == Status::Completed && is_settled => Disposition::Settled,
+        _ if job.status == Status::Completed => Disposition::AlreadyCompleted,
         Source::Event(event) if !job.knows(&event.id) => Disposition::Restart,
         Source::Event(event) if event.id != job.event_id => Disposition::Superseded,
         Source::Event(_) => of_same_event(arrival, job, is_claimant),
@@ -154,7 +158,9 @@ fn of_same_event(arrival: &Arrival, job: &JobSnapshot<'_>, is_claimant: bool) ->
         Status::Processing if is_awaited && job.attempt == 0 => {
             of_claimed(arrival, job, is_claimant)
         }
-        Status::Pending | Status::Failed if is_claimant => Disposition::Settled,
+        Status::Pending | Status::Failed if is_claimant && arrival.redelivered => {
+            Disposition::Settled
+        }
         _ => Disposition::Superseded,
     }
 }
@@ -172,20 +178,20 @@ fn of_job_message(
         }
         Status::Pending if is_current => Disposition::Claim,
         Status::Processing if is_current => of_claimed(arrival, job, is_claimant),
-        Status::Pending | Status::Failed if is_claimant => Disposition::Settled,
+        Status::Pending | Status::Failed if is_claimant && arrival.redelivered => {
+            Disposition::Settled
+        }
         _ => Disposition::Superseded,
     }
 }
 
-/// The job is claimed for the attempt that this message asks for. A redelivery of the claiming
-/// message means that its consumer is gone. Any other message waits until the lease of the claim
-/// ends.
+/// The job is claimed for the attempt that this message asks for. The claim is taken over if the
+/// process that owns it is gone, or if nobody has renewed it: a batch renews its claims. If it is
+/// not known who owns the claim, a redelivery of the claiming message means that its consumer is
+/// gone.
 fn of_claimed(arrival: &Arrival, job: &JobSnapshot<'_>, is_claimant: bool) -> Disposition {
-    if job.is_stale || (is_claimant && arrival.redelivered) {
-        Disposition::Claim
-    } else {
-        Disposition::InFlight
-    }
+    let owner_is_gone = job.owner_is_gone.unwrap_or(is_claimant && arrival.redelivered);
+    if job.is_stale || owner_is_gone { Disposition::Claim } else { Disposition::InFlight }
 }
 
 #[cfg(test)]
@@ -239,6 +245,7 @@ mod tests {
             earlier_events: &[],
             claimed_by: Some(claimed_by),
             is_stale: false,
+            owner_is_gone: None,
             due_in: Duration::ZERO,
         }
     }
@@ -311,6 +318,27 @@ mod tests {
             disposition(&again(message(0, 0)), &snapshot(Status::Processing, 0, &E1)),
             Disposition::InFlight
         );
+    }
+
+    #[test]
+    fn only_the_claim_of_a_process_that_is_gone_is_taken_over() {
+        let owned = |owner_is_gone| JobSnapshot {
+            owner_is_gone: Some(owner_is_gone),
+            ..snapshot(Status::Processing, 0, &E1)
+        };
+        for arrival in [event("e1"), again(event("e1")), message(0, 0), again(message(0, 0))] {
+            let living = disposition(&arrival, &owned(false));
+            assert_eq!(living, Disposition::InFlight, "{arrival:?}");
+            assert_eq!(disposition(&arrival, &owned(true)), Disposition::Claim, "{arrival:?}");
+        }
+    }
+
+    #[test]
+    fn a_copy_of_a_settled_message_needs_no_answer() {
+        let settled = |status| snapshot(status, 0, &E1);
+        assert_eq!(disposition(&event("e1"), &settled(Status::Failed)), Disposition::Superseded);
+        let completed = disposition(&event("e1"), &settled(Status::Completed));
+        assert_eq!(completed, Disposition::AlreadyCompleted);
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! The audit log: who did what to which signup. Append-only.
 
 use serde_json::Value;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Error, pool::Session};
 use crate::runtime::text_enum::text_enum;
 
 /// The actor of changes that no operator made.
@@ -53,7 +52,7 @@ pub(super) struct AuditEntry {
 
 /// Writes `entries`, all of them by `actor`.
 pub(super) async fn insert(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     actor: &str,
     entries: &[AuditEntry],
 ) -> Result<(), Error> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -24,6 +24,7 @@ use super::{
     Error, Ledger,
     audit::{self, AuditAction, AuditEntry},
     mock,
+    pool::Session,
     restart::{DismissedFailures, restart},
     selection::{Selection, open_failures},
 };
@@ -237,7 +238,7 @@ impl Ledger {
 /// Restarts at most `limit` of the jobs of a bulk retry. Returns the number of jobs that it found,
 /// and those of them that it restarted: another transaction may have been faster.
 async fn restart_some(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     bulk: &BulkRetry,
     limit: i64,
 ) -> Result<(usize, Vec<Job>), Error> {
@@ -255,7 +256,7 @@ async fn restart_some(
 
 /// Locks the oldest running bulk retry for one step. `None` if there is none, another replica takes
 /// its step, or its next step is not due.
-async fn lock_oldest(connection: &mut PgConnection) -> Result<Option<BulkRetry>, Error> {
+async fn lock_oldest(connection: &mut Session) -> Result<Option<BulkRetry>, Error> {
     sqlx::query_as!(
         BulkRetry,
         r#"

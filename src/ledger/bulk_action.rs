@@ -14,7 +14,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -24,6 +24,7 @@ use super::{
     bulk::BulkStatus,
     dismiss::{dismiss_failures, dismiss_messages},
     message_selection::{MessageBase, MessageSelection, MessageSource, open_messages},
+    pool::Session,
 };
 use crate::runtime::text_enum::text_enum;
 
@@ -375,7 +376,7 @@ fn known_kinds() -> Vec<&'static str> {
 
 /// Takes a step of a locked action.
 async fn step_of(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     action: DueAction,
     replays: ReplayLimits<'_>,
 ) -> Result<BulkActionStep, Error> {
@@ -393,7 +394,7 @@ async fn step_of(
 }
 
 /// Lets a minute pass until the next step.
-async fn postpone(connection: &mut PgConnection, id: Uuid) -> Result<(), Error> {
+async fn postpone(connection: &mut Session, id: Uuid) -> Result<(), Error> {
     sqlx::query!(
         r#"
         UPDATE bulk_actions
@@ -410,10 +411,7 @@ async fn postpone(connection: &mut PgConnection, id: Uuid) -> Result<(), Error> 
 
 /// Locks the action `id`, or the one whose next step has been due for longest. `None` if there is
 /// none, or if another replica takes its step.
-async fn lock_due(
-    connection: &mut PgConnection,
-    id: Option<Uuid>,
-) -> Result<Option<DueAction>, Error> {
+async fn lock_due(connection: &mut Session, id: Option<Uuid>) -> Result<Option<DueAction>, Error> {
     sqlx::query_as!(
         DueAction,
         r#"
@@ -445,7 +443,7 @@ async fn lock_due(
 }
 
 async fn record_dismissal(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     action: &DueAction,
     step: DismissalStep,
 ) -> Result<BulkActionStep, Error> {
@@ -455,7 +453,7 @@ async fn record_dismissal(
 
 /// Reserves the next messages of a replay, or completes it if there are none.
 async fn reserve(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     action: DueAction,
     limits: ReplayLimits<'_>,
 ) -> Result<BulkActionStep, Error> {
@@ -479,7 +477,7 @@ async fn reserve(
 
 /// Records a step of a running action. The next one is due after `pace`, unless it was the last.
 async fn record_step(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     action: Uuid,
     done: i64,
     is_last: bool,
@@ -506,7 +504,7 @@ async fn record_step(
 }
 
 /// Counts a message that a replay has published and resolved.
-pub(super) async fn count_replay(connection: &mut PgConnection, action: Uuid) -> Result<(), Error> {
+pub(super) async fn count_replay(connection: &mut Session, action: Uuid) -> Result<(), Error> {
     sqlx::query!(
         "UPDATE bulk_actions SET done = done + 1, updated_at = now() WHERE id = $1",
         action

@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Error, Ledger};
+use super::{Error, Ledger, pool::Session};
 
 /// The part of the call rate that a replica may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -133,9 +132,7 @@ impl Ledger {
 }
 
 /// The circuit breakers of the replicas that have a lease and have reported theirs.
-pub(super) async fn live_breakers(
-    connection: &mut PgConnection,
-) -> Result<Vec<ReplicaBreaker>, Error> {
+pub(super) async fn live_breakers(connection: &mut Session) -> Result<Vec<ReplicaBreaker>, Error> {
     sqlx::query_as!(
         ReplicaBreaker,
         r#"

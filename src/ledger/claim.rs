@@ -2,12 +2,13 @@
 //! number of statements.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use serde_json::json;
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
     arrival::{Arrival, Disposition},
     audit::{self, AuditAction, AuditEntry},
     failures::FailureResolution,
+    pool::Session,
     restart,
     row::{JobRow, SignupRow, StoredTimes},
     working_set::{JobChange, JobState, SignupChange, SignupState, WorkingSet},
@@ -73,10 +75,15 @@ impl Ledger {
         clippy::disallowed_methods,
         reason = "an edge: the lease starts before the claim is written"
     )]
-    pub async fn claim(&self, claim: Uuid, arrivals: &[Arrival]) -> Result<ClaimedBatch, Error> {
+    pub async fn claim(
+        &self,
+        claim: Uuid,
+        messages: &[impl Borrow<Arrival>],
+    ) -> Result<ClaimedBatch, Error> {
+        let arrivals: Vec<_> = messages.iter().map(Borrow::borrow).collect();
         loop {
             let confirmed_at = Instant::now();
-            if let Some(outcomes) = self.try_claim(claim, arrivals).await? {
+            if let Some(outcomes) = self.try_claim(claim, &arrivals).await? {
                 return Ok(ClaimedBatch { claim, confirmed_at, outcomes });
             }
         }
@@ -87,7 +94,7 @@ impl Ledger {
     async fn try_claim(
         &self,
         claim: Uuid,
-        arrivals: &[Arrival],
+        arrivals: &[&Arrival],
     ) -> Result<Option<Vec<ClaimOutcome>>, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to claim jobs"))?;
@@ -107,7 +114,7 @@ impl Ledger {
         record_restarts(&mut transaction, &working_set).await?;
         remember_events(&mut transaction, &working_set).await?;
         transaction.commit().await.map_err(Error::doing("committing claimed jobs"))?;
-        let outcomes = arrivals.iter().zip(answers).enumerate();
+        let outcomes = arrivals.iter().copied().zip(answers).enumerate();
         let outcome = |(index, (arrival, answer)): (usize, (_, Option<ClaimOutcome>))| {
             answer.unwrap_or_else(|| claimed(&working_set, index, arrival))
         };
@@ -117,11 +124,11 @@ impl Ledger {
     /// Locks and reads the signups and the jobs that the messages are for.
     async fn lock<'a>(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut Session,
         claim: Uuid,
-        arrivals: &'a [Arrival],
+        arrivals: &[&'a Arrival],
     ) -> Result<WorkingSet<'a>, Error> {
-        let ids: Vec<_> = arrivals.iter().map(Arrival::signup_id).collect();
+        let ids: Vec<_> = arrivals.iter().map(|one| one.signup_id()).collect();
         let rows = sqlx::query_file_as!(SignupRow, "src/ledger/lock_signups.sql", &ids)
             .fetch_all(&mut *connection)
             .await
@@ -145,8 +152,8 @@ impl Ledger {
 
     async fn lock_jobs<'a>(
         &self,
-        connection: &mut PgConnection,
-        arrivals: &[Arrival],
+        connection: &mut Session,
+        arrivals: &[&Arrival],
         signups: &BTreeMap<Uuid, SignupState>,
     ) -> Result<BTreeMap<(Uuid, SyncPhase), JobState<'a>>, Error> {
         let wanted: BTreeSet<_> =
@@ -205,7 +212,7 @@ macro_rules! with_signups {
 
 /// Inserts the new signups. Returns false if another transaction has inserted one meanwhile.
 async fn insert_signups(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     working_set: &WorkingSet<'_>,
 ) -> Result<bool, Error> {
     let new = signups_to_write(working_set, SignupChange::New);
@@ -222,7 +229,7 @@ async fn insert_signups(
 
 /// Updates the signups to which events added data.
 async fn update_signups(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     working_set: &WorkingSet<'_>,
 ) -> Result<(), Error> {
     let changed = signups_to_write(working_set, SignupChange::Changed);
@@ -257,10 +264,7 @@ fn exact_numbers(slip: &BetSlip) -> Option<Json<BTreeMap<&'static str, &Number>>
 
 /// Inserts the new jobs, already claimed. No other transaction can insert them: each owns the lock
 /// on the signup, or has inserted it.
-async fn insert_jobs(
-    connection: &mut PgConnection,
-    working_set: &WorkingSet<'_>,
-) -> Result<(), Error> {
+async fn insert_jobs(connection: &mut Session, working_set: &WorkingSet<'_>) -> Result<(), Error> {
     let claims = claims(working_set, |change| change == JobChange::Created);
     if claims.is_empty() {
         return Ok(());
@@ -331,10 +335,7 @@ fn claims<'a>(
 }
 
 /// Claims existing jobs, in a new run if a new event restarts them.
-async fn claim_jobs(
-    connection: &mut PgConnection,
-    working_set: &WorkingSet<'_>,
-) -> Result<(), Error> {
+async fn claim_jobs(connection: &mut Session, working_set: &WorkingSet<'_>) -> Result<(), Error> {
     let claims = claims(working_set, |change| {
         matches!(change, JobChange::Claimed | JobChange::RestartedFrom(_))
     });
@@ -395,7 +396,7 @@ async fn claim_jobs(
 /// Records the events that wrote data without being the newest of their job, so that a repeat of
 /// one writes nothing.
 async fn remember_events(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     working_set: &WorkingSet<'_>,
 ) -> Result<(), Error> {
     let events = &working_set.earlier_events;
@@ -425,7 +426,7 @@ async fn remember_events(
 /// Records in the audit log the jobs that new events restarted, and resolves the failures of those
 /// that had failed.
 async fn record_restarts(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     working_set: &WorkingSet<'_>,
 ) -> Result<(), Error> {
     let restarts: Vec<_> = working_set

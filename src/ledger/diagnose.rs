@@ -132,7 +132,7 @@ impl Ledger {
 
     /// The checks that one connection is enough for.
     async fn inspect(&self, migrates: bool) -> Result<Vec<CheckResult>, Error> {
-        let options = self.pool.connect_options();
+        let options = self.pool.connector().options();
         let connected = PgConnection::connect_with(&options).await;
         let mut connection = connected.map_err(Error::doing(CONNECTING))?;
         let server = server_facts(&mut connection).await?;
@@ -157,7 +157,7 @@ impl Ledger {
 
     /// What to do if the server does not answer.
     pub fn fix_of_silence(&self) -> String {
-        reach(&server_of(&self.pool.connect_options()))
+        reach(&server_of(&self.pool.connector().options()))
     }
 
     fn no_answer(&self, name: &'static str) -> CheckResult {
@@ -174,7 +174,7 @@ impl Ledger {
         {
             return fix.to_owned();
         }
-        let options = self.pool.connect_options();
+        let options = self.pool.connector().options();
         let server = server_of(&options);
         match error.source_of_driver() {
             Some(sqlx::Error::Database(refusal)) => {

@@ -1,7 +1,6 @@
 //! Resolves failures and unprocessable messages without a retry or a replay.
 
 use serde_json::json;
-use sqlx::PgConnection;
 
 use super::{
     Error, Ledger,
@@ -10,6 +9,7 @@ use super::{
     failures::FailureResolution,
     locks,
     message_selection::{MessageBase, MessageSelection, open_messages},
+    pool::Session,
     selection::{Selection, open_failures},
 };
 
@@ -55,7 +55,7 @@ impl Ledger {
 
 /// Dismisses the next failures of an action.
 pub(super) async fn dismiss_failures(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     action: &DueAction,
 ) -> Result<DismissalStep, Error> {
     let selection: Selection = action.selection()?;
@@ -101,7 +101,7 @@ pub(super) async fn dismiss_failures(
 
 /// Dismisses the next messages of an action.
 pub(super) async fn dismiss_messages(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     action: &DueAction,
 ) -> Result<DismissalStep, Error> {
     let selection: MessageSelection = action.selection()?;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
@@ -12,6 +11,7 @@ use super::{
     audit::{AuditAction, SERVICE},
     flags::{self, ChangedSignup},
     locks,
+    pool::Session,
 };
 use crate::{
     diagnosis::signature,
@@ -104,7 +104,7 @@ impl Ledger {
 /// Fails the jobs whose message RabbitMQ dead-lettered at its delivery limit: no message would ever
 /// advance them.
 async fn fail_given_up(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     messages: &[&FailedMessage],
     replica: Uuid,
 ) -> Result<(), Error> {
@@ -176,7 +176,7 @@ fn stored_reason(reason: Reason) -> &'static str {
 }
 
 async fn insert_failures(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     messages: &[&FailedMessage],
 ) -> Result<(), Error> {
     sqlx::query_file!(

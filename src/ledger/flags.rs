@@ -1,9 +1,8 @@
 //! The flags of a signup that say whether Customer.io has the person. This is their one writer.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Error, pool::Session};
 
 /// A signup whose jobs have changed.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +23,7 @@ impl ChangedSignup<'_> {
 
 /// Sets the flags of the signups to what their jobs say. The caller owns the locks on the signups.
 pub(super) async fn update(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     changed: &[ChangedSignup<'_>],
 ) -> Result<(), Error> {
     if changed.is_empty() {
@@ -65,10 +64,7 @@ pub(super) async fn update(
 /// Clears the flags that say that Customer.io has the person, for those of the signups that have no
 /// completed job. The caller owns the locks on the signups, and has restarted jobs of theirs that
 /// were completed in mock mode.
-pub(super) async fn clear_synced(
-    connection: &mut PgConnection,
-    signups: &[Uuid],
-) -> Result<(), Error> {
+pub(super) async fn clear_synced(connection: &mut Session, signups: &[Uuid]) -> Result<(), Error> {
     if signups.is_empty() {
         return Ok(());
     }

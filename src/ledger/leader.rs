@@ -1,9 +1,7 @@
 //! Tasks that run on one replica at a time. The replica that owns the task's advisory lock is the
-//! leader; it loses the lock with its connection.
+//! leader; it loses the lock with its session (presence.rs).
 
 use std::sync::Arc;
-
-use sqlx::{Connection, PgConnection};
 
 use super::{Error, Ledger};
 use crate::runtime::{
@@ -43,8 +41,8 @@ pub struct LeaderLock {
     task: LeaderTask,
     /// Reports whether this replica leads.
     metrics: Arc<Metrics>,
-    /// The connection whose session owns the lock, and the report that it does.
-    owner: Option<(PgConnection, GaugeGuard)>,
+    /// The session that owns the lock, and the report that it does.
+    owner: Option<(u64, GaugeGuard)>,
 }
 
 impl Ledger {
@@ -57,40 +55,25 @@ impl Ledger {
 impl LeaderLock {
     /// Returns whether this replica leads: it still owns the lock, or has acquired it now.
     pub async fn try_acquire(&mut self) -> Result<bool, Error> {
-        if let Some((owner, _)) = &mut self.owner
-            && owner.ping().await.is_err()
-        {
-            self.owner = None;
-        }
-        if self.owner.is_none() {
-            let mut connection = self
-                .ledger
-                .pool
-                .acquire()
-                .await
-                .map_err(Error::doing("acquiring a leader lock"))?;
-            let is_acquired = sqlx::query_scalar!(
-                r#"SELECT pg_try_advisory_lock($1) AS "is_acquired!""#,
-                self.task.key()
-            )
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(Error::doing("acquiring a leader lock"))?;
-            // The connection leaves the pool, so that no other statement ends it or inherits the
-            // lock.
-            self.owner = is_acquired.then(|| {
+        let owner = self.owner.take();
+        let session = owner.as_ref().map(|(session, _)| *session);
+        let locked = self.ledger.presence.try_lock(self.task.key(), session).await;
+        let locked = locked.map_err(Error::doing("acquiring a leader lock"))?;
+        self.owner = locked.map(|session| match owner {
+            Some((_, leading)) => (session, leading),
+            None => {
                 let leading = self.metrics.leading.with_label_values(&[self.task.as_str()]);
-                (connection.detach(), GaugeGuard::new(&leading))
-            });
-        }
+                (session, GaugeGuard::new(&leading))
+            }
+        });
         Ok(self.owner.is_some())
     }
 
     /// Releases the lock, so that another replica can lead.
     pub async fn release(self) {
-        if let Some((owner, _leading)) = self.owner {
-            // A connection that is lost has released the lock already.
-            let _ = owner.close().await;
+        if let Some((session, _leading)) = self.owner {
+            // A session that is lost has released the lock already.
+            let _ = self.ledger.presence.unlock(self.task.key(), session).await;
         }
     }
 }

@@ -16,13 +16,12 @@
 //! checks the SQL. PostgreSQL resolves the deadlocks that are left, such as those over the order in
 //! which one `UPDATE` visits its rows, by aborting one transaction, which is then retried.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Error, pool::Session};
 
 /// Locks signups until the end of the transaction.
-pub(super) async fn signups(connection: &mut PgConnection, ids: &[Uuid]) -> Result<(), Error> {
+pub(super) async fn signups(connection: &mut Session, ids: &[Uuid]) -> Result<(), Error> {
     sqlx::query!("SELECT id FROM signups WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", ids)
         .fetch_all(connection)
         .await
@@ -31,10 +30,7 @@ pub(super) async fn signups(connection: &mut PgConnection, ids: &[Uuid]) -> Resu
 }
 
 /// Locks the signups of jobs until the end of the transaction.
-pub(super) async fn signups_of_jobs(
-    connection: &mut PgConnection,
-    jobs: &[Uuid],
-) -> Result<(), Error> {
+pub(super) async fn signups_of_jobs(connection: &mut Session, jobs: &[Uuid]) -> Result<(), Error> {
     sqlx::query!(
         r#"
         SELECT id

@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Error, Ledger, selection::bounded_text};
+use super::{Error, Ledger, pool::Session, selection::bounded_text};
 use crate::job::Reason;
 
 /// Filters of unprocessable messages, all of which must match. Without a filter, every open message
@@ -136,7 +136,7 @@ impl Ledger {
 /// The open messages of `selection`, oldest first, at most `limit`, and only those that were
 /// mirrored before `cutoff` if one is given.
 pub(super) async fn open_messages(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     selection: &MessageSelection,
     base: MessageBase<'_>,
     cutoff: Option<DateTime<Utc>>,

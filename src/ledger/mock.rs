@@ -6,13 +6,14 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use sqlx::{PgConnection, QueryBuilder};
+use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use super::{
     Error,
     audit::{self, AuditAction, AuditEntry},
     flags, locks,
+    pool::Session,
     selection::{Selection, SelectionBase},
 };
 use crate::job::{Job, Status};
@@ -20,7 +21,7 @@ use crate::job::{Job, Status};
 /// The jobs of `selection` that were completed in mock mode before `cutoff`, at most `limit`. One
 /// that is completed in mock mode again is completed after the cutoff.
 pub(super) async fn completed_jobs(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     selection: &Selection,
     cutoff: DateTime<Utc>,
     limit: i64,
@@ -39,7 +40,7 @@ pub(super) async fn completed_jobs(
 /// Restarts those of `jobs` that are still completed in mock mode. The caller publishes a message
 /// for each returned job.
 pub(super) async fn restart(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     jobs: &[Uuid],
     actor: &str,
 ) -> Result<Vec<Job>, Error> {

@@ -32,7 +32,9 @@ mod mock;
 mod open_work;
 mod outbox;
 mod parked;
+mod pool;
 mod pooler;
+mod presence;
 mod recover;
 mod restart;
 mod row;
@@ -45,14 +47,11 @@ mod stats;
 mod unprocessable;
 mod working_set;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
-use sqlx::{
-    Connection, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use uuid::Uuid;
 
 use crate::runtime::{replica::Replica, tls};
@@ -60,6 +59,8 @@ use address::DatabaseAddress;
 pub use address::check_url;
 use diagnose::CONNECTING;
 pub use diagnose::{POOLER_FIX, POOLER_PROBLEM};
+use pool::{Connector, Pool};
+use presence::Presence;
 
 pub use arrival::{Arrival, EARLIER_EVENTS_MAX, Source};
 pub use audit::{AuditAction, SERVICE};
@@ -76,12 +77,12 @@ pub use leader::{LeaderLock, LeaderTask};
 pub use message_selection::{MessagePreview, MessageSelection, MessageSource, message_text};
 pub use open_work::OpenWork;
 pub use parked::ParkedFailure;
-pub use recover::{LostMessageScope, RecoveryLimits, Unmirrored, WaitingMessages};
+pub use recover::{LostMessageScope, ReadyJob, RecoveryLimits, Unmirrored, WaitingMessages};
 pub use schema::Schema;
 pub use search::{FailedJob, FailureGroup, FailurePage};
 pub use selection::{Preview, SearchMatch, Selection, search_text, signature_text};
 pub use sessions::{EndedSession, SessionSalt};
-pub use settle::{Settled, SettledBatch, Settlement};
+pub use settle::{SettledBatch, Settlement};
 pub use stats::{ActivityMinute, LiveCounts, Overview, RecentSignups, Stats};
 pub use unprocessable::{
     MessageReadLimits, MessageResolution, OpenMessage, Resolved, UnprocessableMessage,
@@ -97,8 +98,10 @@ pub struct Config {
     pub client_certificate: PathBuf,
     /// PEM file with the client's private key.
     pub client_key: PathBuf,
-    /// Maximum connections.
+    /// Maximum connections of the flows.
     pub max_connections: u32,
+    /// Maximum connections of the endpoints and of the counts for the metrics.
+    pub http_connections: u32,
     /// Maximum time to wait for a connection of the pool.
     #[serde(with = "humantime_serde")]
     pub acquire_timeout: Duration,
@@ -151,7 +154,9 @@ impl Error {
 /// A handle to the database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    pool: PgPool,
+    pool: Pool,
+    /// The session that owns the advisory locks of this process.
+    presence: Arc<Presence>,
     address: DatabaseAddress,
     acquire_timeout: Duration,
     claim_lease: Duration,
@@ -165,12 +170,10 @@ impl Ledger {
     /// retries. Fails if the URL is malformed.
     pub fn new(config: &Config, tls: &tls::Config, max_attempts: i32) -> Result<Self, Error> {
         let address = DatabaseAddress::new(config, tls);
-        let pool = PgPoolOptions::new()
-            .max_connections(config.max_connections)
-            .acquire_timeout(config.acquire_timeout)
-            .connect_lazy_with(address.options(&config.url)?);
+        let connector = Connector::new(address.options(&config.url)?);
         Ok(Self {
-            pool,
+            pool: Pool::new(connector.clone(), config.max_connections, config.acquire_timeout),
+            presence: Arc::new(Presence::new(connector, Uuid::nil())),
             address,
             acquire_timeout: config.acquire_timeout,
             claim_lease: config.claim_lease,
@@ -179,9 +182,23 @@ impl Ledger {
         })
     }
 
+    /// A handle with at most `connections` connections of its own, so that its statements and those
+    /// of the flows do not wait for each other's connections.
+    pub fn with_own_connections(&self, connections: u32) -> Self {
+        let connector = self.pool.connector().clone();
+        Self { pool: Pool::new(connector, connections, self.acquire_timeout), ..self.clone() }
+    }
+
+    /// Time between two renewals of the claims of a batch that takes long.
+    pub fn renewal_interval(&self) -> Duration {
+        self.claim_lease / 5
+    }
+
     /// The handle of a replica, which publishes the messages of the rows that it writes.
     pub fn of_replica(self, replica: &Replica) -> Self {
-        Self { replica: replica.id, ..self }
+        let connector = self.pool.connector().clone();
+        let presence = Arc::new(Presence::new(connector, replica.id));
+        Self { replica: replica.id, presence, ..self }
     }
 
     /// Uses `url` for new connections, after PostgreSQL has accepted it once. Until then, the URL
@@ -193,7 +210,7 @@ impl Ledger {
             .close()
             .await
             .map_err(Error::doing("closing a connection"))?;
-        self.pool.set_connect_options(options);
+        self.pool.connector().set_options(options);
         Ok(())
     }
 
@@ -213,8 +230,10 @@ impl Ledger {
         Ok(())
     }
 
-    /// Closes the pool after the statements in flight.
+    /// Ends the session for locks, and closes the connections: the idle ones now, the others after
+    /// their statements.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.presence.end().await;
+        self.pool.close();
     }
 }

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{Postgres, Transaction};
-
-use super::{Error, Ledger, stats::limit_statements};
+use super::{Error, Ledger, pool::Transaction};
 
 /// The work that is not completed, at one moment. Ages are in seconds, and 0 if there is nothing
 /// that has one.
@@ -76,13 +74,11 @@ impl Ledger {
 
     /// A transaction whose statements the server cancels after `limit`. A statement that only its
     /// client gives up on would continue.
-    async fn limited_transaction(
-        &self,
-        limit: Duration,
-    ) -> Result<Transaction<'static, Postgres>, Error> {
+    async fn limited_transaction(&self, limit: Duration) -> Result<Transaction, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to count"))?;
-        limit_statements(&mut transaction, limit).await?;
+        let limited = transaction.limit_statements(limit).await;
+        limited.map_err(Error::doing("setting the time limit of statements"))?;
         Ok(transaction)
     }
 }

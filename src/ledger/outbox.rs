@@ -10,14 +10,13 @@ use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Error, Ledger, audit::AuditAction};
+use super::{Error, Ledger, audit::AuditAction, pool::Session};
 use crate::{
     job::{
-        AttemptId, Ending, ErrorType, Failure, Job, JobReport, MessageKind, OutboxRow, Reason,
-        SyncPhase,
+        AttemptId, ErrorType, Failure, Job, JobReport, MessageKind, OutboxRow, Reason, SyncPhase,
+        Verdict,
     },
     runtime::text_enum::known,
 };
@@ -26,26 +25,27 @@ use crate::{
 const DUE_AFTER: Duration = Duration::from_secs(30);
 
 /// The reports of a transaction, by the kinds of messages that must follow.
-fn by_kind(reports: &[JobReport]) -> HashMap<MessageKind, Vec<JobReport>> {
+fn by_kind(reports: Vec<JobReport>) -> HashMap<MessageKind, Vec<JobReport>> {
     let mut by_kind: HashMap<_, Vec<_>> = HashMap::new();
     for report in reports {
-        let kinds: &[_] = match report.ending {
-            Ending::Completed { .. } => &[MessageKind::Outcomes],
-            Ending::Retrying { .. } => &[MessageKind::Retries],
-            Ending::Failed { .. } => &[MessageKind::Failures, MessageKind::Outcomes],
+        let kind = match report.verdict {
+            Verdict::Complete => MessageKind::Outcomes,
+            Verdict::Retry { .. } => MessageKind::Retries,
+            Verdict::Fail { .. } => {
+                by_kind.entry(MessageKind::Failures).or_default().push(report.clone());
+                MessageKind::Outcomes
+            }
         };
-        for kind in kinds {
-            by_kind.entry(*kind).or_default().push(report.clone());
-        }
+        by_kind.entry(kind).or_default().push(report);
     }
     by_kind
 }
 
 /// Writes the rows for the messages that must follow `reports`, and returns them.
 pub(super) async fn insert(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     writer: Uuid,
-    reports: &[JobReport],
+    reports: Vec<JobReport>,
 ) -> Result<Vec<OutboxRow>, Error> {
     let mut by_kind = by_kind(reports);
     if by_kind.is_empty() {
@@ -87,10 +87,10 @@ pub(super) async fn insert(
 impl Ledger {
     /// Writes the rows for the messages that must follow `report`, which may have been published
     /// before.
-    pub async fn owe(&self, report: &JobReport) -> Result<Vec<OutboxRow>, Error> {
+    pub async fn owe(&self, report: JobReport) -> Result<Vec<OutboxRow>, Error> {
         let mut connection =
             self.pool.acquire().await.map_err(Error::doing("writing the outbox"))?;
-        insert(&mut connection, self.replica, std::slice::from_ref(report)).await
+        insert(&mut connection, self.replica, vec![report]).await
     }
 
     /// Takes over at most `limit` rows of a kind: those that are due, and those whose replica is
@@ -266,8 +266,8 @@ impl EndStateRow {
     fn report(self) -> JobReport {
         let text = |key: &str| self.details[key].as_str().map(str::to_owned);
         let is_set = |key: &str| self.details[key] == true;
-        let ending = if self.is_completed {
-            Ending::Completed { at: self.at, mock: is_set("mock") }
+        let verdict = if self.is_completed {
+            Verdict::Complete
         } else {
             let failure = Failure {
                 error_type: known(text("errorType").as_deref()).unwrap_or(ErrorType::Other),
@@ -275,8 +275,9 @@ impl EndStateRow {
                 message: text("errorMessage").unwrap_or_default(),
             };
             let reason = known(text("reason").as_deref()).unwrap_or(Reason::Exhausted);
-            Ending::Failed { reason, failure, at: self.at }
+            Verdict::Fail { reason, failure }
         };
+        let mock = is_set("mock");
         let (contact_id, manual_retry) = (text("contactId"), is_set("manualRetry"));
         let origin = serde_json::from_value(self.details["origin"].clone()).unwrap_or_default();
         let job = Job {
@@ -293,7 +294,7 @@ impl EndStateRow {
             traceparent: self.traceparent,
             tracestate: self.tracestate,
         };
-        JobReport { job, contact_id, origin, ending }
+        JobReport { job, contact_id, origin, verdict, mock, at: self.at }
     }
 }
 
@@ -312,7 +313,9 @@ struct RetryRow {
     first_failed_at: Option<DateTime<Utc>>,
     traceparent: Option<String>,
     tracestate: Option<String>,
+    tier: String,
     wait_ms: f64,
+    at: DateTime<Utc>,
     error_type: Option<ErrorType>,
     error_message: Option<String>,
 }
@@ -343,7 +346,9 @@ impl RetryRow {
             job,
             contact_id: None,
             origin: None,
-            ending: Ending::Retrying { failure, wait },
+            verdict: Verdict::Retry { tier: self.tier, wait, failure },
+            mock: false,
+            at: self.at,
         }
     }
 }

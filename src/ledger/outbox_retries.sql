@@ -10,7 +10,7 @@ SELECT m.row AS "row!", j.id, j.signup_id, j.sync_phase AS "sync_phase: _", m.ru
         WHEN j.run = m.run AND j.attempt_count = m.attempt AND j.next_retry_at > now()
             THEN EXTRACT(EPOCH FROM j.next_retry_at - now())::float8 * 1000
         ELSE 0
-    END AS "wait_ms!", a.error_type AS "error_type: _", a.error_message
+    END AS "wait_ms!", a.tier AS "tier!", j.updated_at AS "at!", a.error_type AS "error_type: _", a.error_message
 FROM (
     SELECT id AS row, UNNEST(job_ids) AS job_id, UNNEST(runs) AS run, UNNEST(attempts) AS attempt
     FROM outbox
@@ -18,7 +18,7 @@ FROM (
 ) AS m
 JOIN signup_customerio_sync_jobs j ON j.id = m.job_id
 CROSS JOIN LATERAL (
-    SELECT error_type, error_message
+    SELECT tier, error_type, error_message
     FROM sync_attempts
     -- The attempt that failed precedes the one that the message asks for.
     WHERE job_id = m.job_id AND run = m.run AND attempt = m.attempt - 1 AND tier IS NOT NULL

@@ -21,7 +21,7 @@ impl Ledger {
     /// Two connections are open at the same time. If they report the same server process, or one of
     /// them reports different ones, they have no session of their own.
     pub async fn has_transaction_pooler(&self) -> Result<bool, Error> {
-        let options = self.pool.connect_options();
+        let options = self.pool.connector().options();
         let mut first = self.connect(&options).await?;
         let mut second = self.connect(&options).await?;
         let expected = (process(&mut first).await?, process(&mut second).await?);

@@ -7,8 +7,17 @@ use chrono::{DateTime, Utc};
 use super::{Error, Ledger, audit::AuditAction};
 use crate::{
     job::{Claimant, ErrorType, Failure, Job, JobMessage, Reason, SyncPhase},
-    runtime::text_enum::known,
+    runtime::{text_enum::known, trace::TraceContext},
 };
+
+/// A job that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadyJob {
+    /// The attempt that is due.
+    pub message: JobMessage,
+    /// The trace context of its event.
+    pub trace: TraceContext,
+}
 
 /// A failed job without an open failure in the mirror.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,10 +75,11 @@ pub struct RecoveryLimits {
 
 impl Ledger {
     /// Returns at most `limit` pending jobs that are due, oldest first. It claims nothing.
-    pub async fn ready(&self, limit: i64) -> Result<Vec<JobMessage>, Error> {
+    pub async fn ready(&self, limit: i64) -> Result<Vec<ReadyJob>, Error> {
         let rows = sqlx::query!(
             r#"
-            SELECT id, signup_id, sync_phase AS "sync_phase: SyncPhase", run, attempt_count
+            SELECT id, signup_id, sync_phase AS "sync_phase: SyncPhase", run, attempt_count,
+                traceparent, tracestate
             FROM signup_customerio_sync_jobs
             WHERE status = 'pending' AND (next_retry_at IS NULL OR next_retry_at <= now())
             ORDER BY created_at
@@ -80,14 +90,17 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await
         .map_err(Error::doing("finding jobs that are ready"))?;
-        let messages = rows.into_iter().map(|row| JobMessage {
-            job_id: row.id,
-            signup_id: row.signup_id,
-            phase: row.sync_phase,
-            run: Some(row.run),
-            attempt: row.attempt_count,
+        let jobs = rows.into_iter().map(|row| ReadyJob {
+            message: JobMessage {
+                job_id: row.id,
+                signup_id: row.signup_id,
+                phase: row.sync_phase,
+                run: Some(row.run),
+                attempt: row.attempt_count,
+            },
+            trace: TraceContext::new(row.traceparent.as_deref(), row.tracestate.as_deref()),
         });
-        Ok(messages.collect())
+        Ok(jobs.collect())
     }
 
     /// Takes pending jobs in `scope` that are overdue, oldest first. The caller publishes a message

@@ -2,7 +2,6 @@
 //! updated.
 
 use serde_json::json;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
@@ -11,6 +10,7 @@ use super::{
     failures::FailureResolution,
     flags::{self, ChangedSignup},
     locks,
+    pool::Session,
 };
 use crate::job::{Job, SyncPhase};
 
@@ -52,7 +52,7 @@ pub(super) enum DismissedFailures {
 
 /// Restarts those of `jobs` that are still failed.
 pub(super) async fn restart(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     jobs: &[Uuid],
     dismissed: DismissedFailures,
     actor: &str,
@@ -105,7 +105,7 @@ pub(super) async fn restart(
 /// Resolves the failures of restarted jobs, given with their signups, and updates the flags of the
 /// signups.
 pub(super) async fn resolve_failures(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     jobs: &[(Uuid, Uuid)],
     resolution: FailureResolution,
 ) -> Result<(), Error> {

@@ -12,8 +12,8 @@ use super::arrival::JobSnapshot;
 use crate::{
     event::{BetSlip, Customer, Number, Scalar},
     job::{
-        Claimant, Ending, ErrorType, Failure, Job, JobReport, Reason, Signup, StatedTimes, Status,
-        SyncPhase,
+        Claimant, ErrorType, Failure, Job, JobReport, Reason, Signup, StatedTimes, Status,
+        SyncPhase, Verdict,
     },
     runtime::text_enum::known,
 };
@@ -49,6 +49,7 @@ pub(super) struct JobRow {
     pub(super) claimed_by: Option<Claimant>,
     pub(super) contact_id: Option<String>,
     pub(super) is_stale: bool,
+    pub(super) owner_is_gone: Option<bool>,
     pub(super) due_in_ms: f64,
 }
 
@@ -63,6 +64,7 @@ impl JobRow {
             earlier_events: self.earlier_events.as_deref().unwrap_or_default(),
             claimed_by: self.claimed_by.as_ref(),
             is_stale: self.is_stale,
+            owner_is_gone: self.owner_is_gone,
             due_in: self.due_in(),
         }
     }
@@ -95,22 +97,25 @@ impl JobRow {
             cause: None,
             message: self.error_message.clone().unwrap_or_default(),
         };
-        let ending = match self.status {
-            Status::Completed => Ending::Completed {
-                at: self.completed_at.unwrap_or(self.updated_at),
-                mock: self.mock,
-            },
-            Status::Failed => Ending::Failed {
-                reason: known(self.failed_reason.as_deref()).unwrap_or(Reason::Exhausted),
-                failure: failure(),
-                at: self.failed_at.unwrap_or(self.updated_at),
-            },
+        let (verdict, at) = match self.status {
+            Status::Completed => (Verdict::Complete, self.completed_at),
+            Status::Failed => {
+                let reason = known(self.failed_reason.as_deref()).unwrap_or(Reason::Exhausted);
+                (Verdict::Fail { reason, failure: failure() }, self.failed_at)
+            }
             Status::Pending | Status::Processing => {
-                Ending::Retrying { failure: failure(), wait: self.due_in() }
+                let (tier, wait) = (String::new(), self.due_in());
+                (Verdict::Retry { tier, wait, failure: failure() }, None)
             }
         };
-        let contact_id = self.contact_id.clone();
-        JobReport { job: self.job(), contact_id, origin: None, ending }
+        JobReport {
+            job: self.job(),
+            contact_id: self.contact_id.clone(),
+            origin: None,
+            verdict,
+            mock: self.mock,
+            at: at.unwrap_or(self.updated_at),
+        }
     }
 }
 

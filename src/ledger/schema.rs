@@ -60,7 +60,7 @@ impl Ledger {
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(self.acquire_timeout)
-            .connect_lazy_with((*self.pool.connect_options()).clone());
+            .connect_lazy_with((*self.pool.connector().options()).clone());
         let migrated = migrator.run(&pool).await;
         pool.close().await;
         Ok(migrated?)

@@ -1,11 +1,11 @@
 //! A selection of failures: by the filters of the list, by the signature of a group, or by job.
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Error, Ledger};
+use super::{Error, Ledger, pool::Session};
 use crate::{
     diagnosis::signature,
     job::{ErrorType, Status, SyncPhase},
@@ -245,7 +245,7 @@ impl Ledger {
 /// The open failures of `selection`, at most `limit`, and only those that failed before `cutoff` if
 /// one is given.
 pub(super) async fn open_failures(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     selection: &Selection,
     cutoff: Option<chrono::DateTime<chrono::Utc>>,
     limit: Option<i64>,

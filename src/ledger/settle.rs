@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
@@ -13,13 +12,14 @@ use super::{
     audit::{self, AuditAction, AuditEntry},
     flags::{self, ChangedSignup},
     locks, outbox,
+    pool::Session,
 };
 use crate::{
     diagnosis::signature,
     job::{
-        Attempt, Ending, Failure, Job, JobReport, MessageOrigin, OutboxRow, Reason, Status, Warning,
+        Attempt, Failure, Job, JobReport, MessageOrigin, OutboxRow, Reason, Status, Verdict,
+        Warning,
     },
-    retry::Verdict,
 };
 
 /// An attempt and the decision about its job, to be recorded.
@@ -37,22 +37,14 @@ pub struct Settlement {
     pub verdict: Verdict,
 }
 
-/// The results of a batch of settlements.
+/// The result of a batch of settlements.
 #[derive(Debug, Clone)]
 pub struct SettledBatch {
-    /// One result per settlement, in order.
-    pub results: Vec<Settled>,
+    /// The jobs whose settlement is recorded. Nothing was changed for the others: their claim was
+    /// lost.
+    pub recorded: HashSet<Uuid>,
     /// The messages that must follow. They are on record.
     pub outbox: Vec<OutboxRow>,
-}
-
-/// The result of a settlement.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Settled {
-    /// The settlement is recorded.
-    Written(Box<JobReport>),
-    /// Another message took the claim over; nothing was changed.
-    ClaimLost,
 }
 
 impl Settlement {
@@ -65,10 +57,7 @@ impl Settlement {
     }
 
     fn failure(&self) -> Option<&Failure> {
-        match &self.verdict {
-            Verdict::Complete => None,
-            Verdict::Retry { failure, .. } | Verdict::Fail { failure, .. } => Some(failure),
-        }
+        self.verdict.failure()
     }
 
     /// The attempt count after the attempt, including a scheduled retry.
@@ -76,9 +65,16 @@ impl Settlement {
         self.job.attempt + i32::from(matches!(self.verdict, Verdict::Retry { .. }))
     }
 
+    fn tier(&self) -> Option<&str> {
+        match &self.verdict {
+            Verdict::Retry { tier, .. } => Some(tier),
+            _ => None,
+        }
+    }
+
     fn delay_seconds(&self) -> Option<f64> {
         match &self.verdict {
-            Verdict::Retry { tier, .. } => Some(tier.delay.as_secs_f64()),
+            Verdict::Retry { wait, .. } => Some(wait.as_secs_f64()),
             _ => None,
         }
     }
@@ -100,15 +96,15 @@ impl Settlement {
         self.attempt.warning.filter(|_| self.verdict == Verdict::Complete)
     }
 
-    fn report(self, first_failed_at: Option<DateTime<Utc>>, at: DateTime<Utc>) -> JobReport {
-        let mock = self.is_mock();
-        let job = Job { attempt: self.attempt_count(), first_failed_at, ..self.job };
-        let ending = match self.verdict {
-            Verdict::Complete => Ending::Completed { at, mock },
-            Verdict::Retry { tier, failure } => Ending::Retrying { failure, wait: tier.delay },
-            Verdict::Fail { reason, failure } => Ending::Failed { reason, failure, at },
-        };
-        JobReport { job, contact_id: self.contact_id, origin: self.origin, ending }
+    fn report(&self, (first_failed_at, at): SettledTimes) -> JobReport {
+        JobReport {
+            job: Job { attempt: self.attempt_count(), first_failed_at, ..self.job.clone() },
+            contact_id: self.contact_id.clone(),
+            origin: self.origin.clone(),
+            verdict: self.verdict.clone(),
+            mock: self.is_mock(),
+            at,
+        }
     }
 
     /// The audit entry of an end state. A retry has none: `sync_attempts` records it.
@@ -150,39 +146,52 @@ impl Ledger {
     pub async fn settle(
         &self,
         claim: Uuid,
-        settlements: Vec<Settlement>,
+        settlements: &[Settlement],
     ) -> Result<SettledBatch, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to settle"))?;
         let signups: Vec<_> = settlements.iter().map(|one| one.job.signup_id).collect();
         locks::signups(&mut transaction, &signups).await?;
-        let mut written = settle_jobs(&mut transaction, claim, &settlements).await?;
+        let settled = settle_jobs(&mut transaction, claim, settlements).await?;
+        let mut recorded: HashSet<_> = settled.keys().copied().collect();
         let kept: Vec<_> =
-            settlements.iter().filter(|one| written.contains_key(&one.job.id)).collect();
-        let all_written = kept.len() == settlements.len();
+            settlements.iter().filter(|one| recorded.contains(&one.job.id)).collect();
         let mut outbox = Vec::new();
         if !kept.is_empty() {
             update_flags(&mut transaction, &kept).await?;
             insert_attempts(&mut transaction, &kept).await?;
             insert_audit(&mut transaction, &kept).await?;
-            let reports = kept.iter().filter_map(|one| {
-                let &(first_failed_at, at) = written.get(&one.job.id)?;
-                Some((*one).clone().report(first_failed_at, at))
-            });
-            let reports: Vec<_> = reports.collect();
-            outbox = outbox::insert(&mut transaction, self.replica, &reports).await?;
+            let report = |one: &&Settlement| Some(one.report(*settled.get(&one.job.id)?));
+            let reports = kept.iter().filter_map(report).collect();
+            outbox = outbox::insert(&mut transaction, self.replica, reports).await?;
         }
-        if !all_written {
-            written.extend(settled_before(&mut transaction, claim, &settlements).await?);
+        if kept.len() < settlements.len() {
+            recorded.extend(settled_before(&mut transaction, claim, settlements).await?);
         }
         transaction.commit().await.map_err(Error::doing("committing settled jobs"))?;
-        let result = |settlement: Settlement| match written.get(&settlement.job.id) {
-            Some(&(first_failed_at, at)) => {
-                Settled::Written(Box::new(settlement.report(first_failed_at, at)))
-            }
-            None => Settled::ClaimLost,
-        };
-        Ok(SettledBatch { results: settlements.into_iter().map(result).collect(), outbox })
+        Ok(SettledBatch { recorded, outbox })
+    }
+
+    /// Renews the lease of all claims with this id.
+    pub async fn renew_all(&self, claim: Uuid) -> Result<(), Error> {
+        sqlx::query!(
+            r#"
+            UPDATE signup_customerio_sync_jobs
+            SET claimed_at = now()
+            WHERE id IN (
+                SELECT id
+                FROM signup_customerio_sync_jobs
+                WHERE status = 'processing' AND claim = $1
+                ORDER BY signup_id
+                FOR UPDATE
+            )
+            "#,
+            claim
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(Error::doing("renewing the claims of a batch"))?;
+        Ok(())
     }
 
     /// Renews the lease of the claims on `jobs`. Returns the jobs that `claim` still owns; the
@@ -234,20 +243,20 @@ impl Ledger {
     }
 }
 
-/// The jobs that are settled, with the times of their first failure and of their settlement.
-type Written = HashMap<Uuid, (Option<DateTime<Utc>>, DateTime<Utc>)>;
+/// The times of the first failure of a job and of its settlement.
+type SettledTimes = (Option<DateTime<Utc>>, DateTime<Utc>);
 
 /// The jobs that an earlier execution of the same transaction settled, and that are unchanged
 /// since.
 async fn settled_before(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     claim: Uuid,
     settlements: &[Settlement],
-) -> Result<Written, Error> {
+) -> Result<Vec<Uuid>, Error> {
     let ids: Vec<_> = settlements.iter().map(|one| one.job.id).collect();
-    let rows = sqlx::query!(
+    sqlx::query_scalar!(
         r#"
-        SELECT id, first_failed_at, COALESCE(completed_at, failed_at, updated_at) AS "at!"
+        SELECT id
         FROM signup_customerio_sync_jobs
         WHERE id = ANY($1) AND settled_by = $2
         "#,
@@ -256,16 +265,15 @@ async fn settled_before(
     )
     .fetch_all(connection)
     .await
-    .map_err(Error::doing("finding jobs that were settled before"))?;
-    Ok(rows.into_iter().map(|row| (row.id, (row.first_failed_at, row.at))).collect())
+    .map_err(Error::doing("finding jobs that were settled before"))
 }
 
 /// Settles the jobs that the claim still owns, and returns them.
 async fn settle_jobs(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     claim: Uuid,
     settlements: &[Settlement],
-) -> Result<Written, Error> {
+) -> Result<HashMap<Uuid, SettledTimes>, Error> {
     let rows = sqlx::query!(
         r#"
         UPDATE signup_customerio_sync_jobs j
@@ -313,10 +321,7 @@ async fn settle_jobs(
 }
 
 /// Updates the flags of the signups whose jobs have ended. A retry changes none.
-async fn update_flags(
-    connection: &mut PgConnection,
-    settlements: &[&Settlement],
-) -> Result<(), Error> {
+async fn update_flags(connection: &mut Session, settlements: &[&Settlement]) -> Result<(), Error> {
     let changed: Vec<_> = settlements
         .iter()
         .filter(|one| !matches!(one.verdict, Verdict::Retry { .. }))
@@ -330,13 +335,9 @@ async fn update_flags(
 }
 
 async fn insert_attempts(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     settlements: &[&Settlement],
 ) -> Result<(), Error> {
-    let tier = |one: &Settlement| match &one.verdict {
-        Verdict::Retry { tier, .. } => Some(tier.name.clone()),
-        _ => None,
-    };
     let cause = |one: &Settlement| Some(one.failure()?.cause?.as_str());
     sqlx::query!(
         r#"
@@ -357,7 +358,7 @@ async fn insert_attempts(
         &column!(settlements, one => one.attempt.http_status.map(i32::from)) as _,
         &column!(settlements, one => one.failure().map(|failure| failure.error_type.as_str())) as _,
         &column!(settlements, one => one.failure().map(|failure| failure.message.as_str())) as _,
-        &column!(settlements, one => tier(one)) as _,
+        &column!(settlements, one => one.tier()) as _,
         &column!(settlements, one => cause(one)) as _,
     )
     .execute(connection)
@@ -366,10 +367,7 @@ async fn insert_attempts(
     Ok(())
 }
 
-async fn insert_audit(
-    connection: &mut PgConnection,
-    settlements: &[&Settlement],
-) -> Result<(), Error> {
+async fn insert_audit(connection: &mut Session, settlements: &[&Settlement]) -> Result<(), Error> {
     let entries: Vec<_> = settlements.iter().filter_map(|one| one.audit()).collect();
     audit::insert(connection, audit::SERVICE, &entries).await
 }

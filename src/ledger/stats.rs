@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use super::{
     Error, Ledger,
     call_rate::{ReplicaBreaker, live_breakers},
+    pool::Session,
 };
 use crate::job::{Status, SyncPhase};
 
@@ -119,7 +119,8 @@ impl Ledger {
             .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await
             .map_err(Error::doing("beginning to read the overview"))?;
-        limit_statements(&mut transaction, statement_limit).await?;
+        let limited = transaction.limit_statements(statement_limit).await;
+        limited.map_err(Error::doing("setting the time limit of statements"))?;
         let overview = Overview {
             stats: count_jobs(&mut transaction).await?,
             last_24_hours: recent_signups(&mut transaction).await?,
@@ -138,7 +139,8 @@ impl Ledger {
             .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await
             .map_err(Error::doing("beginning to count open work"))?;
-        limit_statements(&mut transaction, statement_limit).await?;
+        let limited = transaction.limit_statements(statement_limit).await;
+        limited.map_err(Error::doing("setting the time limit of statements"))?;
         // Each count is that of an index that completed jobs and resolved failures never enter.
         let open = sqlx::query!(
             r#"
@@ -180,22 +182,7 @@ impl Ledger {
     }
 }
 
-/// Sets the maximum duration of the further statements of a transaction.
-pub(super) async fn limit_statements(
-    connection: &mut PgConnection,
-    limit: Duration,
-) -> Result<(), Error> {
-    sqlx::query_scalar!(
-        r#"SELECT set_config('statement_timeout', $1, true)"#,
-        format!("{}ms", limit.as_millis())
-    )
-    .fetch_one(connection)
-    .await
-    .map_err(Error::doing("setting the time limit of statements"))?;
-    Ok(())
-}
-
-async fn count_jobs(connection: &mut PgConnection) -> Result<Stats, Error> {
+async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
     // Two indexes cover the counts: one the completed jobs, the other all others.
     let counted = sqlx::query!(
         r#"
@@ -255,7 +242,7 @@ async fn count_jobs(connection: &mut PgConnection) -> Result<Stats, Error> {
     })
 }
 
-async fn recent_signups(connection: &mut PgConnection) -> Result<RecentSignups, Error> {
+async fn recent_signups(connection: &mut Session) -> Result<RecentSignups, Error> {
     // The index `signups_by_time` leaves out all older signups. The flag is not in an index: each
     // completed job would have to change it there.
     sqlx::query_as!(
@@ -279,7 +266,7 @@ async fn recent_signups(connection: &mut PgConnection) -> Result<RecentSignups, 
     .map_err(Error::doing("counting the signups of the last 24 hours"))
 }
 
-async fn activity(connection: &mut PgConnection) -> Result<Vec<ActivityMinute>, Error> {
+async fn activity(connection: &mut Session) -> Result<Vec<ActivityMinute>, Error> {
     sqlx::query_as!(
         ActivityMinute,
         r#"

@@ -250,6 +250,7 @@ impl<'a> WorkingSet<'a> {
             claimed_by: None,
             contact_id: None,
             is_stale: false,
+            owner_is_gone: None,
             due_in_ms: 0.0,
         };
         let claimant = Some((index, arrival));

@@ -3,9 +3,12 @@
 //!
 //! Calls to Customer.io are not retried here: their retries are the broker's delay tiers.
 
+#![expect(clippy::disallowed_methods, reason = "an edge: retries are limited in time")]
+
 use std::{fmt::Display, time::Duration};
 
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff as _};
+use tokio::time::Instant;
 
 /// Growing pauses: 100 ms at first, at most 5 s, with jitter, so that replicas do not retry at the
 /// same moment.
@@ -52,17 +55,20 @@ pub async fn retry_forever<T, E: Display, F: Future<Output = Result<T, E>>>(
     }
 }
 
-/// Runs `operation` until it succeeds, or fails with an error that is not transient, which is
-/// returned. Each transient failure is logged once, as "`what` failed".
-pub async fn retry_while<T, E: Display, F: Future<Output = Result<T, E>>>(
+/// Runs `operation` until it succeeds, or fails with an error that is not transient, or has failed
+/// for as long as `limit`. Then the error is returned. Each transient failure is logged once, as
+/// "`what` failed".
+pub async fn retry_for<T, E: Display, F: Future<Output = Result<T, E>>>(
+    limit: Duration,
     what: &'static str,
     is_transient: impl Fn(&E) -> bool,
     mut operation: impl FnMut() -> F,
 ) -> Result<T, E> {
+    let until = Instant::now() + limit;
     let mut backoff = Backoff::default();
     loop {
         match operation().await {
-            Err(error) if is_transient(&error) => {
+            Err(error) if is_transient(&error) && Instant::now() < until => {
                 tracing::warn!(%error, "{what} failed, retrying");
             }
             result => return result,

@@ -1,4 +1,4 @@
-//! Modules that every layer may use: shutdown, backoff, metrics, logs and traces, TLS and
+//! Modules that every layer may use: shutdown, background tasks, backoff, metrics, logs and traces, TLS and
 //! certificates, results of checks, enums with fixed texts, the identity of the replica.
 //!
 //! Nothing here names another module of this crate.
@@ -10,6 +10,7 @@ pub mod metrics;
 mod otlp;
 pub mod replica;
 pub mod shutdown;
+pub mod tasks;
 pub mod telemetry;
 pub mod text_enum;
 pub mod tls;

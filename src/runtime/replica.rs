@@ -19,6 +19,6 @@ impl Replica {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
             .or_else(|_| std::env::var("HOSTNAME"))
             .unwrap_or_else(|_| "localhost".to_owned());
-        Self { id: Uuid::now_v7(), name: format!("{}:{}", host.trim(), std::process::id()).into() }
+        Self { id: Uuid::new_v4(), name: format!("{}:{}", host.trim(), std::process::id()).into() }
     }
 }

@@ -27,6 +27,11 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
+    /// A shutdown that starts with this one, or earlier on its own.
+    pub fn child(&self) -> Self {
+        Self { draining: self.draining.child_token(), ended: self.ended.child_token() }
+    }
+
     /// Starts the first stage: no new work is started.
     pub fn drain(&self) {
         self.draining.cancel();

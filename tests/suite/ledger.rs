@@ -2,9 +2,9 @@
 
 use crate::support::{World, arrival, completion, submitted, wait_for};
 use customerio_sync::{
-    job::{AttemptId, Failure, FailureCause, Reason, SyncPhase, job_id},
-    ledger::{ClaimOutcome, FailedMessage, Ledger, MessageReadLimits, Settled, Settlement},
-    retry::Verdict,
+    job::{AttemptId, Failure, FailureCause, Reason, SyncPhase, Verdict, job_id},
+    ledger::{ClaimOutcome, FailedMessage, Ledger, MessageReadLimits, Settlement},
+    runtime::replica::Replica,
 };
 use uuid::Uuid;
 
@@ -28,8 +28,8 @@ async fn a_settlement_with_a_lost_claim_changes_nothing() {
     );
 
     let late =
-        ledger.settle(first.claim, vec![completion(&first.outcomes[0])]).await.expect("settled");
-    assert_eq!(late.results, [Settled::ClaimLost]);
+        ledger.settle(first.claim, &[completion(&first.outcomes[0])]).await.expect("settled");
+    assert!(late.recorded.is_empty() && late.outbox.is_empty(), "{late:?}");
     assert_eq!(
         world
             .count("SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'")
@@ -40,8 +40,8 @@ async fn a_settlement_with_a_lost_claim_changes_nothing() {
     assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 0);
 
     let current =
-        ledger.settle(second.claim, vec![completion(&second.outcomes[0])]).await.expect("settled");
-    assert!(matches!(current.results[0], Settled::Written(_)));
+        ledger.settle(second.claim, &[completion(&second.outcomes[0])]).await.expect("settled");
+    assert_eq!(current.recorded.len(), 1);
     let third = ledger.claim(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("claimed");
     assert!(
         matches!(third.outcomes[0], ClaimOutcome::Settled(_)),
@@ -64,9 +64,11 @@ async fn a_commit_without_a_response_is_recognized_when_repeated() {
     );
 
     let settlement = completion(&batch.outcomes[0]);
-    let first = ledger.settle(claim, vec![settlement.clone()]).await.expect("settled");
-    let second = ledger.settle(claim, vec![settlement]).await.expect("settled again");
-    assert_eq!(first.results, second.results, "the repeat returns the same report");
+    let first = ledger.settle(claim, std::slice::from_ref(&settlement)).await.expect("settled");
+    let second =
+        ledger.settle(claim, std::slice::from_ref(&settlement)).await.expect("settled again");
+    assert_eq!(first.recorded, second.recorded, "the repeat finds it recorded");
+    assert_eq!((first.outbox.len(), second.outbox.len()), (1, 0), "nothing is written twice");
     assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 1);
     assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 1);
 }
@@ -89,6 +91,32 @@ async fn two_replicas_that_receive_the_same_events_claim_each_job_once() {
     let in_flight =
         outcomes.iter().filter(|one| matches!(one, ClaimOutcome::InFlight { .. })).count();
     assert_eq!((claimed, in_flight), (50, 50));
+}
+
+#[tokio::test]
+async fn only_the_claim_of_a_process_that_is_gone_is_taken_over() {
+    let world = World::new().await;
+    let ledger = migrated_ledger(&world).await;
+    let replica = || ledger.clone().of_replica(&Replica::start());
+    let (owner, other) = (replica(), replica());
+    owner.appear().await.expect("a session");
+    other.appear().await.expect("a session");
+    let event = submitted(Uuid::new_v4());
+    owner.claim(owner.new_claim(), &[arrival(&event, false)]).await.expect("claimed");
+    for (ledger, redelivered) in [(&other, true), (&other, false), (&owner, true)] {
+        let batch = ledger.claim(ledger.new_claim(), &[arrival(&event, redelivered)]).await;
+        let outcomes = batch.expect("an answer").outcomes;
+        assert!(matches!(outcomes[0], ClaimOutcome::InFlight { .. }), "{outcomes:?}");
+    }
+
+    // As if the process ended: PostgreSQL closes its session.
+    world.end_sessions().await;
+    wait_for("the claim to be taken over", || async {
+        other.appear().await.ok()?;
+        let batch = other.claim(other.new_claim(), &[arrival(&event, false)]).await.ok()?;
+        matches!(batch.outcomes[0], ClaimOutcome::Claimed(_)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -116,11 +144,8 @@ async fn an_event_overtaken_by_a_newer_one_restarts_nothing() {
     let late = ledger.claim(Uuid::new_v4(), &[arrival(&first, true)]).await.expect("claimed");
     assert_eq!(late.outcomes, [ClaimOutcome::Superseded]);
     let settled =
-        ledger.settle(newer.claim, vec![completion(&newer.outcomes[0])]).await.expect("settled");
-    assert!(
-        matches!(settled.results[0], Settled::Written(_)),
-        "the claim of the newer event was not taken over"
-    );
+        ledger.settle(newer.claim, &[completion(&newer.outcomes[0])]).await.expect("settled");
+    assert!(settled.recorded.len() == 1, "the claim of the newer event was not taken over");
     let audit = world.audit("customerio_sync_restarted").await;
     assert_eq!((audit.len(), &audit[0]["details"]["run"]), (1, &serde_json::json!(1)));
 }
@@ -139,15 +164,15 @@ async fn a_settled_message_is_answered_from_before_the_event_that_follows_it() {
         },
         ..completion(&batch.outcomes[0])
     };
-    let settled = ledger.settle(batch.claim, vec![settlement]).await.expect("settled");
-    let Settled::Written(report) = &settled.results[0] else { panic!("written") };
+    let settled = ledger.settle(batch.claim, &[settlement]).await.expect("settled");
+    let report = &settled.outbox[0].reports[0];
 
     // The process ended before the acknowledgement, and the corrected event is next in the queue.
     let arrivals = [arrival(&first, true), arrival(&second, false)];
     let batch = ledger.claim(Uuid::new_v4(), &arrivals).await.expect("claimed");
     let ClaimOutcome::Settled(again) = &batch.outcomes[0] else { panic!("{:?}", batch.outcomes) };
     assert_eq!(again.job.attempt_id(), report.job.attempt_id());
-    assert_eq!(again.ending, report.ending);
+    assert_eq!((&again.verdict, again.at), (&report.verdict, report.at));
     let ClaimOutcome::Claimed(claimed) = &batch.outcomes[1] else { panic!("{:?}", batch.outcomes) };
     assert_eq!(claimed.job.run, 1);
 }

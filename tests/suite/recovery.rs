@@ -5,6 +5,7 @@ use crate::support::{Received, World, arrival, submitted, wait_for};
 use customerio_sync::{
     app::App,
     ledger::{LeaderTask, Ledger, LostMessageScope, RecoveryLimits},
+    runtime::replica::Replica,
 };
 use lapin::options::QueuePurgeOptions;
 use serde_json::{Value, json};
@@ -124,10 +125,11 @@ async fn a_resent_message_is_not_resent_again_too_soon() {
 async fn one_replica_leads_and_another_takes_over() {
     let world = World::new().await;
     let ledger = Ledger::new(&world.config().database, &world.config().tls, 5).expect("a URL");
-    let lock = |task| ledger.leader_lock(task, Arc::default());
-    let mut first = lock(LeaderTask::Recovery);
-    let mut second = lock(LeaderTask::Recovery);
-    let mut of_another_task = lock(LeaderTask::FailureQueue);
+    let replica = || ledger.clone().of_replica(&Replica::start());
+    let (one, other) = (replica(), replica());
+    let mut first = one.leader_lock(LeaderTask::Recovery, Arc::default());
+    let mut second = other.leader_lock(LeaderTask::Recovery, Arc::default());
+    let mut of_another_task = other.leader_lock(LeaderTask::FailureQueue, Arc::default());
     assert!(first.try_acquire().await.expect("an answer"));
     assert!(!second.try_acquire().await.expect("an answer"));
     assert!(first.try_acquire().await.expect("an answer"), "the leader stays the same");

@@ -145,7 +145,7 @@ async fn a_new_event_restarts_an_open_job_and_a_repeated_one_does_not() {
     wait_for("the repeated event to be acknowledged", || async {
         let (_, metrics) = world.get(&app, "/metrics").await;
         metrics
-            .contains(r#"customerio_sync_skipped_deliveries_total{why="settled"} 1"#)
+            .contains(r#"customerio_sync_skipped_deliveries_total{why="superseded"} 1"#)
             .then_some(())
     })
     .await;

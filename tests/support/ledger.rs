@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use customerio_sync::{
     event::{self, EventType, RawEvent},
-    job::{Attempt, Outcome},
+    job::{Attempt, Outcome, Verdict},
     ledger::{Arrival, ClaimOutcome, Settlement, Source},
-    retry::Verdict,
     runtime::trace::TraceContext,
 };
 use serde_json::Value;

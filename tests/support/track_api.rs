@@ -1,14 +1,20 @@
 //! The Track API client, called without the rest of the service.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use customerio_sync::{
-    customerio::{CustomerIo, PushResult},
+    customerio::{CustomerIo, PushResult, PushedJob},
     job::{ClaimedJob, Outcome},
     ledger::{ClaimOutcome, Ledger},
+    runtime::trace::SpanLink,
 };
 use futures_util::future::BoxFuture;
 use serde_json::Value;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{World, arrival};
@@ -43,18 +49,23 @@ fn retain_all(jobs: Vec<Uuid>) -> BoxFuture<'static, HashSet<Uuid>> {
 /// Sends the jobs and returns the outcome of each, in the same order. Those that are not sent,
 /// because another job of their person goes first, are sent again.
 pub(crate) async fn push(client: &CustomerIo, jobs: &[ClaimedJob]) -> Vec<Outcome> {
-    let mut outcomes = vec![None; jobs.len()];
-    while outcomes.iter().any(Option::is_none) {
-        let unsent: Vec<_> = (0..jobs.len()).filter(|&index| outcomes[index].is_none()).collect();
-        let remaining: Vec<_> = unsent.iter().map(|&index| jobs[index].clone()).collect();
-        let results = client.push(&remaining, &[], &client.permit().await, &retain_all).await;
-        for (index, result) in unsent.into_iter().zip(results) {
-            match result {
-                PushResult::Attempted { attempt, .. } => outcomes[index] = Some(attempt.outcome),
-                PushResult::NotSent => {}
-                PushResult::ClaimLost => panic!("every claim is kept"),
+    let mut outcomes: HashMap<Uuid, Outcome> = HashMap::new();
+    while outcomes.len() < jobs.len() {
+        let unsent = jobs.iter().filter(|job| !outcomes.contains_key(&job.job.id));
+        let prepared: Vec<_> = unsent.map(|job| client.prepare(job, SpanLink::default())).collect();
+        let (ended, mut results) = mpsc::channel(jobs.len());
+        client.push(prepared, &client.permit().await, &retain_all, ended).await;
+        while let Some(pushed) = results.recv().await {
+            for PushedJob { job_id, result } in pushed {
+                match result {
+                    PushResult::Attempted { attempt, .. } => {
+                        assert_eq!(outcomes.insert(job_id, attempt.outcome), None);
+                    }
+                    PushResult::NotSent => {}
+                    PushResult::ClaimLost => panic!("every claim is kept"),
+                }
             }
         }
     }
-    outcomes.into_iter().flatten().collect()
+    jobs.iter().map(|job| outcomes[&job.job.id].clone()).collect()
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    job::{Failure, FailureCause, Outcome},
-    retry::{Ladder, Verdict, decide},
+    job::{Failure, FailureCause, Outcome, Verdict},
+    retry::{Ladder, decide},
 };
 use std::collections::{BinaryHeap, VecDeque};
 
@@ -214,8 +214,8 @@ fn two_hour_outage(events: usize) -> Ended {
             ended.attempts += 1;
             match decide(outcome, attempt, 5, &ladder) {
                 Verdict::Complete => ended.completed += 1,
-                Verdict::Retry { tier, .. } => {
-                    tiers.push(Waiting(std::cmp::Reverse(breaker.now + tier.delay), attempt + 1))
+                Verdict::Retry { wait, .. } => {
+                    tiers.push(Waiting(std::cmp::Reverse(breaker.now + wait), attempt + 1))
                 }
                 Verdict::Fail { .. } => ended.failed += 1,
             }

@@ -1,9 +1,11 @@
-//! The claim on the jobs of one batch, and whether it is still valid when their call is due.
+//! The claim on the jobs of one batch. It is renewed while the batch works, and checked when a call
+//! is due.
 
 #![expect(clippy::disallowed_methods, reason = "an edge: a claim is confirmed now")]
 
 use std::{
     collections::HashSet,
+    convert::Infallible,
     time::{Duration, Instant},
 };
 
@@ -13,21 +15,30 @@ use crate::{ledger::Ledger, runtime::backoff::retry_forever};
 
 /// A claim confirmed longer ago than this is checked again before the call.
 ///
-/// Between claim and call a job may wait for the rate limiter. Meanwhile its message may have been
-/// redelivered to another replica, or a new event may have restarted the job.
+/// Between claim and call a job may wait for the rate limiter. Meanwhile a new event may have
+/// restarted the job.
 const CLAIM_RECHECK_AFTER: Duration = Duration::from_secs(1);
 
+/// The claim of a batch. If it is dropped before it ends, because a task failed, its jobs are
+/// released in the background.
 #[derive(Debug)]
 pub(super) struct BatchClaim {
     pub(super) ledger: Ledger,
     pub(super) id: Uuid,
     /// The claim was confirmed by the database after this moment.
     pub(super) confirmed_at: Instant,
+    pub(super) has_ended: bool,
 }
 
 impl BatchClaim {
+    /// Ends a claim whose jobs are all settled.
+    pub(super) fn end(mut self) {
+        self.has_ended = true;
+    }
+
     /// Releases the jobs that are still claimed. No attempt is spent.
-    pub(super) async fn release(&self) {
+    pub(super) async fn release(mut self) {
+        self.has_ended = true;
         retry_forever("releasing claims", || self.ledger.release(self.id)).await;
     }
 
@@ -42,5 +53,27 @@ impl BatchClaim {
             claimed = retry_forever("renewing claims", || self.ledger.renew(self.id, &jobs)).await;
         }
         claimed
+    }
+
+    /// Renews the lease at intervals, as long as it runs.
+    pub(super) async fn keep(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(self.ledger.renewal_interval()).await;
+            retry_forever("renewing claims", || self.ledger.renew_all(self.id)).await;
+        }
+    }
+}
+
+impl Drop for BatchClaim {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let (ledger, id) = (self.ledger.clone(), self.id);
+        tokio::spawn(async move {
+            if let Err(error) = ledger.release(id).await {
+                tracing::warn!(%error, "releasing the claims of a batch failed; they will expire");
+            }
+        });
     }
 }

@@ -1,6 +1,8 @@
-//! One delivery of a work queue, parsed: what it asks for, or why it was rejected.
+//! One message of a work queue: what it asks for, or why it was rejected.
 
 #![expect(clippy::disallowed_methods, reason = "an edge: a message is rejected now")]
+
+use std::borrow::Borrow;
 
 use tokio::time::Instant;
 
@@ -10,16 +12,29 @@ use crate::{
         headers,
     },
     event::{self, EventType, Rejected, body_id},
-    job::{AttemptId, Job, JobMessage},
+    job::{AttemptId, JobMessage},
     ledger::{Arrival, Source},
     runtime::trace::{KeyValue, SpanKind, SpanParent, SpanStart, TraceContext, TraceSpan},
 };
 
-/// A delivery, split into what it asks for and what is needed to park and acknowledge it.
+/// A message that asks for work, from its delivery to its acknowledgement.
 #[derive(Debug)]
-pub(super) struct InboundMessage {
+pub(super) struct InFlight {
+    pub(super) arrival: Arrival,
     pub(super) envelope: Envelope,
-    pub(super) parsed: Result<Arrival, Rejected>,
+}
+
+impl Borrow<Arrival> for InFlight {
+    fn borrow(&self) -> &Arrival {
+        &self.arrival
+    }
+}
+
+/// A message that can't be parsed or stored.
+#[derive(Debug)]
+pub(super) struct RejectedMessage {
+    pub(super) envelope: Envelope,
+    pub(super) why: Rejected,
 }
 
 /// The parts of a delivery that are needed to park it and to acknowledge it. A job that an operator
@@ -40,53 +55,46 @@ pub(super) struct Envelope {
     pub(super) span: TraceSpan,
 }
 
-impl InboundMessage {
-    pub(super) fn parse(queue: WorkQueue, delivery: Delivery) -> Self {
-        let source = match queue {
-            WorkQueue::Events(event_type) => parse_event(event_type, queue, &delivery)
-                .map(|event| Source::Event(Box::new(event))),
-            WorkQueue::Jobs => parse_job(&delivery).map(Source::Job),
-        };
-        let trace = delivery.trace_context();
+/// Parses a delivery.
+pub(super) fn parse(
+    queue: WorkQueue,
+    delivery: Delivery,
+) -> Result<InFlight, Box<RejectedMessage>> {
+    let source = match queue {
+        WorkQueue::Events(event_type) => {
+            parse_event(event_type, queue, &delivery).map(|event| Source::Event(Box::new(event)))
+        }
+        WorkQueue::Jobs => parse_job(&delivery).map(Source::Job),
+    };
+    let (redelivered, trace) = (delivery.redelivered, delivery.trace_context());
+    let envelope = Envelope::of_delivery(queue, delivery, trace.clone());
+    match source {
+        Ok(source) => Ok(InFlight { arrival: Arrival { source, redelivered, trace }, envelope }),
+        Err(why) => Err(Box::new(RejectedMessage { envelope, why })),
+    }
+}
+
+impl Envelope {
+    fn of_delivery(queue: WorkQueue, delivery: Delivery, trace: TraceContext) -> Self {
         let span = delivery.process_span(|| match queue {
             // Later hops and redeliveries start a trace, so that no trace lasts for hours.
             WorkQueue::Events(_) if !delivery.redelivered => SpanParent::Message(trace.clone()),
             WorkQueue::Events(_) | WorkQueue::Jobs => SpanParent::LinkedMessage(trace.clone()),
-        });
-        let parsed = source.map(|source| Arrival {
-            source,
-            redelivered: delivery.redelivered,
-            trace: trace.clone(),
         });
         let replay_of = delivery.headers.text(headers::REPLAY_OF).map(str::to_owned);
         let origin =
             Origin::of_delivery(&delivery.exchange, &delivery.routing_key, &delivery.headers);
         let (exchange, routing_key) = (origin.exchange.to_owned(), origin.routing_key.to_owned());
         let Delivery { message_id, body, acker, .. } = delivery;
-        let acker = Some(acker);
-        Self {
-            envelope: Envelope {
-                exchange,
-                routing_key,
-                message_id,
-                body,
-                replay_of,
-                trace,
-                acker,
-                span,
-            },
-            parsed,
-        }
+        Self { exchange, routing_key, message_id, body, replay_of, trace, acker: Some(acker), span }
     }
-}
 
-impl Envelope {
     /// The envelope of a job that an operator runs.
-    pub(super) fn of_operator(job: &Job) -> Self {
+    pub(super) fn of_operator(trace: TraceContext) -> Self {
         let span = TraceSpan::start(|| SpanStart {
             name: "process job".into(),
             kind: SpanKind::Internal,
-            parent: SpanParent::LinkedMessage(job.trace_context()),
+            parent: SpanParent::LinkedMessage(trace),
             attributes: Vec::new(),
         });
         Self {
@@ -109,6 +117,11 @@ impl Envelope {
     /// When RabbitMQ delivered it. `None` for a job that an operator runs.
     pub(super) fn delivered_at(&self) -> Option<Instant> {
         self.acker.as_ref().map(Acker::delivered_at)
+    }
+
+    /// Whether it can be acknowledged, or need not be.
+    pub(super) fn is_current(&self) -> bool {
+        self.acker.as_ref().is_none_or(Acker::is_current)
     }
 
     pub(super) async fn requeue(self) {

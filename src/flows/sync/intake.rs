@@ -5,9 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Pipeline, inbound::InboundMessage};
+use super::{
+    Pipeline,
+    inbound::{InFlight, RejectedMessage, parse},
+};
 use crate::{
     broker::{self, Connection, Delivery, WorkQueue},
     job::SyncPhase,
@@ -27,91 +30,109 @@ text_enum! {
 
 pub(super) struct Intake {
     deliveries: mpsc::Receiver<(WorkQueue, Delivery)>,
+    /// One per work queue. They end when the intake is stopped.
+    consumers: JoinSet<()>,
     /// Parsed messages that did not fit into the previous batch.
-    deferred: VecDeque<InboundMessage>,
+    deferred: VecDeque<InFlight>,
     batch_size: usize,
     metrics: Arc<Metrics>,
+    stop: Shutdown,
+}
+
+/// Messages that are handled together.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) messages: Vec<InFlight>,
+    pub(super) rejected: Vec<RejectedMessage>,
 }
 
 impl Intake {
     /// Starts a consumer on every work queue.
     pub(super) fn start(connection: &Arc<Connection>, pipeline: &Pipeline) -> Self {
-        let prefetch = pipeline.prefetch;
+        let (prefetch, stop) = (pipeline.prefetch, pipeline.shutdown.child());
         let (sender, deliveries) = mpsc::channel(usize::from(prefetch) * WorkQueue::ALL.len());
+        let mut consumers = JoinSet::new();
         for queue in WorkQueue::ALL {
             let wrap = move |delivery| (queue, delivery);
-            tokio::spawn(broker::consume(
+            consumers.spawn(broker::consume(
                 connection.clone(),
                 queue.name(),
                 prefetch,
-                pipeline.shutdown.clone(),
+                stop.clone(),
                 sender.clone(),
                 wrap,
             ));
         }
         Self {
             deliveries,
+            consumers,
             deferred: VecDeque::new(),
             batch_size: pipeline.config.batch_size.get(),
             metrics: pipeline.metrics.clone(),
+            stop,
         }
     }
 
-    /// Returns the next batch, or `None` at shutdown.
+    /// Returns the next batch. `None` when it is stopped, or a consumer has ended.
     ///
     /// A batch contains at least one message, and at most one job per signup, so that transactions
     /// acquire their locks in one order. It may contain several events of that job, as many as the
     /// job remembers: if many events of one signup arrive, they delay other signups little.
-    pub(super) async fn next_batch(&mut self, shutdown: &Shutdown) -> Option<Vec<InboundMessage>> {
-        if shutdown.is_draining() {
+    pub(super) async fn next_batch(&mut self) -> Option<Batch> {
+        if self.stop.is_draining() {
             return None;
         }
         let mut batch = BatchBuilder::default();
         for message in std::mem::take(&mut self.deferred) {
             self.deferred.extend(batch.add(message, self.batch_size));
         }
-        if batch.messages.is_empty() {
+        if batch.is_empty() {
             let (queue, delivery) = tokio::select! {
                 biased;
-                () = shutdown.draining() => return None,
+                () = self.stop.draining() => return None,
                 delivery = self.deliveries.recv() => delivery?,
+                _ = self.consumers.join_next() => return None,
             };
-            let message = self.parse(queue, delivery);
-            self.deferred.extend(batch.add(message, self.batch_size));
+            self.add(&mut batch, queue, delivery);
         }
-        while batch.messages.len() < self.batch_size && self.deferred.len() < self.batch_size {
+        while batch.len() < self.batch_size && self.deferred.len() < self.batch_size {
             let Ok((queue, delivery)) = self.deliveries.try_recv() else { break };
-            let message = self.parse(queue, delivery);
-            self.deferred.extend(batch.add(message, self.batch_size));
+            self.add(&mut batch, queue, delivery);
         }
-        self.metrics.batch_size.observe(batch.messages.len() as f64);
-        Some(batch.messages)
+        self.metrics.batch_size.observe(batch.len() as f64);
+        Some(batch.batch)
     }
 
-    /// Requeues the deliveries that are in no batch.
-    pub(super) async fn requeue_rest(mut self) {
+    /// Stops the consumers, and requeues the deliveries that are in no batch.
+    pub(super) async fn stop(mut self) {
+        self.stop.drain();
         for message in self.deferred {
             message.envelope.requeue().await;
         }
-        while let Ok((_, delivery)) = self.deliveries.try_recv() {
+        // They wait until their deliveries are received.
+        while let Some((_, delivery)) = self.deliveries.recv().await {
             delivery.acker.requeue().await;
         }
     }
 
-    fn parse(&self, queue: WorkQueue, delivery: Delivery) -> InboundMessage {
-        let message = InboundMessage::parse(queue, delivery);
-        let result = match message.parsed {
-            Ok(_) => IntakeResult::Accepted,
-            Err(_) => IntakeResult::Rejected,
-        };
+    fn add(&mut self, batch: &mut BatchBuilder, queue: WorkQueue, delivery: Delivery) {
+        if !delivery.acker.is_current() {
+            // RabbitMQ delivers it again.
+            return;
+        }
+        let parsed = parse(queue, delivery);
+        let result = if parsed.is_ok() { IntakeResult::Accepted } else { IntakeResult::Rejected };
         self.metrics.events.with_label_values(&[queue.name(), result.as_str()]).inc();
-        message
+        match parsed {
+            Ok(message) => self.deferred.extend(batch.add(message, self.batch_size)),
+            Err(rejected) => batch.batch.rejected.push(*rejected),
+        }
     }
 }
 
 #[derive(Default)]
 struct BatchBuilder {
-    messages: Vec<InboundMessage>,
+    batch: Batch,
     /// What each signup's messages ask for, and their number.
     signups: HashMap<uuid::Uuid, (Request, usize)>,
 }
@@ -135,11 +156,18 @@ impl Request {
 }
 
 impl BatchBuilder {
+    fn len(&self) -> usize {
+        self.batch.messages.len() + self.batch.rejected.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Adds `message`, or returns it if it belongs in a later batch.
-    fn add(&mut self, message: InboundMessage, batch_size: usize) -> Option<InboundMessage> {
-        let has_room = self.messages.len() < batch_size;
-        if has_room && message.parsed.as_ref().map_or(true, |arrival| self.fits(arrival)) {
-            self.messages.push(message);
+    fn add(&mut self, message: InFlight, batch_size: usize) -> Option<InFlight> {
+        if self.len() < batch_size && self.fits(&message.arrival) {
+            self.batch.messages.push(message);
             return None;
         }
         Some(message)

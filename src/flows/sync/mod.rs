@@ -2,8 +2,10 @@
 //!
 //! Deliveries are gathered into batches ([`intake`]). Each batch is claimed, pushed, decided,
 //! settled and acknowledged ([`batch`]); several run side by side. A permit is acquired
-//! before a batch is gathered, and released when the batch ends.
+//! before a batch is gathered, and released when the batch ends. Messages that need no call are
+//! handled beside them ([`aside`]).
 
+mod aside;
 mod batch;
 mod claim;
 mod inbound;
@@ -14,7 +16,7 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::{JoinError, JoinSet},
 };
 use tokio_util::task::TaskTracker;
@@ -26,11 +28,13 @@ use crate::{
     ledger::Ledger,
     retry::Ladder,
     runtime::{
+        backoff::retry_forever,
         metrics::{GaugeGuard, Metrics},
         shutdown::Shutdown,
     },
 };
-pub use batch::{AttemptResult, SkipReason};
+pub use aside::SkipReason;
+pub use batch::AttemptResult;
 use intake::Intake;
 pub use intake::IntakeResult;
 pub use process::{ProcessCounts, ProcessError};
@@ -70,31 +74,42 @@ pub struct Pipeline {
     pub metrics: Arc<Metrics>,
     /// Ends the intake; batches in flight are finished.
     pub shutdown: Shutdown,
-    /// Jobs that operators run ([`Pipeline::process`]). Shutdown waits for them.
+    /// Messages that need no call, and jobs that operators run ([`Pipeline::process`]). Shutdown
+    /// waits for them.
     pub processing: TaskTracker,
+    /// Limits how many unprocessable messages are parked at a time.
+    pub parking: Semaphore,
+    /// Whether the database was away for too long for a batch. Then nothing is consumed.
+    pub database_is_away: watch::Sender<bool>,
+}
+
+/// Maximum unprocessable messages that are parked at a time.
+pub const PARKED_AT_A_TIME: usize = 4;
+
+/// Why the intake was stopped.
+enum IntakeEnd {
+    /// The service stops, or a consumer has ended.
+    Stopped,
+    /// The database is away.
+    DatabaseAway,
 }
 
 impl Pipeline {
-    /// Consumes all work queues until shutdown, then finishes the batches in flight.
+    /// Consumes all work queues until shutdown, then finishes the batches in flight. While the
+    /// database is away, nothing is consumed: messages would be held until RabbitMQ closes their
+    /// channel, and be counted towards their delivery limit.
     pub async fn run(self: Arc<Self>, connection: Arc<Connection>) {
         let permits = Arc::new(Semaphore::new(self.config.batches_in_flight.get()));
-        let mut intake = Intake::start(&connection, &self);
         let mut batches = JoinSet::new();
         loop {
-            let permit =
-                permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-            let Some(messages) = intake.next_batch(&self.shutdown).await else { break };
-            let pipeline = self.clone();
-            let in_flight = GaugeGuard::new(&self.metrics.batches_in_flight);
-            batches.spawn(async move {
-                pipeline.run_batch(messages).await;
-                drop((permit, in_flight));
-            });
-            while let Some(ended) = batches.try_join_next() {
-                log_panic(ended);
+            let mut intake = Intake::start(&connection, &self);
+            let end = self.run_batches(&mut intake, &permits, &mut batches).await;
+            intake.stop().await;
+            match end {
+                IntakeEnd::Stopped => break,
+                IntakeEnd::DatabaseAway => self.wait_for_database().await,
             }
         }
-        intake.requeue_rest().await;
         while let Some(ended) = batches.join_next().await {
             log_panic(ended);
         }
@@ -102,12 +117,62 @@ impl Pipeline {
         self.processing.wait().await;
         self.outbox.close();
     }
+
+    /// Runs batches, side by side, until the intake ends.
+    async fn run_batches(
+        self: &Arc<Self>,
+        intake: &mut Intake,
+        permits: &Arc<Semaphore>,
+        batches: &mut JoinSet<()>,
+    ) -> IntakeEnd {
+        let mut database_is_away = self.database_is_away.subscribe();
+        loop {
+            let next = async {
+                let permit =
+                    permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+                intake.next_batch().await.map(|batch| (permit, batch))
+            };
+            let (permit, batch) = tokio::select! {
+                biased;
+                () = is_true(&mut database_is_away) => return IntakeEnd::DatabaseAway,
+                next = next => match next {
+                    Some(next) => next,
+                    None => return IntakeEnd::Stopped,
+                },
+            };
+            let pipeline = self.clone();
+            let in_flight = GaugeGuard::new(&self.metrics.batches_in_flight);
+            batches.spawn(async move {
+                pipeline.run_batch(batch).await;
+                drop((permit, in_flight));
+            });
+            while let Some(ended) = batches.try_join_next() {
+                log_panic(ended);
+            }
+        }
+    }
+
+    /// Waits until the database answers, or until shutdown.
+    async fn wait_for_database(&self) {
+        tracing::warn!("the database is away, so nothing is consumed until it answers");
+        tokio::select! {
+            () = self.shutdown.draining() => return,
+            () = retry_forever("pinging the database", || self.ledger.ping()) => {}
+        }
+        self.database_is_away.send_replace(false);
+        tracing::info!("the database answers, consuming again");
+    }
 }
 
-/// Logs the panic of a batch. Its deliveries stay unacknowledged; RabbitMQ redelivers them when the
-/// connection closes.
+async fn is_true(value: &mut watch::Receiver<bool>) {
+    if value.wait_for(|value| *value).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Logs the panic of a batch. Its messages are requeued, and its claims are released.
 fn log_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(%error, "a batch panicked; its messages will be redelivered");
+        tracing::error!(%error, "a batch panicked; its messages are requeued");
     }
 }

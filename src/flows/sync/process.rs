@@ -1,17 +1,17 @@
 //! Jobs that an operator runs now: the same pipeline, without deliveries.
 
-use std::sync::Arc;
+use std::{ops::AddAssign, sync::Arc};
 
 use uuid::Uuid;
 
 use super::{
     Pipeline,
-    batch::{BatchResult, InFlightJob},
-    inbound::Envelope,
+    batch::Claimed,
+    inbound::{Envelope, InFlight},
 };
 use crate::{
-    job::{Ending, JobMessage, SyncPhase},
-    ledger::{self, Arrival, ClaimOutcome, Source},
+    job::{SyncPhase, Verdict},
+    ledger::{self, Arrival, ReadyJob, Source},
     runtime::trace::TraceContext,
 };
 
@@ -43,6 +43,28 @@ pub enum ProcessError {
     Ledger(#[from] ledger::Error),
 }
 
+impl ProcessCounts {
+    pub(super) fn add(&mut self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Complete => self.succeeded += 1,
+            Verdict::Retry { .. } => self.retrying += 1,
+            Verdict::Fail { .. } => self.failed += 1,
+        }
+    }
+
+    fn total(self) -> usize {
+        self.succeeded + self.failed + self.retrying
+    }
+}
+
+impl AddAssign for ProcessCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.succeeded += other.succeeded;
+        self.failed += other.failed;
+        self.retrying += other.retrying;
+    }
+}
+
 impl Pipeline {
     /// Runs at most `limit` jobs that are ready, and waits for them. A job whose message is in
     /// flight is left to that message. The jobs are finished even if the caller stops waiting.
@@ -60,63 +82,37 @@ impl Pipeline {
     }
 
     /// Runs the jobs in batches. As with deliveries, no two jobs of a batch belong to one signup.
-    async fn process_all(&self, ready: Vec<JobMessage>) -> ProcessCounts {
+    async fn process_all(&self, ready: Vec<ReadyJob>) -> ProcessCounts {
         let mut counts = ProcessCounts::default();
         for &phase in SyncPhase::ALL {
-            let of_phase: Vec<_> = ready.iter().filter(|message| message.phase == phase).collect();
+            let of_phase: Vec<_> = ready.iter().filter(|job| job.message.phase == phase).collect();
             for batch in of_phase.chunks(self.config.batch_size.get()) {
-                for ending in self.process_batch(batch).await {
-                    match ending {
-                        Ending::Completed { .. } => counts.succeeded += 1,
-                        Ending::Retrying { .. } => counts.retrying += 1,
-                        Ending::Failed { .. } => counts.failed += 1,
-                    }
-                }
+                self.process_batch(batch, &mut counts).await;
             }
         }
         counts
     }
 
     /// Runs jobs until each has been attempted, or can't be.
-    async fn process_batch(&self, batch: &[&JobMessage]) -> Vec<Ending> {
-        let request = |message: &&JobMessage| Arrival {
-            source: Source::Operator { message: **message, id: Uuid::new_v4() },
-            redelivered: false,
-            trace: TraceContext::default(),
+    async fn process_batch(&self, batch: &[&ReadyJob], counts: &mut ProcessCounts) {
+        let request = |job: &&ReadyJob| InFlight {
+            arrival: Arrival {
+                source: Source::Operator { message: job.message, id: Uuid::new_v4() },
+                redelivered: false,
+                trace: TraceContext::default(),
+            },
+            envelope: Envelope::of_operator(job.trace.clone()),
         };
-        let mut arrivals: Vec<_> = batch.iter().map(request).collect();
-        let mut endings = Vec::new();
-        while !arrivals.is_empty() {
-            let result = self.process_arrivals(std::mem::take(&mut arrivals)).await;
+        let mut messages: Vec<_> = batch.iter().map(request).collect();
+        while !messages.is_empty() {
+            // Jobs that are not run now run when the breaker closes.
+            let Some(permit) = self.customerio.try_permit() else { return };
+            let Some(Claimed { claim, jobs, .. }) = self.claim(messages).await else { return };
+            // A job that was not claimed is owned by a message in flight.
+            let result = self.call(claim, jobs, &permit).await;
             // Of several jobs of one person, one is sent at a time.
-            if !result.endings.is_empty() {
-                arrivals = result.not_sent.into_iter().map(|(arrival, _)| arrival).collect();
-            }
-            endings.extend(result.endings);
+            messages = if result.counts.total() > 0 { result.again } else { Vec::new() };
+            *counts += result.counts;
         }
-        endings
-    }
-
-    async fn process_arrivals(&self, arrivals: Vec<Arrival>) -> BatchResult {
-        // Jobs that are not run now run when the breaker closes.
-        let Some(permit) = self.customerio.try_permit() else { return BatchResult::default() };
-        let (claim, outcomes) = match self.claim(&arrivals, &permit).await {
-            Ok(Some(claimed)) => claimed,
-            Ok(None) => return BatchResult::default(),
-            Err(error) => {
-                tracing::error!(%error, "claiming the jobs that an operator runs failed");
-                return BatchResult::default();
-            }
-        };
-        // A job that was not claimed is owned by a message in flight.
-        let claimed =
-            outcomes.into_iter().zip(arrivals).filter_map(|(outcome, arrival)| match outcome {
-                ClaimOutcome::Claimed(job) => {
-                    let envelope = Envelope::of_operator(&job.job);
-                    Some(InFlightJob { job: *job, arrival, envelope })
-                }
-                _ => None,
-            });
-        self.call(&claim, claimed.collect(), &permit).await
     }
 }
