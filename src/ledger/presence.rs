@@ -3,8 +3,8 @@
 //!
 //! A claim names the replica that made it ([`Presence::new_claim`]), and the session owns the lock
 //! of that replica. PostgreSQL releases the lock when the process ends, since its connection is
-//! closed, and after a minute of silence. So whoever finds a claim can tell whether its owner is
-//! gone (lock_jobs.sql).
+//! closed, and after a minute of silence. So a delivery whose job is claimed can tell whether the
+//! owner is gone (lock_jobs.sql).
 
 use std::time::Duration;
 

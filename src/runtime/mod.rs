@@ -1,5 +1,5 @@
-//! Modules that every layer may use: shutdown, background tasks, backoff, metrics, logs and traces, TLS and
-//! certificates, results of checks, enums with fixed texts, the identity of the replica.
+//! Modules that every layer may use: shutdown, background tasks, backoff, metrics, logs and traces,
+//! TLS and certificates, results of checks, enums with fixed texts, the identity of the replica.
 //!
 //! Nothing here names another module of this crate.
 

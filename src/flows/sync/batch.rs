@@ -86,7 +86,7 @@ enum ClaimError {
     Unavailable,
 }
 
-/// What became of the claimed jobs of a batch.
+/// The result of the claimed jobs of a batch.
 #[derive(Default)]
 pub(super) struct BatchResult {
     /// The jobs that were attempted and recorded.
