@@ -29,9 +29,44 @@ const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for which a lost consumer of a work queue counts as being replaced.
 const CONSUMER_REPLACEMENT_TIME: Duration = Duration::from_secs(30);
 
-/// Reports that the process serves HTTP.
-pub(crate) async fn live() -> Json<Value> {
-    Json(json!({ "status": "live" }))
+/// Time between two checks whether batches may make progress.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+/// A batch without progress for longer, although everything that it needs answers, is stuck.
+const PROGRESS_PAUSE_MAX: Duration = Duration::from_mins(5);
+/// Maximum age of the last write to the database.
+const WRITE_AGE_MAX: Duration = Duration::from_mins(1);
+
+/// Reports a defect of the process: a task that has ended, or a batch that is stuck. Waiting for a
+/// server is no defect.
+pub(crate) async fn live(State(state): State<AppState>) -> Response {
+    let pause = state.connected.get().map(|connected| connected.pipeline.progress.longest_pause());
+    let problem = match (state.defect.get(), pause) {
+        (Some(task), _) => format!("the task {task:?} has ended; the process stops"),
+        (None, Some(pause)) if pause > PROGRESS_PAUSE_MAX => {
+            format!("a batch has made no progress for {} s; restart the process", pause.as_secs())
+        }
+        _ => return Json(json!({ "status": "live" })).into_response(),
+    };
+    Problem::unavailable(problem).into_response()
+}
+
+/// Excuses the batches in flight while something that they need does not answer, until the second
+/// stage of the shutdown.
+pub async fn watch_progress(state: AppState) {
+    loop {
+        tokio::select! {
+            () = state.shutdown.ended() => return,
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+        }
+        let Some(connected) = state.connected.get() else { continue };
+        let answers = state.last_write.age() < WATCH_INTERVAL
+            && connected.connections.iter().all(|connection| connection.is_connected())
+            && connected.publisher.problem().is_none()
+            && state.customerio.breaker().is_closed();
+        if !answers {
+            connected.pipeline.progress.excuse();
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,6 +167,11 @@ async fn check(state: &AppState) -> ReadinessProblems {
             Check::Database,
             format!("no answer within {DATABASE_TIMEOUT:?}; {}", state.ledger.fix_of_silence()),
         ),
+    }
+    if problems.of(Check::Database).is_none()
+        && let Some(problem) = state.last_write.overdue(WRITE_AGE_MAX)
+    {
+        problems.add(Check::Database, format!("writes: {problem}"));
     }
     for (check, reason) in state.startup.obstacles() {
         // It has the cause of a refused connection, which the pool does not report.

@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 pub use api::PREFIX as API_PREFIX;
 use api::{asyncapi, openapi};
 pub use health::missing_credential;
+pub use health::watch_progress;
 pub use http::{
     auth::{AccessTokens, AccessTokensError, LiveTokens, Role},
     login_throttle::LoginThrottle,

@@ -26,8 +26,8 @@ use crate::{
     ledger::Ledger,
     retry::Ladder,
     runtime::{
-        certificate::CertificateFiles, metrics::Metrics, replica::Replica, shutdown::Shutdown,
-        text_enum::text_enum,
+        certificate::CertificateFiles, heartbeat::Heartbeat, metrics::Metrics, replica::Replica,
+        shutdown::Shutdown, text_enum::text_enum,
     },
 };
 
@@ -147,6 +147,10 @@ pub struct AppState {
     pub replica: Replica,
     /// The record of signups and jobs.
     pub ledger: Ledger,
+    /// The last write to the database.
+    pub last_write: Heartbeat,
+    /// Whether a task of the process has ended that should not.
+    pub defect: Arc<OnceLock<&'static str>>,
     /// The metrics of the process.
     pub metrics: Arc<Metrics>,
     /// The client, for the state of its circuit breaker.

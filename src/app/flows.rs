@@ -19,7 +19,7 @@ use crate::{
         mirror::{Mirror, Sweeper},
         outbox::Outbox,
         recovery::Recovery,
-        sync::{PARKED_AT_A_TIME, Pipeline},
+        sync::{BatchProgress, PARKED_AT_A_TIME, Pipeline},
     },
     job::OutboxSender,
     ledger::Ledger,
@@ -61,6 +61,7 @@ impl FlowContext {
             metrics: metrics.clone(),
         };
         flows.spawn("outbox", publisher_of_outbox.run(owed, shutdown.clone()));
+        let shutdown_of_publisher = shutdown.clone();
         let pipeline = Arc::new(Pipeline {
             config: config.sync,
             prefetch: config.broker.prefetch.get(),
@@ -73,9 +74,11 @@ impl FlowContext {
             shutdown,
             processing: TaskTracker::new(),
             parking: Semaphore::new(PARKED_AT_A_TIME),
+            progress: BatchProgress::default(),
             database_is_away: watch::Sender::default(),
         });
         flows.spawn("pipeline", pipeline.clone().run(consuming.clone()));
+        flows.spawn("publisher heartbeat", publisher.clone().check_idle(shutdown_of_publisher));
         let queues = QueueMonitor::new(consuming.clone());
         let connections = vec![consuming, publishing];
         connected.get_or_init(|| ConnectedServices {

@@ -27,7 +27,9 @@ use crate::{
     customerio::{self, CustomerIo},
     flows::{feed::LiveFeed, gauges::LedgerGauges, rate_limit},
     ledger::{self, Ledger},
-    runtime::{metrics::Metrics, replica::Replica, shutdown::Shutdown, tasks::Tasks},
+    runtime::{
+        heartbeat::Heartbeat, metrics::Metrics, replica::Replica, shutdown::Shutdown, tasks::Tasks,
+    },
 };
 use reload::Reload;
 use start::Start;
@@ -67,6 +69,8 @@ pub struct App {
     shutdown: Shutdown,
     http_addr: SocketAddr,
     tokens: LiveTokens,
+    /// Makes `/healthz` fail.
+    defect: Arc<OnceLock<&'static str>>,
     ledger: Ledger,
     /// Waits for the servers, and returns the parts that need them. `None` at shutdown.
     starting: JoinHandle<Option<Running>>,
@@ -104,14 +108,17 @@ impl App {
         let ledger = Ledger::new(&config.database, &config.tls, max_attempts)?.of_replica(&replica);
         let address = Address::new(&config.broker, &config.tls)?;
         let state = admin_state(&config, &ledger, &customerio, &metrics, &shutdown, &replica);
-        let (connected, startup, tokens) =
-            (state.connected.clone(), state.startup.clone(), state.tokens.clone());
+        let admin::AppState { connected, startup, tokens, last_write, defect, .. } = state.clone();
         let (started, has_started) = watch::channel(false);
         let mut services = Tasks::default();
         let http_addr = listen(config.http.addr, state.clone(), &mut services).await?;
         start_services(&config, state, address.clone(), &mut services);
-        let leases =
-            LeaseKeeper { ledger: ledger.clone(), customerio: customerio.clone(), replica };
+        let leases = LeaseKeeper {
+            ledger: ledger.clone(),
+            customerio: customerio.clone(),
+            replica,
+            last_write,
+        };
         leases.start(&config, has_started.clone(), &shutdown, &mut services);
         let grace = config.lifecycle.grace;
         let start = Start {
@@ -131,6 +138,7 @@ impl App {
             shutdown,
             http_addr,
             tokens,
+            defect,
             ledger,
             starting,
             running: None,
@@ -159,6 +167,12 @@ impl App {
     /// Waits until a task ends although the service was not stopped, which is a defect. Returns
     /// the task's name.
     pub async fn task_ended(&mut self) -> &'static str {
+        let name = self.next_ended().await;
+        let _ = self.defect.set(name);
+        name
+    }
+
+    async fn next_ended(&mut self) -> &'static str {
         loop {
             if let Some(running) = &mut self.running {
                 tokio::select! {
@@ -227,6 +241,8 @@ fn admin_state(
         config: Arc::new(config.http.clone()),
         replica: replica.clone(),
         ledger: ledger.with_own_connections(config.database.http_connections),
+        last_write: Heartbeat::default(),
+        defect: Arc::default(),
         metrics: metrics.clone(),
         customerio: customerio.clone(),
         ladder: config.retry.delays.clone(),
@@ -247,6 +263,7 @@ struct LeaseKeeper {
     ledger: Ledger,
     customerio: Arc<CustomerIo>,
     replica: Replica,
+    last_write: Heartbeat,
 }
 
 impl LeaseKeeper {
@@ -257,9 +274,10 @@ impl LeaseKeeper {
         shutdown: &Shutdown,
         services: &mut Tasks,
     ) {
-        let Self { ledger, customerio, replica } = self;
+        let Self { ledger, customerio, replica, last_write } = self;
         let (total, ending) = (config.customerio.requests_per_second, shutdown.clone());
-        let renewing = rate_limit::run(replica, total, customerio, ledger.clone(), ending.clone());
+        let renewing =
+            rate_limit::run(replica, total, customerio, ledger.clone(), last_write, ending.clone());
         services.spawn("call rate", renewing);
         services.spawn("session for locks", async move {
             // The start opens the session.
@@ -281,6 +299,7 @@ fn start_services(
     address: Arc<Address>,
     services: &mut Tasks,
 ) {
+    let watchdog = admin::watch_progress(state.clone());
     let admin::AppState { ledger, metrics, customerio, shutdown, live, tokens, .. } = state;
     let reload = Reload {
         ledger: ledger.clone(),
@@ -291,6 +310,7 @@ fn start_services(
         shutdown: shutdown.clone(),
     };
     services.spawn("reload", reload.run(config));
+    services.spawn("watchdog", watchdog);
     let ledger_gauges =
         LedgerGauges { config: config.metrics.clone(), ledger: ledger.clone(), metrics };
     services.spawn("ledger gauges", ledger_gauges.run(shutdown.clone()));

@@ -33,11 +33,19 @@ use super::{
 };
 use crate::runtime::{
     backoff::Backoff,
+    heartbeat::Heartbeat,
     metrics::{GaugeGuard, Metrics},
+    shutdown::Shutdown,
     text_enum::text_enum,
     trace::TraceContext,
 };
 
+/// Time without a confirm after which a heartbeat is published.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(15);
+/// Maximum age of the last confirm of a publisher that works.
+const CONFIRM_AGE_MAX: Duration = Duration::from_mins(1);
+/// Routing key of heartbeats. No queue has this name.
+const UNROUTABLE_KEY: &str = "customerio-sync.heartbeat";
 /// Time after which a missing confirm is reported.
 const CONFIRM_OVERDUE_AFTER: Duration = Duration::from_secs(10);
 
@@ -56,6 +64,7 @@ struct PublisherShared {
     shared: RwLock<Option<Channel>>,
     /// Number of messages whose confirm is overdue.
     overdue: AtomicUsize,
+    last_confirm: Heartbeat,
 }
 
 text_enum! {
@@ -125,6 +134,7 @@ impl Publisher {
             idle: Mutex::default(),
             shared: RwLock::default(),
             overdue: AtomicUsize::new(0),
+            last_confirm: Heartbeat::default(),
         }))
     }
 
@@ -175,6 +185,43 @@ impl Publisher {
         }
     }
 
+    /// Publishes a message that no queue takes whenever no other was confirmed for a while, until
+    /// shutdown. So an idle publisher notices too that RabbitMQ blocks it.
+    pub async fn check_idle(self, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = shutdown.draining() => return,
+                () = tokio::time::sleep(IDLE_CHECK_INTERVAL) => {}
+            }
+            if self.0.last_confirm.age() < IDLE_CHECK_INTERVAL {
+                continue;
+            }
+            match timeout(CONFIRM_OVERDUE_AFTER, self.publish_unroutable()).await {
+                Ok(Ok(())) => self.0.last_confirm.beat(),
+                Ok(Err(error)) => self.0.last_confirm.fail(error),
+                Err(_) => {
+                    self.0.last_confirm.fail("RabbitMQ blocks publishers");
+                    self.0.shared.write().await.take();
+                }
+            }
+        }
+    }
+
+    /// Publishes to the default exchange with a routing key that no queue has as its name.
+    async fn publish_unroutable(&self) -> Result<(), PublishError> {
+        let channel = self.shared_channel().await?;
+        let published = channel.basic_publish(
+            "".into(),
+            UNROUTABLE_KEY.into(),
+            BasicPublishOptions::default(),
+            &[],
+            BasicProperties::default(),
+        );
+        let confirm = request(&channel, "publishing a heartbeat", published).await?;
+        request(&channel, "waiting for the confirm of a heartbeat", confirm).await?;
+        Ok(())
+    }
+
     fn count(&self, message: &Message, result: PublishResult) {
         let labels = [message.destination.as_str(), result.as_str()];
         self.0.metrics.publishes.with_label_values(&labels).inc();
@@ -186,6 +233,13 @@ impl Publisher {
         let result =
             published.as_ref().map_or_else(PublishError::result, |()| PublishResult::Confirmed);
         self.count(message, result);
+        match &published {
+            // RabbitMQ has answered.
+            Ok(()) | Err(PublishError::Returned(_) | PublishError::Nacked) => {
+                self.0.last_confirm.beat();
+            }
+            Err(error @ PublishError::Lost(_)) => self.0.last_confirm.fail(error),
+        }
         if let Err(error) = &published {
             tracing::warn!(
                 %error,
@@ -219,6 +273,9 @@ impl Publisher {
     /// Describes why RabbitMQ, although connected, does not confirm messages. `None` if it confirms
     /// them.
     pub fn problem(&self) -> Option<String> {
+        if let Some(problem) = self.0.last_confirm.overdue(CONFIRM_AGE_MAX) {
+            return Some(format!("confirmed messages: {problem}"));
+        }
         let overdue = self.0.overdue.load(Ordering::Relaxed);
         (overdue > 0).then(|| {
             format!(
@@ -274,12 +331,16 @@ impl Publisher {
         message: &Message,
         trace: &TraceContext,
     ) -> Result<(), PublishError> {
-        let current = self.0.shared.read().await.clone();
-        let channel = match current.filter(|channel| channel.status().connected()) {
-            Some(channel) => channel,
-            None => self.replace_shared().await?,
-        };
+        let channel = self.shared_channel().await?;
         publish(&channel, message, trace).await
+    }
+
+    async fn shared_channel(&self) -> Result<Channel, PublishError> {
+        let current = self.0.shared.read().await.clone();
+        match current.filter(|channel| channel.status().connected()) {
+            Some(channel) => Ok(channel),
+            None => self.replace_shared().await,
+        }
     }
 
     async fn replace_shared(&self) -> Result<Channel, PublishError> {

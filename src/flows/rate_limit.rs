@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     customerio::CustomerIo,
     ledger::{CallRateLease, CallRateRequest, Error, Ledger, ReplicaBreaker},
-    runtime::{replica::Replica, shutdown::Shutdown},
+    runtime::{heartbeat::Heartbeat, replica::Replica, shutdown::Shutdown},
 };
 
 /// Time between renewals. When a replica starts or stops, the leases adapt within three of these
@@ -34,12 +34,13 @@ struct CurrentLease {
     unpublished_pause: Option<Instant>,
 }
 
-/// Renews this replica's lease until the second stage of the shutdown: calls in flight need it.
+/// Renews this replica's lease, which is a write to the database, until the second stage of the shutdown: calls in flight need it.
 pub async fn run(
     replica: Replica,
     total: NonZeroU32,
     customerio: Arc<CustomerIo>,
     ledger: Ledger,
+    last_write: Heartbeat,
     shutdown: Shutdown,
 ) {
     let mut lease = CurrentLease {
@@ -62,6 +63,7 @@ pub async fn run(
         let now = Instant::now();
         match tokio::time::timeout(LEASE_DURATION, lease.renew(&ledger, now)).await {
             Ok(Ok(CallRateLease { calls_per_second, paused_for })) => {
+                last_write.beat();
                 if !paused_for.is_zero() {
                     customerio.pause(paused_for);
                 }
@@ -70,16 +72,20 @@ pub async fn run(
                 report_breaker(&replica, &customerio, &ledger).await;
             }
             Ok(Err(error)) => {
+                last_write.fail(&error);
                 tracing::warn!(
                     %error,
                     "renewing the lease on the call rate failed, retrying; no call is made \
                         without it"
                 );
             }
-            Err(_) => tracing::warn!(
-                "renewing the lease on the call rate took longer than {LEASE_DURATION:?}, \
-                 retrying; no call is made without it"
-            ),
+            Err(_) => {
+                last_write.fail("no answer");
+                tracing::warn!(
+                    "renewing the lease on the call rate took longer than {LEASE_DURATION:?}, \
+                     retrying; no call is made without it"
+                );
+            }
         }
     }
     if let Err(error) = ledger.release_call_lease(lease.replica).await {
@@ -101,7 +107,7 @@ async fn report_breaker(replica: &Replica, customerio: &CustomerIo, ledger: &Led
         since: status.since,
         next_probe_at,
     };
-    match tokio::time::timeout(RENEWAL_INTERVAL, ledger.report_breaker(&breaker)).await {
+    match tokio::time::timeout(2 * RENEWAL_INTERVAL, ledger.report_breaker(&breaker)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "reporting the circuit breaker failed"),
         Err(_) => tracing::debug!("reporting the circuit breaker took too long"),

@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod certificate;
 pub mod check;
+pub mod heartbeat;
 pub mod metrics;
 mod otlp;
 pub mod replica;

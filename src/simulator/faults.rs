@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// A delay of every call.
+    /// A delay of the next `calls` calls, or of all.
     Latency {
         /// Delay in milliseconds.
         ms: u64,
+        /// Number of calls that it affects. Of several such delays, each call gets the first.
+        calls: Option<u64>,
     },
     /// A response with this status, to the next `calls` calls, to a `share` of all calls, or to
     /// all calls.
@@ -150,12 +152,8 @@ impl Faults {
     /// Returns the delay of the next call, and the fault to inject into it.
     pub(super) fn next(&self) -> (Duration, Option<Injection>) {
         let mut script = self.lock();
-        let latency = script
-            .faults
-            .iter()
-            .map(|fault| if let Fault::Latency { ms } = fault { *ms } else { 0 })
-            .sum();
-        (Duration::from_millis(latency), script.injection())
+        let latency = script.latency();
+        (latency, script.injection())
     }
 
     /// Returns the refusal scripted for a person, if any.
@@ -180,6 +178,21 @@ impl Faults {
 }
 
 impl Script {
+    fn latency(&mut self) -> Duration {
+        let (mut latency, mut limited) = (0, None);
+        for fault in &mut self.faults {
+            match fault {
+                Fault::Latency { ms, calls: None } => latency += *ms,
+                Fault::Latency { ms, calls: calls @ Some(1..) } if limited.is_none() => {
+                    spend(calls);
+                    limited = Some(*ms);
+                }
+                _ => {}
+            }
+        }
+        Duration::from_millis(latency + limited.unwrap_or_default())
+    }
+
     fn injection(&mut self) -> Option<Injection> {
         self.calls += 1;
         self.faults.retain(|fault| fault.calls() != Some(0));
@@ -191,7 +204,8 @@ impl Script {
 impl Fault {
     fn calls(&self) -> Option<u64> {
         match self {
-            Self::Status { calls, .. }
+            Self::Latency { calls, .. }
+            | Self::Status { calls, .. }
             | Self::Reset { calls, .. }
             | Self::Endless { calls, .. }
             | Self::Truncated { calls, .. } => *calls,

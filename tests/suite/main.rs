@@ -11,6 +11,7 @@ mod bad_input;
 mod bulk;
 mod bulk_actions;
 mod calls;
+mod claims;
 mod clients;
 mod command_line;
 mod contracts;
@@ -39,6 +40,7 @@ mod rate_limit;
 mod recovery;
 mod scale;
 mod secrets;
+mod silence;
 #[path = "../support/mod.rs"]
 mod support;
 mod sync;

@@ -9,7 +9,7 @@ use sqlx::{Connection as _, PgConnection, PgPool};
 use test_servers::RabbitMq;
 use uuid::Uuid;
 
-use super::{Process, TempServer, submitted};
+use super::{Forwarder, Process, TempServer, address, authority, submitted};
 
 /// Short tiers, so that a whole ladder takes two seconds.
 pub(crate) const SHORT_LADDER: &str = "200ms,300ms,400ms,500ms,600ms";
@@ -122,6 +122,21 @@ impl World {
             http,
             settings,
         }
+    }
+
+    /// A world whose service reaches the server of the setting `variable` through a forwarder.
+    pub(crate) async fn behind_forwarder(variable: &str) -> (Self, Forwarder) {
+        let world = Self::new().await;
+        let url = match variable {
+            "DATABASE_URL" => world.database_url.clone(),
+            "AMQP_URL" => world.amqp_url.clone(),
+            _ => format!("http://{}", world.simulator.addr()),
+        };
+        let target = address(&url);
+        let forwarder = Forwarder::start(([127, 0, 0, 1], 0).into(), target).await;
+        let forwarder = forwarder.expect("a port");
+        let forwarded = url.replacen(authority(&url), &forwarder.addr().to_string(), 1);
+        (world.with(variable, &forwarded), forwarder)
     }
 
     /// Changes a setting.

@@ -24,6 +24,7 @@ use super::{
     inbound::{Envelope, InFlight, RejectedMessage},
     intake::Batch,
     process::ProcessCounts,
+    progress::ProgressGuard,
 };
 use crate::{
     broker::{AckResult, capped},
@@ -107,6 +108,7 @@ impl Pipeline {
     /// Runs the messages in as many portions as the circuit breaker permits: all at once while it
     /// is closed, except for those of one person.
     async fn run_messages(self: &Arc<Self>, mut messages: Vec<InFlight>) {
+        let progress = self.progress.begin();
         let delivered_at = messages.iter().filter_map(|one| one.envelope.delivered_at()).min();
         let defer_at = delivered_at.unwrap_or_else(Instant::now) + self.config.hold;
         loop {
@@ -121,8 +123,9 @@ impl Pipeline {
                 permit = self.customerio.permit() => permit,
                 () = tokio::time::sleep_until(defer_at) => return self.defer(messages).await,
             };
+            progress.advance();
             let rest = messages.split_off(permit.limit().min(messages.len()));
-            messages = self.run_permitted(messages, &permit).await;
+            messages = self.run_permitted(messages, &permit, &progress).await;
             messages.extend(rest);
         }
     }
@@ -133,12 +136,14 @@ impl Pipeline {
         self: &'a Arc<Self>,
         mut messages: Vec<InFlight>,
         permit: &'a Permit<'_>,
+        progress: &'a ProgressGuard<'_>,
     ) -> BoxFuture<'a, Vec<InFlight>> {
         Box::pin(async move {
             match self.claim_in_ledger(&messages).await {
                 Ok(batch) => {
+                    progress.advance();
                     let claimed = join(batch, messages);
-                    self.run_claimed(claimed, permit).await
+                    self.run_claimed(claimed, permit, progress).await
                 }
                 Err(ClaimError::Unavailable) => {
                     self.database_is_away.send_replace(true);
@@ -148,8 +153,8 @@ impl Pipeline {
                 // It was parsed as valid: isolate the message.
                 Err(ClaimError::Refused(_)) if messages.len() > 1 => {
                     let rest = messages.split_off(messages.len() / 2);
-                    let mut again = self.run_permitted(messages, permit).await;
-                    again.extend(self.run_permitted(rest, permit).await);
+                    let mut again = self.run_permitted(messages, permit, progress).await;
+                    again.extend(self.run_permitted(rest, permit, progress).await);
                     again
                 }
                 Err(ClaimError::Refused(error)) => {
@@ -167,6 +172,7 @@ impl Pipeline {
         self: &Arc<Self>,
         Claimed { claim, jobs, others }: Claimed,
         permit: &Permit<'_>,
+        progress: &ProgressGuard<'_>,
     ) -> Vec<InFlight> {
         for (outcome, message) in others {
             self.handle_aside(outcome, message.envelope);
@@ -175,7 +181,7 @@ impl Pipeline {
             claim.end();
             return Vec::new();
         }
-        self.call(claim, jobs, permit).await.again
+        self.call(claim, jobs, permit, progress).await.again
     }
 
     async fn claim_in_ledger(
@@ -230,6 +236,7 @@ impl Pipeline {
         claim: BatchClaim,
         mut jobs: HashMap<Uuid, ClaimedMessage>,
         permit: &Permit<'_>,
+        progress: &ProgressGuard<'_>,
     ) -> BatchResult {
         let prepare = |one: &ClaimedMessage| {
             self.customerio.prepare(&one.job, one.message.envelope.span.link())
@@ -242,6 +249,7 @@ impl Pipeline {
         let settling = async {
             while let Some(pushed) = next_results(&mut results).await {
                 self.settle(&claim, pushed, &mut jobs, &mut batch).await;
+                progress.advance();
             }
         };
         tokio::select! {

@@ -11,6 +11,7 @@ mod claim;
 mod inbound;
 mod intake;
 mod process;
+mod progress;
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -38,6 +39,7 @@ pub use batch::AttemptResult;
 use intake::Intake;
 pub use intake::IntakeResult;
 pub use process::{ProcessCounts, ProcessError};
+pub use progress::BatchProgress;
 
 /// Settings of the pipeline.
 #[derive(Debug, Clone, Deserialize)]
@@ -79,6 +81,8 @@ pub struct Pipeline {
     pub processing: TaskTracker,
     /// Limits how many unprocessable messages are parked at a time.
     pub parking: Semaphore,
+    /// Whether the batches in flight make progress.
+    pub progress: BatchProgress,
     /// Whether the database was away for too long for a batch. Then nothing is consumed.
     pub database_is_away: watch::Sender<bool>,
 }
