@@ -217,6 +217,9 @@ fn check_broker(state: &AppState, problems: &mut ReadinessProblems) {
             problems.add(Check::Queues, format!("{queue} is not consumed by this replica"));
         }
     }
+    if let Some(problem) = connected.topology.problem() {
+        problems.add(Check::Topology, problem);
+    }
     if let Some(problem) = connected.publisher.problem() {
         problems.add(Check::Broker, problem);
     }

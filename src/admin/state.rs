@@ -17,7 +17,7 @@ use super::http::{
     session_store::Sessions,
 };
 use crate::{
-    broker::{Connection, Publisher, QueueMonitor},
+    broker::{Connection, Publisher, QueueMonitor, TopologyGuard},
     customerio::CustomerIo,
     flows::{
         feed::{LiveFeed, OutcomeFeed},
@@ -190,6 +190,8 @@ pub struct ConnectedServices {
     pub outcomes: OutcomeFeed,
     /// The state of the queues.
     pub queues: QueueMonitor,
+    /// What is missing of the topology.
+    pub topology: TopologyGuard,
 }
 
 impl AppState {

@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     admin::ConnectedServices,
-    broker::{Connection, Publisher, QueueMonitor},
+    broker::{Connection, Publisher, QueueMonitor, TopologyGuard},
     config::Config,
     customerio::CustomerIo,
     flows::{
@@ -61,7 +61,7 @@ impl FlowContext {
             metrics: metrics.clone(),
         };
         flows.spawn("outbox", publisher_of_outbox.run(owed, shutdown.clone()));
-        let shutdown_of_publisher = shutdown.clone();
+        let (shutdown_of_publisher, shutdown_of_guard) = (shutdown.clone(), shutdown.clone());
         let pipeline = Arc::new(Pipeline {
             config: config.sync,
             prefetch: config.broker.prefetch.get(),
@@ -79,6 +79,8 @@ impl FlowContext {
         });
         flows.spawn("pipeline", pipeline.clone().run(consuming.clone()));
         flows.spawn("publisher heartbeat", publisher.clone().check_idle(shutdown_of_publisher));
+        let topology = TopologyGuard::new(consuming.clone());
+        flows.spawn("topology", topology.clone().run(shutdown_of_guard));
         let queues = QueueMonitor::new(consuming.clone());
         let connections = vec![consuming, publishing];
         connected.get_or_init(|| ConnectedServices {
@@ -87,6 +89,7 @@ impl FlowContext {
             pipeline,
             outcomes,
             queues,
+            topology,
         });
         flows
     }

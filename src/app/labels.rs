@@ -1,7 +1,7 @@
 //! The values of the labels of all metrics, so that every series exists from the start.
 
 use crate::{
-    broker::{Destination, MIRROR_QUEUE, PublishResult, WorkQueue},
+    broker::{Destination, MIRROR_QUEUE, PublishResult, Topology, WorkQueue},
     customerio::{BreakerReason, CallRateOf, CallStatus},
     flows::{
         recovery::RecoveryAction,
@@ -24,7 +24,7 @@ macro_rules! texts {
 ///
 /// `admin` creates those of its routes. The counts of ledger and queues have no value yet, and the
 /// discrepancies only on the leader of the integrity check.
-pub(super) fn metrics(ladder: &Ladder) -> Metrics {
+pub(super) fn metrics(ladder: &Ladder, topology: &Topology) -> Metrics {
     let metrics = Metrics::default();
     let work_queues = WorkQueue::ALL.map(WorkQueue::name);
     let consumed_queues = [work_queues.as_slice(), &[MIRROR_QUEUE]].concat();
@@ -51,6 +51,7 @@ pub(super) fn metrics(ladder: &Ladder) -> Metrics {
     create_series(&metrics.connections.failures, &[&servers]);
     create_series(&metrics.queues.consuming, &[&consumed_queues]);
     create_series(&metrics.queues.repaired, &[&consumed_queues]);
+    create_series(&metrics.queues.restored, &[&topology.names().collect::<Vec<_>>()]);
     metrics.ledger.schema_version_wanted.set(Ledger::schema_version_wanted());
     metrics
 }

@@ -97,7 +97,8 @@ impl App {
     pub async fn start(config: Config) -> Result<Self, Error> {
         config.require_database()?;
         config.require_broker()?;
-        let metrics = Arc::new(labels::metrics(&config.retry.delays));
+        let topology = Arc::new(Topology::new(&config.retry.delays, &config.topology));
+        let metrics = Arc::new(labels::metrics(&config.retry.delays, &topology));
         let shutdown = Shutdown::default();
         let breaker = config.breaker.clone();
         let customerio =
@@ -122,7 +123,7 @@ impl App {
         leases.start(&config, has_started.clone(), &shutdown, &mut services);
         let grace = config.lifecycle.grace;
         let start = Start {
-            topology: Arc::new(Topology::new(&config.retry.delays, &config.topology)),
+            topology,
             config,
             http_addr,
             ledger: ledger.clone(),

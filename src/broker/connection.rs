@@ -9,6 +9,7 @@ use tokio::{sync::Mutex, time::timeout};
 use super::{
     Address, ConsumerStates, Error, FAILED_QUEUE, Topology, WorkQueue,
     diagnose::{detail, fix},
+    guard::report,
     spans::ServerAddress,
     while_connected::{connection_lost, request, while_connected},
 };
@@ -184,10 +185,12 @@ impl Connection {
         }
     }
 
-    /// Applies the topology again, because a part of it was found missing.
-    pub(super) async fn apply_topology(&self) -> Result<(), Error> {
+    /// Restores what is missing of the topology, logs it and counts it.
+    pub(super) async fn restore_topology(&self) -> Result<(), Error> {
         let connection = self.connection().await?;
-        Box::pin(self.in_time(self.topology.apply(&connection))).await
+        let restored = Box::pin(self.in_time(self.topology.restore(&connection))).await?;
+        report(&restored, &self.queues);
+        Ok(())
     }
 
     /// Closes the connection. RabbitMQ redelivers unacknowledged messages.

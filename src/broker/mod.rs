@@ -9,6 +9,7 @@ mod address;
 mod connection;
 mod consumer;
 mod diagnose;
+mod guard;
 mod header_map;
 mod management;
 mod message;
@@ -40,6 +41,7 @@ pub use address::{Address, check_url, vhost};
 pub use connection::{Backlog, Connection, QueueState};
 pub use consumer::{AckResult, Acker, ConsumerStates, Delivery, consume};
 pub use diagnose::{check, detail, fix};
+pub use guard::TopologyGuard;
 pub use header_map::{HeaderMap, capped};
 pub use management::check as check_management;
 pub use message::{

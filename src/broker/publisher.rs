@@ -139,12 +139,12 @@ impl Publisher {
     }
 
     /// Publishes `message`, and retries until RabbitMQ confirms it. An unroutable message is
-    /// published again after the topology has been applied. A repeat has the same `message_id`.
+    /// published again after the topology has been restored. A repeat has the same `message_id`.
     pub async fn publish(&self, message: &Message) {
         let mut backoff = Backoff::default();
         while self.publish_routable(message).await.is_err() {
             backoff.wait().await;
-            self.apply_topology().await;
+            self.restore_topology().await;
         }
     }
 
@@ -179,9 +179,9 @@ impl Publisher {
     }
 
     /// Declares what a message that was not confirmed may lack.
-    pub async fn apply_topology(&self) {
-        if let Err(error) = self.0.connection.apply_topology().await {
-            tracing::warn!(%error, "applying the topology again failed");
+    pub async fn restore_topology(&self) {
+        if let Err(error) = self.0.connection.restore_topology().await {
+            tracing::warn!(%error, "restoring the topology failed");
         }
     }
 

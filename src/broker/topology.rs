@@ -125,9 +125,46 @@ impl Topology {
         channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
     }
 
+    /// Declares the exchanges and queues that are missing, and makes all bindings. Returns the
+    /// names of what was missing. Fails if something is missing that may not be declared.
+    pub(super) async fn restore(&self, connection: &Connection) -> Result<Vec<String>, Error> {
+        let mut restored = Vec::new();
+        let mut channel = open_channel(connection).await?;
+        for exchange in &self.exchanges {
+            match exchange.check_exists(&channel).await {
+                Err(Error::Missing(_)) if self.declare => {
+                    // RabbitMQ closes the channel with its refusal.
+                    channel = open_channel(connection).await?;
+                    exchange.declare(&channel).await?;
+                    restored.push(exchange.name.clone());
+                }
+                found => found?,
+            }
+        }
+        for queue in &self.queues {
+            match queue.check_exists(&channel).await {
+                Err(Error::Missing(_)) if self.declare => {
+                    channel = open_channel(connection).await?;
+                    queue.declare(&channel).await?;
+                    restored.push(queue.name.clone());
+                }
+                found => found?,
+            }
+            queue.bind(&channel).await?;
+        }
+        channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))?;
+        Ok(restored)
+    }
+
     /// Whether exchanges and queues are declared, or only checked.
     pub fn declares(&self) -> bool {
         self.declare
+    }
+
+    /// The names of all exchanges and queues.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let exchanges = self.exchanges.iter().map(|exchange| exchange.name.as_str());
+        exchanges.chain(self.queue_names())
     }
 
     /// The names of all queues.

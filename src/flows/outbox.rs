@@ -155,7 +155,7 @@ impl Outbox {
                     while declaring.try_join_next().is_some() {}
                     // An exchange, a queue or a binding may be gone.
                     if (pause_begins || published.is_unroutable) && declaring.is_empty() {
-                        declaring.spawn(outbox.clone().apply_topology());
+                        declaring.spawn(outbox.clone().restore_topology());
                     }
                     Vec::new()
                 }
@@ -226,8 +226,8 @@ impl Outbox {
         Some((report.job.attempt_id(), answer))
     }
 
-    async fn apply_topology(self: Arc<Self>) {
-        let _ = timeout(PUBLISH_TIMEOUT, self.publisher.apply_topology()).await;
+    async fn restore_topology(self: Arc<Self>) {
+        let _ = timeout(PUBLISH_TIMEOUT, self.publisher.restore_topology()).await;
     }
 
     async fn drop_old_outcomes(self: Arc<Self>) {

@@ -34,7 +34,8 @@ struct CurrentLease {
     unpublished_pause: Option<Instant>,
 }
 
-/// Renews this replica's lease, which is a write to the database, until the second stage of the shutdown: calls in flight need it.
+/// Renews this replica's lease, which is a write to the database, until the second stage of the
+/// shutdown: calls in flight need it.
 pub async fn run(
     replica: Replica,
     total: NonZeroU32,

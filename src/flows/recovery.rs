@@ -3,9 +3,10 @@
 //!
 //! - A job that has been `processing` for more than five minutes is reset to `pending`: its owner
 //!   is gone.
-//! - A pending job that is overdue has lost its message if none waits in the queue that it would be
-//!   in, and calls are not paused. It is published again, at most once within `resend_after`. A
-//!   superfluous message is harmless, since the ledger answers it; a flood of them would not be.
+//! - A pending job that is overdue has probably lost its message, unless calls are paused. It is
+//!   published again, at most once within `resend_after`. Its message may wait in a queue after
+//!   all. Then the second one is harmless, since the ledger answers it; a flood of them would not
+//!   be. So at most `batch_size` are published per check, and more only while the queues are short.
 //! - A failed job that is not in the mirror was lost on its way there, unless messages still wait
 //!   for the mirror. It is parked again.
 
@@ -16,9 +17,7 @@ use serde::Deserialize;
 
 use crate::{
     broker::{self, Connection, JOBS_EXCHANGE, MIRROR_QUEUE, Message, Origin, Publisher},
-    ledger::{
-        self, LeaderLock, LeaderTask, Ledger, LostMessageScope, RecoveryLimits, WaitingMessages,
-    },
+    ledger::{self, LeaderLock, LeaderTask, Ledger, RecoveryLimits},
     runtime::{metrics::Metrics, shutdown::Shutdown, text_enum::text_enum},
 };
 
@@ -35,7 +34,8 @@ pub struct Config {
     /// Minimum time between two messages that are published for one job.
     #[serde(with = "humantime_serde")]
     pub resend_after: Duration,
-    /// Maximum messages that are published per check.
+    /// Maximum messages that are published at a time. While more than that wait in the work queues,
+    /// it is the maximum per check.
     pub batch_size: NonZeroU16,
 }
 
@@ -102,15 +102,17 @@ impl Recovery {
         let reset = self.ledger.cleanup(ledger::SERVICE).await?;
         self.count(RecoveryAction::Reset, reset.unsigned_abs());
         self.repark_unmirrored().await?;
-        let backlog = self.connection.backlog().await?;
-        let waiting = WaitingMessages { events: backlog.events, jobs: backlog.jobs };
-        let Some(scope) = LostMessageScope::for_backlog(waiting, calls_are_paused()) else {
-            return Ok(());
-        };
-        let lost = self.ledger.take_overdue(scope, self.limits()).await?;
-        let messages: Vec<_> = lost.iter().map(Message::job).collect();
-        join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
-        self.count(RecoveryAction::Resent, lost.len() as u64);
+        while !calls_are_paused() {
+            let waiting = self.connection.backlog().await?.total();
+            let lost = self.ledger.take_overdue(self.limits()).await?;
+            let messages: Vec<_> = lost.iter().map(Message::job).collect();
+            join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
+            self.count(RecoveryAction::Resent, lost.len() as u64);
+            let batch_size = self.config.batch_size.get();
+            if lost.len() < batch_size.into() || waiting > batch_size.into() {
+                break;
+            }
+        }
         Ok(())
     }
 

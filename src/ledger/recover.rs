@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Error, Ledger, audit::AuditAction};
 use crate::{
-    job::{Claimant, ErrorType, Failure, Job, JobMessage, Reason, SyncPhase},
+    job::{ErrorType, Failure, Job, JobMessage, Reason, SyncPhase},
     runtime::{text_enum::known, trace::TraceContext},
 };
 
@@ -103,13 +103,8 @@ impl Ledger {
         Ok(jobs.collect())
     }
 
-    /// Takes pending jobs in `scope` that are overdue, oldest first. The caller publishes a message
-    /// for each.
-    pub async fn take_overdue(
-        &self,
-        scope: LostMessageScope,
-        limits: RecoveryLimits,
-    ) -> Result<Vec<Job>, Error> {
+    /// Takes pending jobs that are overdue, oldest first. The caller publishes a message for each.
+    pub async fn take_overdue(&self, limits: RecoveryLimits) -> Result<Vec<Job>, Error> {
         sqlx::query_as!(
             Job,
             r#"
@@ -121,12 +116,6 @@ impl Ledger {
                 WHERE status = 'pending'
                     AND COALESCE(next_retry_at, updated_at) < now() - make_interval(secs => $1)
                     AND (resent_at IS NULL OR resent_at < now() - make_interval(secs => $2))
-                    -- A job that its event claimed and that was never attempted waits for that
-                    -- event.
-                    AND (
-                        $4 OR attempt_count > 0 OR claimed_by IS NULL
-                        OR NOT starts_with(claimed_by, $5)
-                    )
                 ORDER BY created_at
                 LIMIT $3
                 FOR UPDATE SKIP LOCKED
@@ -138,8 +127,6 @@ impl Ledger {
             limits.overdue_after.as_secs_f64(),
             limits.resend_after.as_secs_f64(),
             limits.jobs,
-            scope == LostMessageScope::All,
-            Claimant::EVENT_PREFIX,
         )
         .fetch_all(&self.pool)
         .await

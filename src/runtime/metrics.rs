@@ -118,6 +118,8 @@ pub struct QueueMetrics {
     pub consuming: IntGaugeVec,
     /// Messages with properties that could not be decoded and were repaired.
     pub repaired: IntCounterVec,
+    /// Exchanges and queues that were missing and were declared again.
+    pub restored: IntCounterVec,
 }
 
 /// Counts of the ledger, the same on every replica. No series before the first count; after a
@@ -330,6 +332,8 @@ impl Registrar {
                 "Whether this replica consumes a queue."),
             repaired: self.counters("repaired_messages_total", &["queue"],
                 "Messages received whose properties could not be decoded and were repaired."),
+            restored: self.counters("restored_objects_total", &["object"],
+                "Exchanges and queues that were missing and were declared again."),
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::support::{Received, World, arrival, submitted, wait_for};
 use customerio_sync::{
     app::App,
-    ledger::{LeaderTask, Ledger, LostMessageScope, RecoveryLimits},
+    ledger::{LeaderTask, Ledger, RecoveryLimits},
     runtime::replica::Replica,
 };
 use lapin::options::QueuePurgeOptions;
@@ -106,19 +106,14 @@ async fn a_resent_message_is_not_resent_again_too_soon() {
     let batch = ledger.claim(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("claimed");
     ledger.release(batch.claim).await.expect("released");
     let (now, later) = (Duration::ZERO, Duration::from_secs(600));
-    let take = async |scope, overdue_after, resend_after| {
+    let take = async |overdue_after, resend_after| {
         let limits = RecoveryLimits { overdue_after, resend_after, jobs: 10 };
-        ledger.take_overdue(scope, limits).await.expect("taken").len()
+        ledger.take_overdue(limits).await.expect("taken").len()
     };
-    assert_eq!(take(LostMessageScope::All, later, later).await, 0, "the job is not overdue yet");
-    assert_eq!(
-        take(LostMessageScope::JobMessages, now, later).await,
-        0,
-        "the message of the job is an event"
-    );
-    assert_eq!(take(LostMessageScope::All, now, later).await, 1);
-    assert_eq!(take(LostMessageScope::All, now, later).await, 0);
-    assert_eq!(take(LostMessageScope::All, now, now).await, 1, "the time to resend has come");
+    assert_eq!(take(later, later).await, 0, "the job is not overdue yet");
+    assert_eq!(take(now, later).await, 1);
+    assert_eq!(take(now, later).await, 0);
+    assert_eq!(take(now, now).await, 1, "the time to resend has come");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Exchanges and queues as declared in the broker.
 
-use crate::support::{Process, World, http_client, publish_on, submitted};
+use crate::support::{Process, World, http_client, program, publish_on, submitted, wait_for};
+use customerio_sync::app::App;
 use lapin::{
     BasicProperties,
     options::{QueueDeclareOptions, QueueDeleteOptions},
@@ -212,4 +213,71 @@ async fn the_topology_command_declares_and_exits() {
     let mut service = Process::spawn(&["serve"], &settings);
     service.wait_for_line("DATABASE_URL is required").await;
     service.kill();
+}
+
+/// Deletes a part of the topology.
+async fn delete(world: &World, path: &str) {
+    let url = format!("{}/api/{path}", world.management_url);
+    let deleted = world.http().delete(&url).send().await.expect("the management API answers");
+    assert!(deleted.status().is_success(), "{path}: {}", deleted.status());
+}
+
+async fn wait_for_restored(world: &World, app: &App, object: &str) {
+    let series = format!("customerio_sync_restored_objects_total{{object=\"{object}\"}} 1");
+    wait_for(&format!("{object} to be restored"), || async {
+        let (_, metrics) = world.get(app, "/metrics").await;
+        metrics.lines().any(|line| line == series).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn deleted_queues_exchanges_and_bindings_are_restored() {
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__RECOVERY__INTERVAL", "500ms")
+        .with("CUSTOMERIO_SYNC__RECOVERY__OVERDUE_AFTER", "1s");
+    let app = world.start().await;
+    let vhost = &world.vhost;
+    world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
+    let retried = Uuid::new_v4();
+    world.submit(&submitted(retried)).await;
+    world.wait_for_retry(retried, "initial").await;
+    for queue in ["customerio-sync.retry.200ms", "customerio-sync.jobs"] {
+        delete(&world, &format!("queues/{vhost}/{queue}")).await;
+    }
+    delete(&world, &format!("exchanges/{vhost}/customerio-sync.failed")).await;
+    let queue = "customerio-sync.signup-submitted";
+    delete(&world, &format!("bindings/{vhost}/e/signup.events/q/{queue}/signup.submitted")).await;
+    for object in ["customerio-sync.jobs", "customerio-sync.failed", "customerio-sync.retry.200ms"]
+    {
+        wait_for_restored(&world, &app, object).await;
+    }
+    // Recovery publishes the message that was in one of the queues.
+    world.wait_for_job(retried, "initial", "completed").await;
+    let signup = world.failed_signup().await;
+    let failures = world.wait_for_failures(1).await;
+    let job = world.job(signup, "initial").await.expect("a job");
+    assert_eq!(failures[0]["job_id"], job["id"]);
+
+    delete(&world, &format!("queues/{vhost}/{queue}")).await;
+    wait_for_restored(&world, &app, queue).await;
+    let later = Uuid::new_v4();
+    world.submit(&submitted(later)).await;
+    world.wait_for_job(later, "initial", "completed").await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_queue_that_may_not_be_declared_is_named() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "false");
+    let may_declare = ("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "true".to_owned());
+    let declaring = program(&world.settings_with(&[may_declare])).arg("topology").status();
+    assert!(declaring.expect("it runs").success());
+    let app = world.start().await;
+    delete(&world, &format!("queues/{}/customerio-sync.failed", world.vhost)).await;
+    let reason = world.wait_for_reason(&app, "topology: ").await;
+    assert!(reason.contains("the queue customerio-sync.failed does not exist"), "{reason}");
+    assert_eq!(world.get(&app, "/healthz").await.0, 200);
+    app.stop().await;
 }
