@@ -180,11 +180,14 @@ async fn check(state: &AppState) -> ReadinessProblems {
     }
     check_broker(state, &mut problems);
     if state.customerio.breaker().reason == Some(BreakerReason::Credentials) {
-        problems.add(
-            Check::Credentials,
-            "Customer.io: credentials refused; correct CUSTOMERIO_SITE_ID, CUSTOMERIO_API_KEY and \
-                CUSTOMERIO_REGION",
-        );
+        let fix = "correct CUSTOMERIO_SITE_ID, CUSTOMERIO_API_KEY and CUSTOMERIO_REGION";
+        let halt = if state.customerio.is_halted() {
+            "; then restart the service or close the breaker (POST /breaker/close): no further job \
+                is risked before"
+        } else {
+            ""
+        };
+        problems.add(Check::Credentials, format!("Customer.io: credentials refused; {fix}{halt}"));
     }
     if let Some(variable) = state.customerio.missing_credential()
         && problems.of(Check::Credentials).is_none()

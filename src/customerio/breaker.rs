@@ -4,7 +4,11 @@
 //! It opens after a run of failed calls, when half of the last calls failed, on refused
 //! credentials, and on `Retry-After`. Then one job at a time probes, with growing pauses. In a long
 //! outage, and while the credentials are refused, a harmless request goes first. After a successful
-//! probe, the rate ramps up.
+//! probe, and when the process starts, the rate ramps up from one job per call.
+//!
+//! A refusal of the credentials or of the address fails the job of its call. After three in a row,
+//! or if the account's region is not the configured one, no further job is risked: the breaker
+//! stays open until the settings change, an operator closes it, or the service restarts.
 
 use std::{
     collections::VecDeque,
@@ -69,7 +73,12 @@ pub(super) enum CallResult {
     /// There was no answer, or one after which a retry may succeed.
     Failed,
     /// The credentials or the address were refused.
-    Refused,
+    Refused {
+        /// Whether the call carried a single job, which has failed.
+        failed_job: bool,
+    },
+    /// The account's region is not the configured one.
+    WrongRegion,
 }
 
 /// The state of the circuit breaker, for the admin API, the metrics and the page.
@@ -104,6 +113,9 @@ const JOB_PROBES_FIRST: u32 = 6;
 const REQUEST_PROBES: u32 = 60;
 /// Jobs per batch at which the ramp ends.
 const RAMP_JOBS_MAX: usize = 256;
+/// Jobs in a row that are refused for the credentials or the address, after which no further one is
+/// risked.
+const REFUSED_JOBS_MAX: u32 = 3;
 /// Maximum pause, whatever `Retry-After` says.
 const PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
 
@@ -131,6 +143,10 @@ struct BreakerCore {
     failures_in_a_row: u32,
     /// Whether each of the last calls failed, oldest first.
     window: VecDeque<bool>,
+    /// Jobs in a row that were refused for the credentials or the address.
+    refused_jobs: u32,
+    /// Whether no further job is risked.
+    is_halted: bool,
 }
 
 /// The breaker's answer to a request for a permit.
@@ -151,15 +167,19 @@ impl BreakerCore {
     fn new(config: Config) -> Self {
         Self {
             config,
-            state: CircuitState::Closed { ramp: usize::MAX },
+            // A wrong key or address fails few jobs.
+            state: CircuitState::Closed { ramp: 1 },
             failures_in_a_row: 0,
             window: VecDeque::new(),
+            refused_jobs: 0,
+            is_halted: false,
         }
     }
 
     fn admit(&mut self, now: Instant) -> Admission {
         match &mut self.state {
             CircuitState::Closed { ramp } => Admission::Allow { limit: *ramp },
+            CircuitState::Open { .. } if self.is_halted => Admission::Wait(None),
             CircuitState::Open { is_probing: true, .. } => Admission::Wait(None),
             CircuitState::Open { probe_at, .. } if *probe_at > now => {
                 Admission::Wait(Some(*probe_at))
@@ -182,6 +202,13 @@ impl BreakerCore {
     }
 
     fn record(&mut self, result: CallResult, is_probe: bool, now: Instant, time: DateTime<Utc>) {
+        match result {
+            CallResult::Answered => self.refused_jobs = 0,
+            CallResult::Refused { failed_job: true } => self.refused_jobs += 1,
+            CallResult::Refused { failed_job: false } | CallResult::Failed => {}
+            CallResult::WrongRegion => self.is_halted = true,
+        }
+        self.is_halted |= self.refused_jobs >= REFUSED_JOBS_MAX;
         match (self.state, result) {
             (CircuitState::Closed { ramp }, CallResult::Answered) => {
                 self.failures_in_a_row = 0;
@@ -199,7 +226,7 @@ impl BreakerCore {
                     self.open(BreakerReason::Outage, self.config.probe_after, now, time);
                 }
             }
-            (CircuitState::Closed { .. }, CallResult::Refused) => {
+            (CircuitState::Closed { .. }, CallResult::Refused { .. } | CallResult::WrongRegion) => {
                 self.open(BreakerReason::Credentials, self.config.probe_after, now, time);
             }
             (CircuitState::Open { .. }, CallResult::Answered) if is_probe => {
@@ -210,7 +237,9 @@ impl BreakerCore {
             (CircuitState::Open { since, pause, probe_at, .. }, _) if is_probe => {
                 let pause = (pause * 2).min(self.config.probe_interval_max);
                 let reason = match result {
-                    CallResult::Refused => BreakerReason::Credentials,
+                    CallResult::Refused { .. } | CallResult::WrongRegion => {
+                        BreakerReason::Credentials
+                    }
                     // The answer to the probe contained a Retry-After.
                     _ if probe_at > now => BreakerReason::RetryAfter,
                     _ => BreakerReason::Outage,
@@ -250,6 +279,26 @@ impl BreakerCore {
                     *probe_at = until;
                 }
             }
+        }
+    }
+
+    /// Closes the breaker, and ends a pause.
+    fn close(&mut self) {
+        self.failures_in_a_row = 0;
+        self.refused_jobs = 0;
+        self.is_halted = false;
+        self.window.clear();
+        self.state = CircuitState::Closed { ramp: 1 };
+    }
+
+    /// Allows a probe now: the settings have changed.
+    fn probe_now(&mut self, now: Instant) {
+        self.refused_jobs = 0;
+        self.is_halted = false;
+        if let CircuitState::Open { probe_at, reason: BreakerReason::Credentials, .. } =
+            &mut self.state
+        {
+            *probe_at = now;
         }
     }
 
@@ -408,6 +457,21 @@ impl CircuitBreaker {
         }
     }
 
+    /// Closes the breaker, and ends a pause.
+    pub(super) fn close(&self) {
+        self.change(BreakerCore::close);
+    }
+
+    /// Allows a probe now: the settings have changed.
+    pub(super) fn probe_now(&self) {
+        self.change(|core| core.probe_now(Instant::now()));
+    }
+
+    /// Whether no further job is risked until the settings change or an operator closes it.
+    pub(super) fn is_halted(&self) -> bool {
+        self.core().is_halted
+    }
+
     /// Pauses calls because a response to this replica contained a `Retry-After`.
     pub(super) fn retry_after(&self, wait: Duration) {
         let wait = wait.min(PAUSE_MAX);
@@ -431,10 +495,13 @@ impl CircuitBreaker {
         self.status.subscribe()
     }
 
-    /// Time until the next probe. `None` while the breaker is closed or half-open.
+    /// Time until the next probe. `None` while the breaker is closed or half-open, and if no job is
+    /// risked.
     pub(super) fn probe_in(&self) -> Option<Duration> {
-        match self.core().state {
+        let core = self.core();
+        match core.state {
             CircuitState::Closed { .. } | CircuitState::Open { is_probing: true, .. } => None,
+            CircuitState::Open { .. } if core.is_halted => None,
             CircuitState::Open { probe_at, .. } => {
                 Some(probe_at.saturating_duration_since(Instant::now()))
             }

@@ -23,7 +23,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    BreakerConfig, Config, Identifier,
+    BreakerConfig, Config, Identifier, Region,
     breaker::{BreakerStatus, CallResult, CircuitBreaker, Permit},
     labels::{CallRateOf, CallStatus},
     operation::{self, Prepared},
@@ -166,6 +166,8 @@ pub struct CustomerIo {
     /// Replaced when a credential or a certificate is renewed.
     transport: RwLock<Arc<Transport>>,
     identifier: Identifier,
+    /// The configured region.
+    region: Region,
     max_operations: usize,
     people: PeopleInFlight,
     rate_limiter: RateLimiter,
@@ -215,6 +217,7 @@ impl CustomerIo {
         let client = Self {
             transport: RwLock::new(Arc::new(Transport::new(config, tls)?)),
             identifier: config.identifier,
+            region: config.region,
             max_operations: config.max_operations,
             people: PeopleInFlight::default(),
             rate_limiter: RateLimiter::new(),
@@ -292,7 +295,19 @@ impl CustomerIo {
         self.breaker.watch()
     }
 
-    /// Time until the next probe. `None` while the breaker is closed or half-open.
+    /// Closes the circuit breaker of this replica, and ends a pause.
+    pub fn close_breaker(&self) {
+        self.breaker.close();
+    }
+
+    /// Whether no further job is risked until the settings change or an operator closes the
+    /// breaker.
+    pub fn is_halted(&self) -> bool {
+        self.breaker.is_halted()
+    }
+
+    /// Time until the next probe. `None` while the breaker is closed or half-open, and if no job is
+    /// risked.
     pub fn probe_in(&self) -> Option<Duration> {
         self.breaker.probe_in()
     }
@@ -317,6 +332,7 @@ impl CustomerIo {
             Account::Other { .. } | Account::Accepted { .. } | Account::Mock => {}
         }
         *self.transport.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(transport);
+        self.breaker.probe_now();
         Ok(Replacement::InUse)
     }
 
@@ -333,9 +349,19 @@ impl CustomerIo {
         let Transport::Http(http) = &*transport else { return true };
         self.wait_for_rate().await;
         let result = match self.exchange(http.region_request()).await {
-            Ok(HttpResponse { status: 401 | 403, .. }) => CallResult::Refused,
+            Ok(HttpResponse { status: 401 | 403, .. }) => CallResult::Refused { failed_job: false },
             Ok(HttpResponse { status: 408 | 429 | 500..=599, .. }) | Err(_) => CallResult::Failed,
-            Ok(_) => CallResult::Answered,
+            Ok(response) => match response.region() {
+                Some(region) if !self.region.is(&region) => {
+                    tracing::error!(
+                        region,
+                        "the account is in another region than CUSTOMERIO_REGION says; no job is \
+                            sent until that is corrected"
+                    );
+                    CallResult::WrongRegion
+                }
+                _ => CallResult::Answered,
+            },
         };
         if result != CallResult::Answered {
             permit.record(result);
@@ -456,8 +482,14 @@ impl CustomerIo {
             let (started_at, started) = (Utc::now(), Instant::now());
             let BatchCall { response, http_status } = self.call(http, &jobs).await;
             let duration = started.elapsed();
-            permit.record(call_result(http_status, &response));
+            let result = call_result(http_status, &response, jobs.len());
+            permit.record(result);
             self.count_call(http_status, duration);
+            if result == (CallResult::Refused { failed_job: false }) {
+                // They wait, and no attempt is spent.
+                let not_sent = jobs.into_iter().map(|job| job.ended(PushResult::NotSent));
+                return send_results(results, not_sent.collect()).await;
+            }
             let outcomes = match response {
                 BatchResponse::PerJob(outcomes) => outcomes,
                 BatchResponse::RejectedWhole(failure) if jobs.len() == 1 => {
@@ -589,17 +621,13 @@ impl Transport {
     }
 
     async fn account(&self) -> Account {
-        #[derive(serde::Deserialize)]
-        struct RegionResponse {
-            region: String,
-        }
         let Self::Http(http) = self else { return Account::Mock };
         match exchange(http.region_request()).await {
             Err(error) => Account::NoAnswer(describe(&error)),
             Ok(HttpResponse { status: 401 | 403, .. }) => Account::Refused,
-            Ok(response) => match serde_json::from_slice::<RegionResponse>(&response.body) {
-                Ok(RegionResponse { region }) => Account::Accepted { region },
-                Err(_) => Account::Other { status: response.status },
+            Ok(response) => match response.region() {
+                Some(region) => Account::Accepted { region },
+                None => Account::Other { status: response.status },
             },
         }
     }
@@ -724,6 +752,17 @@ struct HttpResponse {
 }
 
 impl HttpResponse {
+    /// The region that it names
+    /// (<https://docs.customer.io/integrations/api/track/#operation/getRegion>).
+    fn region(&self) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct RegionResponse {
+            region: String,
+        }
+        let parsed = serde_json::from_slice(&self.body);
+        parsed.ok().map(|RegionResponse { region }| region)
+    }
+
     fn raw(&self) -> RawResponse<'_> {
         RawResponse {
             status: self.status,
@@ -781,10 +820,12 @@ fn describe(error: &reqwest::Error) -> String {
 }
 
 /// The result of a call, as far as it matters to the breaker.
-fn call_result(status: Option<u16>, response: &BatchResponse) -> CallResult {
+fn call_result(status: Option<u16>, response: &BatchResponse, jobs: usize) -> CallResult {
     let is_retryable = |outcome: &Outcome| matches!(outcome, Outcome::Retryable { .. });
     match (status, response) {
-        (Some(401 | 403 | 404 | 405 | 300..=399), _) => CallResult::Refused,
+        (Some(401 | 403 | 404 | 405 | 300..=399), _) => {
+            CallResult::Refused { failed_job: jobs == 1 }
+        }
         (Some(408 | 429 | 500..=599), _) => CallResult::Failed,
         (_, BatchResponse::PerJob(outcomes))
             if !outcomes.is_empty() && outcomes.iter().all(is_retryable) =>

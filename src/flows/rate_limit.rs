@@ -7,7 +7,7 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use chrono::{SubsecRound, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
@@ -32,6 +32,8 @@ struct CurrentLease {
     ends: Instant,
     /// End of a pause that the other replicas do not know of yet.
     unpublished_pause: Option<Instant>,
+    /// When an operator had last closed the circuit breakers. `None` before the first renewal.
+    resumed_at: Option<Option<DateTime<Utc>>>,
 }
 
 /// Renews this replica's lease, which is a write to the database, until the second stage of the
@@ -50,6 +52,7 @@ pub async fn run(
         calls_per_second: 0.0,
         ends: Instant::now(),
         unpublished_pause: None,
+        resumed_at: None,
     };
     let mut pauses = customerio.watch_paused_until();
     let mut renewals = tokio::time::interval(RENEWAL_INTERVAL);
@@ -63,10 +66,13 @@ pub async fn run(
         // The lease starts before the request to the database, so that it ends here first.
         let now = Instant::now();
         match tokio::time::timeout(LEASE_DURATION, lease.renew(&ledger, now)).await {
-            Ok(Ok(CallRateLease { calls_per_second, paused_for })) => {
+            Ok(Ok(CallRateLease { calls_per_second, paused_for, resumed_at })) => {
                 last_write.beat();
                 if !paused_for.is_zero() {
                     customerio.pause(paused_for);
+                }
+                if lease.is_resumed(resumed_at) {
+                    customerio.close_breaker();
                 }
                 (lease.calls_per_second, lease.ends) = (calls_per_second, now + LEASE_DURATION);
                 customerio.rate_limiter().grant(calls_per_second, lease.ends);
@@ -116,6 +122,11 @@ async fn report_breaker(replica: &Replica, customerio: &CustomerIo, ledger: &Led
 }
 
 impl CurrentLease {
+    /// Whether an operator has closed the circuit breakers since the last renewal.
+    fn is_resumed(&mut self, resumed_at: Option<DateTime<Utc>>) -> bool {
+        self.resumed_at.replace(resumed_at).is_some_and(|before| before < resumed_at)
+    }
+
     async fn renew(&mut self, ledger: &Ledger, now: Instant) -> Result<CallRateLease, Error> {
         if let Some(until) = self.unpublished_pause {
             ledger.pause_calls(until.saturating_duration_since(now)).await?;

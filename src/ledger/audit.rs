@@ -32,6 +32,8 @@ text_enum! {
         BulkActionCancelled = "customerio_bulk_action_cancelled",
         /// An abandoned job was reset to `pending`.
         Cleanup = "customerio_cleanup",
+        /// An operator closed the circuit breakers.
+        BreakerClosed = "customerio_breaker_closed",
         /// A failure or an unprocessable message was resolved without a retry.
         Dismiss = "customerio_dismiss",
         /// An unprocessable message was published again.

@@ -25,7 +25,7 @@ use super::{
     audit::{self, AuditAction, AuditEntry},
     mock,
     pool::Session,
-    restart::{DismissedFailures, restart},
+    restart::{DismissedFailures, Restarter, restart},
     selection::{Selection, open_failures},
 };
 use crate::{job::Job, runtime::text_enum::text_enum};
@@ -135,7 +135,8 @@ impl Ledger {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning a step of a bulk retry"))?;
         let Some(bulk) = lock_oldest(&mut transaction).await? else { return Ok(BulkStep::Idle) };
-        let (found, restarted) = restart_some(&mut transaction, &bulk, limit).await?;
+        let (found, restarted) =
+            restart_some(&mut transaction, &bulk, limit, self.max_attempts).await?;
         sqlx::query!(
             r#"
             UPDATE bulk_retries
@@ -241,16 +242,18 @@ async fn restart_some(
     connection: &mut Session,
     bulk: &BulkRetry,
     limit: i64,
+    max_attempts: i32,
 ) -> Result<(usize, Vec<Job>), Error> {
+    let by = Restarter { actor: &bulk.actor, max_attempts };
     if bulk.selection.mock {
         let jobs =
             mock::completed_jobs(connection, &bulk.selection, bulk.created_at, limit).await?;
-        let restarted = mock::restart(connection, &jobs, &bulk.actor).await?;
+        let restarted = mock::restart(connection, &jobs, by).await?;
         return Ok((jobs.len(), restarted));
     }
     let jobs =
         open_failures(connection, &bulk.selection, Some(bulk.created_at), Some(limit)).await?;
-    let restarted = restart(connection, &jobs, DismissedFailures::Exclude, &bulk.actor).await?;
+    let restarted = restart(connection, &jobs, DismissedFailures::Exclude, by).await?;
     Ok((jobs.len(), restarted))
 }
 

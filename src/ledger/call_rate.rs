@@ -6,7 +6,11 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Error, Ledger, pool::Session};
+use super::{
+    Error, Ledger,
+    audit::{self, AuditAction, AuditEntry},
+    pool::Session,
+};
 
 /// The part of the call rate that a replica may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,6 +19,8 @@ pub struct CallRateLease {
     pub calls_per_second: f64,
     /// Time until calls may resume; zero if they are not paused.
     pub paused_for: Duration,
+    /// When an operator last closed the circuit breakers.
+    pub resumed_at: Option<DateTime<Utc>>,
 }
 
 /// A request for a lease.
@@ -59,7 +65,8 @@ impl Ledger {
             SELECT renew_call_share($1, $2, $3, make_interval(secs => $4)) AS "granted!",
                 COALESCE(
                     (SELECT EXTRACT(EPOCH FROM ends_at - clock_timestamp()) FROM call_hold), 0
-                )::float8 AS "paused_for!"
+                )::float8 AS "paused_for!",
+                (SELECT resumed_at FROM call_hold) AS resumed_at
             "#,
             request.replica,
             request.total,
@@ -72,6 +79,7 @@ impl Ledger {
         Ok(CallRateLease {
             calls_per_second: row.granted,
             paused_for: Duration::from_secs_f64(row.paused_for.max(0.0)),
+            resumed_at: row.resumed_at,
         })
     }
 
@@ -90,6 +98,30 @@ impl Ledger {
         .await
         .map_err(Error::doing("pausing all calls"))?;
         Ok(())
+    }
+
+    /// Ends a pause, and lets all replicas close their circuit breakers.
+    pub async fn resume_calls(&self, actor: &str) -> Result<(), Error> {
+        let doing = "closing the circuit breakers";
+        let mut transaction = self.pool.begin().await.map_err(Error::doing(doing))?;
+        sqlx::query!(
+            r#"
+            INSERT INTO call_hold (ends_at, resumed_at)
+            VALUES (now(), now())
+            ON CONFLICT (is_only) DO UPDATE
+            SET ends_at = excluded.ends_at, resumed_at = excluded.resumed_at
+            "#
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(Error::doing(doing))?;
+        let entry = AuditEntry {
+            action: AuditAction::BreakerClosed,
+            signup_id: None,
+            details: serde_json::json!({}),
+        };
+        audit::insert(&mut transaction, actor, &[entry]).await?;
+        transaction.commit().await.map_err(Error::doing(doing))
     }
 
     /// Releases the lease of `replica`, so that the others can use its rate.

@@ -346,7 +346,8 @@ async fn claim_jobs(connection: &mut Session, working_set: &WorkingSet<'_>) -> R
         r#"
         UPDATE signup_customerio_sync_jobs j
         SET status = 'processing', claim = $1, claimed_at = now(), claimed_by = c.claimed_by,
-            run = c.run, attempt_count = c.attempt_count, manual_retry = c.manual_retry,
+            run = c.run, attempt_count = c.attempt_count, max_attempts = c.max_attempts,
+            manual_retry = c.manual_retry,
             event_id = c.event_id,
             earlier_events = CASE
                 WHEN c.event_id = j.event_id THEN j.earlier_events
@@ -363,11 +364,11 @@ async fn claim_jobs(connection: &mut Session, working_set: &WorkingSet<'_>) -> R
         FROM UNNEST(
             $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[],
             $8::timestamptz[], $9::text[], $10::text[], $11::timestamptz[], $12::text[],
-            $13::text[], $14::timestamptz[], $15::text[]
+            $13::text[], $14::timestamptz[], $15::text[], $16::int4[]
         ) AS c (
             id, claimed_by, run, attempt_count, manual_retry, event_id, occurred_at, traceparent,
             tracestate, first_failed_at, error_type, error_message, stated_at,
-            contact_id
+            contact_id, max_attempts
         )
         WHERE j.id = c.id
         "#,
@@ -386,6 +387,7 @@ async fn claim_jobs(connection: &mut Session, working_set: &WorkingSet<'_>) -> R
         &column!(claims, c => c.row.error_message.as_deref()) as _,
         &column!(claims, c => c.row.stated_at) as _,
         &column!(claims, c => c.row.contact_id.as_deref()) as _,
+        &column!(claims, c => c.row.max_attempts) as _,
     )
     .execute(connection)
     .await

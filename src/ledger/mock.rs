@@ -14,6 +14,7 @@ use super::{
     audit::{self, AuditAction, AuditEntry},
     flags, locks,
     pool::Session,
+    restart::Restarter,
     selection::{Selection, SelectionBase},
 };
 use crate::job::{Job, Status};
@@ -42,7 +43,7 @@ pub(super) async fn completed_jobs(
 pub(super) async fn restart(
     connection: &mut Session,
     jobs: &[Uuid],
-    actor: &str,
+    by: Restarter<'_>,
 ) -> Result<Vec<Job>, Error> {
     if jobs.is_empty() {
         return Ok(Vec::new());
@@ -52,8 +53,8 @@ pub(super) async fn restart(
         Job,
         r#"
         UPDATE signup_customerio_sync_jobs
-        SET status = 'pending', run = run + 1, attempt_count = 0, manual_retry = true, mock = false,
-            completed_at = NULL,
+        SET status = 'pending', run = run + 1, attempt_count = 0, max_attempts = $2,
+            manual_retry = true, mock = false, completed_at = NULL,
             -- The message that claimed the last run has no part in this one.
             claimed_by = NULL, updated_at = now()
         WHERE id = ANY($1) AND status = 'completed' AND mock
@@ -62,6 +63,7 @@ pub(super) async fn restart(
             traceparent, tracestate
         "#,
         jobs,
+        by.max_attempts,
     )
     .fetch_all(&mut *connection)
     .await
@@ -79,6 +81,6 @@ pub(super) async fn restart(
             "statusBefore": Status::Completed,
         }),
     };
-    audit::insert(connection, actor, &restarted.iter().map(entry).collect::<Vec<_>>()).await?;
+    audit::insert(connection, by.actor, &restarted.iter().map(entry).collect::<Vec<_>>()).await?;
     Ok(restarted)
 }

@@ -37,7 +37,8 @@ impl Ledger {
         .fetch_all(&mut *transaction)
         .await
         .map_err(Error::doing("finding failed jobs"))?;
-        let restarted = restart(&mut transaction, &jobs, DismissedFailures::Include, actor).await?;
+        let by = Restarter { actor, max_attempts: self.max_attempts };
+        let restarted = restart(&mut transaction, &jobs, DismissedFailures::Include, by).await?;
         transaction.commit().await.map_err(Error::doing("committing a retry"))?;
         Ok(restarted)
     }
@@ -50,12 +51,19 @@ pub(super) enum DismissedFailures {
     Exclude,
 }
 
+/// Who starts a new run, and the retries of it: the ladder may have changed since the last one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Restarter<'a> {
+    pub(super) actor: &'a str,
+    pub(super) max_attempts: i32,
+}
+
 /// Restarts those of `jobs` that are still failed.
 pub(super) async fn restart(
     connection: &mut Session,
     jobs: &[Uuid],
     dismissed: DismissedFailures,
-    actor: &str,
+    by: Restarter<'_>,
 ) -> Result<Vec<Job>, Error> {
     if jobs.is_empty() {
         return Ok(Vec::new());
@@ -65,8 +73,9 @@ pub(super) async fn restart(
         Job,
         r#"
         UPDATE signup_customerio_sync_jobs
-        SET status = 'pending', run = run + 1, attempt_count = 0, manual_retry = true,
-            next_retry_at = NULL, error_type = NULL, error_message = NULL, error_signature = NULL,
+        SET status = 'pending', run = run + 1, attempt_count = 0, max_attempts = $3,
+            manual_retry = true, next_retry_at = NULL, error_type = NULL, error_message = NULL,
+            error_signature = NULL,
             first_failed_at = NULL, failed_at = NULL, failed_reason = NULL, dismissed_at = NULL,
             dismissed_reason = NULL,
             -- Customer.io has refused the person under this identifier.
@@ -82,6 +91,7 @@ pub(super) async fn restart(
         "#,
         jobs,
         dismissed == DismissedFailures::Include,
+        by.max_attempts,
     )
     .fetch_all(&mut *connection)
     .await
@@ -98,7 +108,7 @@ pub(super) async fn restart(
             "run": job.run,
         }),
     };
-    audit::insert(connection, actor, &restarted.iter().map(entry).collect::<Vec<_>>()).await?;
+    audit::insert(connection, by.actor, &restarted.iter().map(entry).collect::<Vec<_>>()).await?;
     Ok(restarted)
 }
 

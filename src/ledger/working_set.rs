@@ -86,7 +86,7 @@ impl<'a> JobState<'a> {
     }
 
     /// Gives the job to a newer event, in a new run unless one begins in this batch anyway.
-    fn restart(&mut self, event: &Event, times: EventTimes, arrival: &Arrival) {
+    fn restart(&mut self, event: &Event, times: EventTimes, arrival: &Arrival, max_attempts: i32) {
         let begins_run = self.begins_run();
         let row = &mut self.row;
         if !begins_run {
@@ -97,6 +97,8 @@ impl<'a> JobState<'a> {
             }
             row.run += 1;
             row.attempt_count = 0;
+            // The ladder may have changed.
+            row.max_attempts = max_attempts;
             row.manual_retry = false;
             row.first_failed_at = None;
             row.error_type = None;
@@ -203,7 +205,7 @@ impl<'a> WorkingSet<'a> {
         if job.begins_run() {
             self.earlier_events.push((job.row.id, job.row.event_id.clone()));
         }
-        job.restart(event, times, arrival);
+        job.restart(event, times, arrival, self.max_attempts);
     }
 
     fn add_data(&mut self, event: &Event, times: EventTimes) {

@@ -27,6 +27,8 @@ pub enum Fault {
         status: u16,
         /// Number of calls that it affects.
         calls: Option<u64>,
+        /// Path of the calls that it affects, such as `/api/v2/batch`. All if it is absent.
+        path: Option<String>,
         /// Share of calls that it affects, 0 to 1.
         share: Option<f64>,
         /// Value of the `Retry-After` header.
@@ -149,11 +151,11 @@ impl Faults {
         self.lock().faults.clone()
     }
 
-    /// Returns the delay of the next call, and the fault to inject into it.
-    pub(super) fn next(&self) -> (Duration, Option<Injection>) {
+    /// Returns the delay of the next call, which has this path, and the fault to inject into it.
+    pub(super) fn next(&self, path: &str) -> (Duration, Option<Injection>) {
         let mut script = self.lock();
         let latency = script.latency();
-        (latency, script.injection())
+        (latency, script.injection(path))
     }
 
     /// Returns the refusal scripted for a person, if any.
@@ -193,11 +195,11 @@ impl Script {
         Duration::from_millis(latency + limited.unwrap_or_default())
     }
 
-    fn injection(&mut self) -> Option<Injection> {
+    fn injection(&mut self, path: &str) -> Option<Injection> {
         self.calls += 1;
         self.faults.retain(|fault| fault.calls() != Some(0));
         let Self { faults, second, calls } = self;
-        faults.iter_mut().find_map(|fault| fault.injection(second, *calls))
+        faults.iter_mut().find_map(|fault| fault.injection(second, *calls, path))
     }
 }
 
@@ -213,10 +215,16 @@ impl Fault {
         }
     }
 
-    fn injection(&mut self, second: &mut Option<(Instant, u32)>, call: u64) -> Option<Injection> {
+    fn injection(
+        &mut self,
+        second: &mut Option<(Instant, u32)>,
+        call: u64,
+        called: &str,
+    ) -> Option<Injection> {
         match self {
             Self::Latency { .. } | Self::Refuse { .. } => None,
-            Self::Status { status, calls, share, retry_after, body, taken } => {
+            Self::Status { path: Some(path), .. } if path != called => None,
+            Self::Status { status, calls, share, retry_after, body, taken, .. } => {
                 // Spread evenly: a share of 0.1 affects every tenth call.
                 let is_in_share = share.is_none_or(|share| {
                     (call as f64 * share).floor() > ((call - 1) as f64 * share).floor()
@@ -281,7 +289,7 @@ mod tests {
     fn affected(fault: &str, calls: usize) -> usize {
         let faults = Faults::default();
         faults.add(fault.parse().expect("a valid fault"));
-        (0..calls).filter(|_| faults.next().1.is_some()).count()
+        (0..calls).filter(|_| faults.next("/api/v2/batch").1.is_some()).count()
     }
 
     #[test]

@@ -154,7 +154,7 @@ async fn inject_faults(
     next: Next,
 ) -> Response {
     let path = request.uri().path().to_owned();
-    let (latency, injection) = shared.faults.next();
+    let (latency, injection) = shared.faults.next(&path);
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }

@@ -1,6 +1,6 @@
 //! Failures: which jobs are retried, when, and which messages are parked.
 
-use crate::support::{Received, SHORT_LADDER, World, confirmed, contact, submitted};
+use crate::support::{Received, SHORT_LADDER, World, confirmed, contact, submitted, wait_for};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -235,5 +235,28 @@ async fn a_new_event_restarts_a_failed_job_and_resolves_its_failure() {
         (&stored["customerio_sync_failed"], &stored["customerio_synced"]),
         (&json!(false), &json!(true))
     );
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_run_has_the_ladder_of_the_present_settings() {
+    let world = World::new().await;
+    let app = world.start().await;
+    let (retried, restarted) = (world.failed_signup().await, world.failed_signup().await);
+    app.stop().await;
+    let world = world.with("RETRY_DELAYS", "200ms,300ms");
+    let app = world.start().await;
+    world.fault(json!({ "kind": "status", "status": 503 })).await;
+    world.act(&app, &format!("/{retried}/retry"), None).await;
+    world.submit(&submitted(restarted)).await;
+    for signup in [retried, restarted] {
+        let job = wait_for("the end of the new run", || async {
+            let again = world.job(signup, "initial").await?;
+            (again["status"] == "failed" && again["run"] == 1).then_some(again)
+        })
+        .await;
+        let attempts = (&job["max_attempts"], &job["attempt_count"], &job["failed_reason"]);
+        assert_eq!(attempts, (&json!(2), &json!(2), &json!("exhausted")));
+    }
     app.stop().await;
 }

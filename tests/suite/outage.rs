@@ -243,3 +243,82 @@ async fn stats_show_the_worst_circuit_breaker_of_all_replicas() {
     .await;
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_wrong_address_fails_three_jobs_until_an_operator_closes_the_breaker() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__BREAKER__PROBE_INTERVAL_MAX", "100ms");
+    world.start().await.stop().await;
+    // The batch endpoint redirects, and the request for the region succeeds.
+    world.fault(json!({ "kind": "status", "status": 301, "path": "/api/v2/batch" })).await;
+    submit(&world, 300).await;
+    let app = world.start().await;
+    let failed = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'";
+    let reason = world.wait_for_reason(&app, "POST /breaker/close").await;
+    assert!(reason.contains("CUSTOMERIO_REGION"), "{reason}");
+    let refused = world.count(failed).await;
+    // Calls that were in flight with the first one carry one job as well.
+    assert!((3..=6).contains(&refused), "{refused}");
+    let calls = world.calls().await.len();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((world.count(failed).await, world.calls().await.len()), (refused, calls));
+    let stats = world.read(&app, "/stats").await;
+    assert_eq!(
+        (&stats["breaker"]["state"], &stats["breaker"]["nextProbeAt"]),
+        (&json!("open"), &Value::Null,)
+    );
+
+    world.clear_faults().await;
+    let closed = world.act(&app, "/breaker/close", None).await;
+    assert_eq!(closed["breaker"]["state"], "closed");
+    wait_for_completed(&world, 300 - refused).await;
+    assert_eq!(world.audit("customerio_breaker_closed").await.len(), 1);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_key_fails_few_jobs_of_a_backlog() {
+    let world = World::new().await;
+    world.start().await.stop().await;
+    world.fault(json!({ "kind": "status", "status": 401 })).await;
+    submit(&world, 500).await;
+    let app = world.start().await;
+    wait_for_region_requests(&world, 3).await;
+    let failed = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'";
+    let refused = world.count(failed).await;
+    assert!((1..=4).contains(&refused), "{refused}");
+    world.clear_faults().await;
+    wait_for_completed(&world, 500 - refused).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_ends_a_pause_on_all_replicas() {
+    let world = World::new().await;
+    let (app, other) = (world.start().await, world.start().await);
+    let pause = json!({ "kind": "status", "status": 429, "calls": 1, "retry_after": "600" });
+    world.fault(pause).await;
+    submit(&world, 1).await;
+    for app in [&app, &other] {
+        wait_for("the pause", || async {
+            let (_, metrics) = world.get(app, "/metrics").await;
+            metrics.lines().any(|line| line == "customerio_sync_breaker_open 1").then_some(())
+        })
+        .await;
+    }
+    world.act(&app, "/breaker/close", None).await;
+    for app in [&app, &other] {
+        wait_for("the end of the pause", || async {
+            let (_, metrics) = world.get(app, "/metrics").await;
+            metrics.lines().any(|line| line == "customerio_sync_breaker_open 0").then_some(())
+        })
+        .await;
+    }
+    submit(&world, 20).await;
+    wait_for("the jobs to complete", || async {
+        let sql = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'";
+        (world.count(sql).await >= 20).then_some(())
+    })
+    .await;
+    app.stop().await;
+    other.stop().await;
+}

@@ -2,6 +2,7 @@
 //! each path below [`PREFIX`].
 
 pub(crate) mod asyncapi;
+pub(crate) mod breaker;
 pub(crate) mod bulk_actions;
 pub(crate) mod bulk_retries;
 pub(crate) mod cleanup;

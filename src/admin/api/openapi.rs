@@ -14,8 +14,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
-    PREFIX, bulk_actions, bulk_retries, cleanup, failure_groups, integrity, jobs, process, signup,
-    stats, sync_failures, unprocessable, ws,
+    PREFIX, breaker, bulk_actions, bulk_retries, cleanup, failure_groups, integrity, jobs, process,
+    signup, stats, sync_failures, unprocessable, ws,
 };
 use crate::admin::{http::requests::Route, state::AppState};
 
@@ -62,6 +62,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(failure_groups::list))
         .routes(routes!(stats::show))
         .routes(routes!(integrity::show))
+        .routes(routes!(breaker::close))
         .routes(routes!(signup::retry::retry))
         .routes(routes!(sync_failures::retry::create))
         .routes(routes!(bulk_retries::list))

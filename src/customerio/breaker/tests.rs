@@ -22,8 +22,14 @@ struct Clocked {
 }
 
 impl Clocked {
+    /// A breaker after the ramp of the start.
     fn new() -> Self {
-        Self { core: BreakerCore::new(config()), now: Instant::now() }
+        let mut breaker = Self { core: BreakerCore::new(config()), now: Instant::now() };
+        while breaker.admit() != ALLOW {
+            breaker.record(CallResult::Answered, false);
+        }
+        breaker.core.window.clear();
+        breaker
     }
 
     fn record(&mut self, result: CallResult, is_probe: bool) {
@@ -70,8 +76,50 @@ fn it_opens_when_half_of_the_last_fifty_calls_failed() {
 #[test]
 fn refused_credentials_open_it_at_once() {
     let mut breaker = Clocked::new();
-    breaker.record(CallResult::Refused, false);
+    breaker.record(CallResult::Refused { failed_job: false }, false);
     assert_eq!(breaker.core.status().reason, Some(BreakerReason::Credentials));
+}
+
+#[test]
+fn the_first_call_of_a_process_carries_one_job() {
+    let mut core = BreakerCore::new(config());
+    assert_eq!(core.admit(Instant::now()), Admission::Allow { limit: 1 });
+    core.record(CallResult::Answered, false, Instant::now(), Utc::now());
+    assert_eq!(core.admit(Instant::now()), Admission::Allow { limit: 2 });
+}
+
+#[test]
+fn after_three_refused_jobs_no_further_one_is_risked() {
+    const REFUSED: CallResult = CallResult::Refused { failed_job: true };
+    let mut breaker = Clocked::new();
+    breaker.record(REFUSED, false);
+    for _ in 0..2 {
+        breaker.now += Duration::from_secs(60);
+        assert_eq!(breaker.admit(), Admission::Probe { region_request_first: true });
+        breaker.record(REFUSED, true);
+    }
+    breaker.now += Duration::from_secs(86_400);
+    assert_eq!(breaker.admit(), Admission::Wait(None));
+
+    breaker.core.probe_now(breaker.now);
+    assert_eq!(breaker.admit(), Admission::Probe { region_request_first: true });
+    breaker.record(CallResult::WrongRegion, true);
+    breaker.now += Duration::from_secs(86_400);
+    assert_eq!(breaker.admit(), Admission::Wait(None));
+
+    breaker.core.close();
+    assert_eq!(breaker.admit(), Admission::Allow { limit: 1 });
+}
+
+#[test]
+fn an_answer_between_them_makes_refused_jobs_count_anew() {
+    let mut breaker = Clocked::new();
+    for _ in 0..5 {
+        breaker.record(CallResult::Refused { failed_job: true }, false);
+        breaker.now += Duration::from_secs(60);
+        assert!(matches!(breaker.admit(), Admission::Probe { .. }));
+        breaker.record(CallResult::Answered, true);
+    }
 }
 
 #[test]

@@ -108,11 +108,13 @@ impl Pipeline {
         while !messages.is_empty() {
             // Jobs that are not run now run when the breaker closes.
             let Some(permit) = self.customerio.try_permit() else { return };
+            let rest = messages.split_off(permit.limit().min(messages.len()));
             let Some(Claimed { claim, jobs, .. }) = self.claim(messages).await else { return };
             // A job that was not claimed is owned by a message in flight.
             let result = self.call(claim, jobs, &permit, &progress).await;
             // Of several jobs of one person, one is sent at a time.
             messages = if result.counts.total() > 0 { result.again } else { Vec::new() };
+            messages.extend(rest);
             *counts += result.counts;
         }
     }
