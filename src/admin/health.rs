@@ -62,7 +62,8 @@ pub async fn watch_progress(state: AppState) {
         let answers = state.last_write.age() < WATCH_INTERVAL
             && connected.connections.iter().all(|connection| connection.is_connected())
             && connected.publisher.problem().is_none()
-            && state.customerio.breaker().is_closed();
+            && state.customerio.breaker().is_closed()
+            && !state.customerio.rate_limiter().is_saturated();
         if !answers {
             connected.pipeline.progress.excuse();
         }

@@ -73,7 +73,7 @@ pub struct App {
     defect: Arc<OnceLock<&'static str>>,
     ledger: Ledger,
     /// Waits for the servers, and returns the parts that need them. `None` at shutdown.
-    starting: JoinHandle<Option<Running>>,
+    starting: Option<JoinHandle<Option<Running>>>,
     /// Present once the service has started.
     running: Option<Running>,
     has_started: watch::Receiver<bool>,
@@ -141,7 +141,7 @@ impl App {
             tokens,
             defect,
             ledger,
-            starting,
+            starting: Some(starting),
             running: None,
             has_started,
             services,
@@ -181,12 +181,13 @@ impl App {
                     Some(name) = running.flows.next_ended() => return name,
                 }
             }
+            let Some(starting) = &mut self.starting else { return "start" };
             tokio::select! {
                 Some(name) = self.services.next_ended() => return name,
-                running = &mut self.starting => match running {
-                    Ok(Some(running)) => self.running = Some(running),
-                    Ok(None) | Err(_) => return "start",
-                },
+                running = starting => {
+                    self.starting = None;
+                    self.running = running.ok().flatten();
+                }
             }
         }
     }
@@ -195,9 +196,9 @@ impl App {
     /// closes the connections. RabbitMQ redelivers the messages of unfinished work.
     pub async fn stop(mut self) {
         self.shutdown.drain();
-        let running = match self.running {
-            Some(running) => Some(running),
-            None => self.starting.await.ok().flatten(),
+        let running = match (self.running, self.starting) {
+            (None, Some(starting)) => starting.await.ok().flatten(),
+            (running, _) => running,
         };
         if let Some(running) = running {
             running.stop(self.grace).await;

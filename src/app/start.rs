@@ -61,6 +61,7 @@ impl Start {
         let (database, broker) = tokio::join!(database, broker);
         let ((), (consuming, publishing)) = database.zip(broker)?;
         self.wait_for(|| std::future::ready(self.require_credentials()).boxed()).await?;
+        self.wait_for(|| self.appear().boxed()).await?;
         let context = FlowContext {
             publisher: Publisher::new(
                 publishing.clone(),
@@ -127,7 +128,7 @@ impl Start {
             return Err(obstacle(Check::Schema, format!("{problem}; {}", Schema::FIX)));
         }
         self.status.pass(Check::Schema);
-        self.ledger.appear().await.map_err(unusable)
+        Ok(())
     }
 
     async fn schema(&self) -> Result<Schema, Obstacle> {
@@ -140,6 +141,18 @@ impl Start {
         read.map_err(|error| {
             obstacle(Check::Database, format!("{error}; {}", self.ledger.fix(&error)))
         })
+    }
+
+    /// Shows the other replicas that this one lives.
+    async fn appear(&self) -> Result<(), Obstacle> {
+        match self.ledger.appear().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(obstacle(Check::Database, "the lock of this replica is taken")),
+            Err(error) => {
+                let fix = self.ledger.fix(&error);
+                Err(obstacle(Check::Database, format!("{error}; {fix}")))
+            }
+        }
     }
 
     /// Fails if one of the two credentials is missing: messages would wait unacknowledged.

@@ -63,7 +63,9 @@ pub struct Delivery {
     server: ServerAddress,
 }
 
-/// Acknowledges one delivery, once. If it is dropped before, the message is requeued.
+/// Acknowledges one delivery, once. If it is dropped before, because a task failed, its channel is
+/// closed, so that RabbitMQ requeues the message. The next channel starts with a window of one
+/// message: one that makes tasks fail is counted alone.
 #[derive(Debug)]
 pub struct Acker {
     delivery: Box<lapin::message::Delivery>,
@@ -83,7 +85,7 @@ pub enum AckResult {
     ChannelClosed,
 }
 
-/// Pause before a message is requeued whose handler has failed. Until then, the claim on its job is
+/// Pause before a message is requeued whose task has failed. Until then, the claim on its job is
 /// released.
 const DROPPED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -96,6 +98,11 @@ impl Acker {
     /// Whether the message can be acknowledged. RabbitMQ redelivers it if its channel is closed.
     pub fn is_current(&self) -> bool {
         self.channel.status().connected()
+    }
+
+    /// Lets the message return to its queue when its channel is closed, unless it is acknowledged.
+    pub(super) fn leave_until_channel_closes(&mut self) {
+        self.is_answered = true;
     }
 
     /// What the message that parks this one keeps of its properties.
@@ -131,20 +138,20 @@ impl Drop for Acker {
         if self.is_answered || !self.is_current() {
             return;
         }
-        let (channel, tag) = (self.channel.clone(), self.delivery.delivery_tag);
+        let channel = self.channel.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 tokio::time::sleep(DROPPED_PAUSE).await;
-                let options = BasicNackOptions { requeue: true, ..Default::default() };
-                let requeued = channel.basic_nack(tag, options);
-                let _ = request(&channel, "requeuing a message", requeued).await;
+                // It fails if another acker was faster.
+                let closed = channel.close(200, "a message was dropped".into());
+                let _ = request(&channel, "closing a channel", closed).await;
             });
         }
     }
 }
 
 impl Delivery {
-    fn new(
+    pub(super) fn new(
         queue: &'static str,
         server: &ServerAddress,
         acknowledged: &AckCounter,

@@ -18,6 +18,7 @@ mod original;
 mod publisher;
 mod quarantine;
 mod queue_monitor;
+mod queue_reader;
 mod repair;
 mod spans;
 mod subscription;
@@ -54,6 +55,7 @@ pub use names::{
 };
 pub use publisher::{PublishAnswer, PublishResult, Publisher, Unroutable};
 pub use queue_monitor::{QueueMonitor, QueueReading};
+pub use queue_reader::QueueReader;
 #[cfg(any(test, fuzzing))]
 pub use repair::property as repair_property;
 pub use subscription::{OutcomeEvent, OutcomeSubscription};

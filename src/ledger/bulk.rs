@@ -134,7 +134,10 @@ impl Ledger {
     pub async fn bulk_step(&self, limit: i64, pace: Duration) -> Result<BulkStep, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning a step of a bulk retry"))?;
-        let Some(bulk) = lock_oldest(&mut transaction).await? else { return Ok(BulkStep::Idle) };
+        let Some(bulk) = lock_oldest(&mut transaction).await? else {
+            transaction.commit().await.map_err(Error::doing("ending a step of a bulk retry"))?;
+            return Ok(BulkStep::Idle);
+        };
         let (found, restarted) =
             restart_some(&mut transaction, &bulk, limit, self.max_attempts).await?;
         sqlx::query!(

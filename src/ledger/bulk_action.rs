@@ -259,6 +259,7 @@ impl Ledger {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning a step of a bulk action"))?;
         let Some(action) = lock_due(&mut transaction, id).await? else {
+            transaction.commit().await.map_err(Error::doing("ending a step of a bulk action"))?;
             return Ok(BulkActionStep::Idle);
         };
         let id = action.id;

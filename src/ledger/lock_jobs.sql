@@ -10,9 +10,11 @@ SELECT j.id, j.signup_id, j.sync_phase AS "sync_phase: _", j.status AS "status: 
     -- (presence.rs). A claim of the release before names none.
     CASE
         WHEN j.status = 'processing' AND substr(j.claim::text, 15, 1) = '8'
-            THEN pg_try_advisory_xact_lock_shared(
-                ('x' || replace(left(j.claim::text, 18), '-', ''))::bit(64)::int8
-            )
+            -- After a restart of the server, no session has its locks back at once.
+            THEN pg_postmaster_start_time() < now() - interval '30 seconds'
+                AND pg_try_advisory_xact_lock(
+                    ('x' || replace(left(j.claim::text, 18), '-', ''))::bit(64)::int8
+                )
     END AS owner_is_gone,
     COALESCE(EXTRACT(EPOCH FROM j.next_retry_at - now())::float8 * 1000, 0) AS "due_in_ms!"
 FROM UNNEST($1::uuid[], $2::text[]) AS wanted (signup_id, sync_phase)

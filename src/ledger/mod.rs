@@ -76,7 +76,7 @@ pub use integrity::{Balance, Drift, DriftEntry};
 pub use leader::{LeaderLock, LeaderTask};
 pub use message_selection::{MessagePreview, MessageSelection, MessageSource, message_text};
 pub use open_work::OpenWork;
-pub use parked::ParkedFailure;
+pub use parked::{OpenFailures, ParkedFailure};
 pub use recover::{LostMessageScope, ReadyJob, RecoveryLimits, Unmirrored, WaitingMessages};
 pub use schema::Schema;
 pub use search::{FailedJob, FailureGroup, FailurePage};

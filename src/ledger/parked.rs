@@ -1,5 +1,7 @@
 //! The failures that the failure queue should contain: those that are open in the mirror.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
@@ -14,8 +16,6 @@ pub struct ParkedFailure {
     pub id: Uuid,
     /// The `message_id` of its message.
     pub message_id: String,
-    /// Whether it is not resolved.
-    pub is_open: bool,
     /// Why it is in the failure queue.
     pub reason: Reason,
     /// The error message.
@@ -34,27 +34,39 @@ pub struct ParkedFailure {
     pub failed_at: DateTime<Utc>,
 }
 
+/// Numbers of open failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenFailures {
+    /// All of them.
+    pub open: i64,
+    /// Those that were mirrored within the last two seconds. About as many are on their way between
+    /// queue and mirror.
+    pub recent: i64,
+}
+
 impl Ledger {
     /// The number of open failures in the mirror.
-    pub async fn count_open_failures(&self) -> Result<i64, Error> {
-        sqlx::query_scalar!(
-            r#"SELECT count(*) AS "count!" FROM sync_failures WHERE resolved_at IS NULL"#
+    pub async fn count_open_failures(&self) -> Result<OpenFailures, Error> {
+        sqlx::query_as!(
+            OpenFailures,
+            r#"
+            SELECT count(*) AS "open!",
+                count(*) FILTER (WHERE mirrored_at > now() - interval '2 seconds') AS "recent!"
+            FROM sync_failures
+            WHERE resolved_at IS NULL
+            "#
         )
         .fetch_one(&self.pool)
         .await
         .map_err(Error::doing("counting open failures"))
     }
 
-    /// The failures of these messages, in no particular order. A message without a failure has not
-    /// been mirrored.
-    pub async fn failures_of(&self, message_ids: &[String]) -> Result<Vec<ParkedFailure>, Error> {
-        sqlx::query_as!(
-            ParkedFailure,
+    /// Whether the failures of these messages are open. A message without a failure has not been
+    /// mirrored.
+    pub async fn are_open(&self, message_ids: &[String]) -> Result<HashMap<String, bool>, Error> {
+        let rows = sqlx::query!(
             r#"
-            SELECT id, message_id, resolved_at IS NULL AS "is_open!",
-                CASE WHEN expired THEN 'expired' ELSE reason END AS "reason!: _",
-                error_message, headers, content_type, body, original_exchange AS exchange,
-                original_routing_key AS routing_key, failed_at
+            SELECT message_id, resolved_at IS NULL AS "is_open!"
             FROM sync_failures
             WHERE message_id = ANY($1)
             "#,
@@ -62,7 +74,8 @@ impl Ledger {
         )
         .fetch_all(&self.pool)
         .await
-        .map_err(Error::doing("reading parked failures"))
+        .map_err(Error::doing("reading parked failures"))?;
+        Ok(rows.into_iter().map(|row| (row.message_id, row.is_open)).collect())
     }
 
     /// The next `limit` failures by id, after `after`, that are open and were mirrored before
@@ -76,7 +89,7 @@ impl Ledger {
         sqlx::query_as!(
             ParkedFailure,
             r#"
-            SELECT id, message_id, resolved_at IS NULL AS "is_open!",
+            SELECT id, message_id,
                 CASE WHEN expired THEN 'expired' ELSE reason END AS "reason!: _",
                 error_message, headers, content_type, body, original_exchange AS exchange,
                 original_routing_key AS routing_key, failed_at

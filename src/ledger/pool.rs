@@ -118,7 +118,13 @@ impl managed::Manager for Connector {
         }
         match metrics.last_used() {
             idle if idle > IDLE_MAX => Err(RecycleError::message("it was idle")),
-            idle if idle > PING_AFTER => Ok(connection.ping().await?),
+            idle if idle > PING_AFTER => match timeout(PING_TIMEOUT, connection.ping()).await {
+                Ok(answer) => Ok(answer?),
+                Err(_) => {
+                    self.distrust();
+                    Err(RecycleError::message("it is silent"))
+                }
+            },
             _ => Ok(()),
         }
     }
@@ -136,7 +142,6 @@ impl Pool {
             .max_size(usize::try_from(size).unwrap_or(usize::MAX))
             .wait_timeout(Some(wait))
             .create_timeout(Some(wait))
-            .recycle_timeout(Some(PING_TIMEOUT))
             .runtime(Runtime::Tokio1)
             .build();
         Self(pool.expect("the runtime is set"))

@@ -2,9 +2,10 @@
 //! locks.
 //!
 //! A claim names the replica that made it ([`Presence::new_claim`]), and the session owns the lock
-//! of that replica. PostgreSQL releases the lock when the process ends, since its connection is
-//! closed, and after a minute of silence. So a delivery whose job is claimed can tell whether the
-//! owner is gone (lock_jobs.sql).
+//! of that replica, in shared mode: a new session can own it while PostgreSQL has not noticed the
+//! end of the one before. PostgreSQL releases the lock when the process ends, since its connection
+//! is closed, and after a minute of silence. So a delivery whose job is claimed can tell whether
+//! the owner is gone (lock_jobs.sql).
 
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use uuid::Uuid;
 use super::{Error, Ledger, pool::Connector};
 use crate::runtime::{backoff::Backoff, shutdown::Shutdown};
 
-/// Time between two pings of the session.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// Time between two pings of the session. A session that is lost is replaced within that time.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum time for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// PostgreSQL ends the session, and releases its locks, if it hears nothing for a minute
@@ -39,7 +40,7 @@ struct LockSession {
     connection: Option<PgConnection>,
     /// Sessions so far. A lock is lost if its session had another number.
     number: u64,
-    /// Whether it owns the lock of this replica. A previous session may still own it.
+    /// Whether it owns the lock of this replica. One that checks the lock has it for a moment.
     owns_replica: bool,
 }
 
@@ -76,7 +77,7 @@ impl Presence {
             session.owns_replica = false;
         }
         if !session.owns_replica {
-            session.owns_replica = try_lock(session, self.key()).await?;
+            session.owns_replica = try_lock_shared(session, self.key()).await?;
         }
         Ok(())
     }
@@ -120,6 +121,15 @@ async fn try_lock(session: &mut LockSession, key: i64) -> sqlx::Result<bool> {
     Ok(is_acquired)
 }
 
+async fn try_lock_shared(session: &mut LockSession, key: i64) -> sqlx::Result<bool> {
+    let Some(mut connection) = session.connection.take() else { return Ok(false) };
+    let locked =
+        sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock_shared($1) AS "is_acquired!""#, key);
+    let is_acquired = answer(locked.fetch_one(&mut connection)).await?;
+    session.connection = Some(connection);
+    Ok(is_acquired)
+}
+
 async fn answer<T>(statement: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     timeout(ANSWER_TIMEOUT, statement).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
@@ -130,11 +140,13 @@ impl Ledger {
         self.presence.new_claim()
     }
 
-    /// Shows the other replicas that this one lives. It has to succeed before the first claim.
-    pub async fn appear(&self) -> Result<(), Error> {
+    /// Shows the other replicas that this one lives, and returns whether it does. That has to be so
+    /// before the first claim.
+    pub async fn appear(&self) -> Result<bool, Error> {
         let mut session = self.presence.session.lock().await;
         let ensured = self.presence.ensure(&mut session).await;
-        ensured.map_err(Error::doing("opening the session for locks"))
+        ensured.map_err(Error::doing("opening the session for locks"))?;
+        Ok(session.owns_replica)
     }
 
     /// Keeps the session alive, and opens another one when it is lost, until the second stage of
@@ -144,10 +156,11 @@ impl Ledger {
             let mut backoff = Backoff::default();
             loop {
                 match self.appear().await {
-                    Ok(()) => {
+                    Ok(true) => {
                         backoff.reset();
                         tokio::time::sleep(PING_INTERVAL).await;
                     }
+                    Ok(false) => backoff.wait().await,
                     Err(error) => {
                         tracing::warn!(%error, "the session for locks was lost, retrying");
                         backoff.wait().await;

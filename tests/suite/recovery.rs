@@ -235,3 +235,36 @@ async fn a_failure_lost_on_its_way_to_the_mirror_is_parked_again() {
     assert_eq!(parked.header("x-error-type").as_deref(), Some("other"));
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_sweep_publishes_only_what_is_missing() {
+    const FAILURES: i64 = 100;
+    let world = world_with_short_intervals().await;
+    let app = world.start().await;
+    for number in 0..FAILURES {
+        let body = format!("not json {number}");
+        let properties = lapin::BasicProperties::default();
+        world.publish("signup.events", "signup.submitted", body.as_bytes(), properties).await;
+    }
+    world.wait_for_failures(FAILURES as usize).await;
+    world.wait_for_depth(FAILURE_QUEUE, FAILURES as u32).await;
+    let published = async || {
+        let (_, metrics) = world.get(&app, "/metrics").await;
+        let series =
+            "customerio_sync_publishes_total{destination=\"failed\",result=\"confirmed\"} ";
+        let value = metrics.lines().find_map(|line| line.strip_prefix(series));
+        value.expect("the series").parse::<i64>().expect("a number")
+    };
+    let before = published().await;
+    let resolve = "UPDATE sync_failures SET resolved_at = now(), resolution = 'dismissed'
+        WHERE id IN (SELECT id FROM sync_failures ORDER BY id LIMIT 10)";
+    world.execute(resolve).await;
+    world.wait_for_depth(FAILURE_QUEUE, 90).await;
+    // A person takes two of them away.
+    for _ in 0..2 {
+        world.take(FAILURE_QUEUE).await.expect("a parked message");
+    }
+    world.wait_for_depth(FAILURE_QUEUE, 90).await;
+    assert_eq!(published().await - before, 2);
+    app.stop().await;
+}

@@ -1,35 +1,27 @@
 //! Keeps the failure queue equal to the open failures of the mirror.
 //!
-//! AMQP can't remove a message from the middle of a queue. So, when queue and mirror differ, the
-//! sweep consumes every message once: a resolved failure or a duplicate is acknowledged; an open
-//! failure is published to the tail and confirmed before the original is acknowledged; a message
-//! without a failure is mirrored. At the end, open failures that had no message are parked again. A
-//! sweep that is interrupted loses nothing: at worst a message is duplicated until the next sweep.
+//! When queue and mirror differ, the sweep reads every message once ([`QueueReader`]): a resolved
+//! failure or a duplicate is removed; a message without a failure is mirrored; all others stay. At
+//! the end, open failures that had no message are parked again. So it publishes only what is
+//! missing. A sweep that is interrupted loses nothing.
 
 #![expect(clippy::disallowed_methods, reason = "an edge: the interval of the sweep")]
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use futures_util::future::join_all;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Config, read, store};
 use crate::{
     broker::{
         self, Acker, Connection, Delivery, FAILED_QUEUE, MIRROR_QUEUE, Message, Origin, Publisher,
-        ReparkedMessage,
+        QueueReader, ReparkedMessage,
     },
-    ledger::{self, FailedMessage, LeaderTask, Ledger, ParkedFailure},
+    ledger::{self, FailedMessage, LeaderTask, Ledger, OpenFailures, ParkedFailure},
     runtime::{metrics::Metrics, shutdown::Shutdown},
 };
-
-/// Maximum time until RabbitMQ delivers the next message of a queue that is not empty.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sweeps the failure queue.
 #[derive(Debug)]
@@ -100,49 +92,35 @@ impl Sweeper {
     }
 
     /// Whether the number of messages differs from the number of open failures. While messages wait
-    /// to be mirrored, this is unknown.
+    /// to be mirrored, this is unknown, and about as many as were mirrored just now are on their
+    /// way.
     async fn differs(&self) -> Result<bool, Error> {
         if self.connection.depth(MIRROR_QUEUE).await? > 0 {
             return Ok(false);
         }
-        let (parked, open) =
-            (self.connection.depth(FAILED_QUEUE).await?, self.ledger.count_open_failures().await?);
-        Ok(i64::from(parked) != open)
+        let parked = self.connection.depth(FAILED_QUEUE).await?;
+        let OpenFailures { open, recent } = self.ledger.count_open_failures().await?;
+        Ok((i64::from(parked) - open).abs() > recent)
     }
 
     async fn sweep(&self, shutdown: &Shutdown) -> Result<(), Error> {
         let began = self.ledger.now().await?;
         let depth = self.connection.depth(FAILED_QUEUE).await? as usize;
+        let batch_size = usize::from(self.config.batch_size.get());
         let (mut swept, mut seen) = (SweepSummary::default(), HashSet::new());
-        // The consumer ends with the sweep; RabbitMQ requeues the messages that are unacknowledged
-        // then.
-        let consuming = Shutdown::default();
-        let batch_size = self.config.batch_size.get();
-        let (sender, mut deliveries) = mpsc::channel(batch_size.into());
-        tokio::spawn(broker::consume(
-            self.connection.clone(),
-            FAILED_QUEUE,
-            batch_size,
-            consuming.clone(),
-            sender,
-            |one| one,
-        ));
-        let mut taken = 0;
-        while taken < depth && !shutdown.is_draining() {
-            let batch =
-                next_batch(&mut deliveries, usize::from(batch_size).min(depth - taken)).await;
+        let reader = QueueReader::open(self.connection.clone(), FAILED_QUEUE).await?;
+        let mut read = 0;
+        while read < depth && !shutdown.is_draining() {
+            let batch = reader.read(batch_size.min(depth - read)).await?;
             if batch.is_empty() {
+                // A person may be reading some in the management UI.
                 break;
             }
-            taken += batch.len();
-            if let Err(error) = self.sort(batch, &mut seen, &mut swept).await {
-                consuming.end();
-                return Err(error);
-            }
+            read += batch.len();
+            self.sort(batch, &mut seen, &mut swept).await?;
         }
-        let is_complete = taken >= depth && !shutdown.is_draining();
-        consuming.end();
-        if is_complete {
+        reader.close().await?;
+        if read >= depth && !shutdown.is_draining() {
             self.park_missing(began, &seen, &mut swept).await?;
         }
         tracing::info!(?swept, "the failure queue was swept");
@@ -159,31 +137,23 @@ impl Sweeper {
         let (messages, ackers): (Vec<FailedMessage>, Vec<Acker>) =
             batch.into_iter().map(read).unzip();
         let ids: Vec<_> = messages.iter().map(|message| message.message_id.clone()).collect();
-        let mut failures = self.failures(&ids).await?;
+        let mut are_open = self.ledger.are_open(&ids).await?;
         let unknown: Vec<_> =
-            messages.into_iter().filter(|one| !failures.contains_key(&one.message_id)).collect();
+            messages.into_iter().filter(|one| !are_open.contains_key(&one.message_id)).collect();
         if !unknown.is_empty() {
             store(&self.ledger, &unknown).await?;
             swept.mirrored += unknown.len();
-            failures = self.failures(&ids).await?;
+            are_open = self.ledger.are_open(&ids).await?;
         }
-        let keep = |id: &String, seen: &mut HashSet<String>| {
-            failures.get(id).filter(|failure| failure.is_open && seen.insert(id.clone()))
-        };
-        let kept: Vec<_> = ids.iter().map(|id| keep(id, seen)).collect();
-        swept.kept += kept.iter().flatten().count();
-        swept.removed += kept.iter().filter(|one| one.is_none()).count();
-        let messages: Vec<_> = kept.into_iter().flatten().map(reparked).collect();
-        join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
-        for acker in ackers {
-            acker.ack().await;
+        for (id, acker) in ids.into_iter().zip(ackers) {
+            if are_open.get(&id) == Some(&true) && seen.insert(id) {
+                swept.kept += 1;
+            } else {
+                swept.removed += 1;
+                acker.ack().await;
+            }
         }
         Ok(())
-    }
-
-    async fn failures(&self, ids: &[String]) -> Result<HashMap<String, ParkedFailure>, Error> {
-        let failures = self.ledger.failures_of(ids).await?;
-        Ok(failures.into_iter().map(|failure| (failure.message_id.clone(), failure)).collect())
     }
 
     /// Parks the open failures that were mirrored before the sweep began and whose message was not
@@ -206,21 +176,6 @@ impl Sweeper {
             join_all(messages.iter().map(|message| self.publisher.publish(message))).await;
         }
     }
-}
-
-/// Returns between one and `limit` deliveries; none if RabbitMQ delivers none in time.
-async fn next_batch(deliveries: &mut mpsc::Receiver<Delivery>, limit: usize) -> Vec<Delivery> {
-    let mut batch = Vec::new();
-    if tokio::time::timeout(DELIVERY_TIMEOUT, deliveries.recv_many(&mut batch, limit))
-        .await
-        .is_err()
-    {
-        tracing::warn!(
-            "the failure queue is not empty, and RabbitMQ delivers none of its messages; a person \
-                may be reading them in the management UI"
-        );
-    }
-    batch
 }
 
 fn reparked(failure: &ParkedFailure) -> Message {

@@ -188,16 +188,24 @@ impl Pipeline {
         &self,
         messages: &[InFlight],
     ) -> Result<(BatchClaim, Vec<ClaimOutcome>), ClaimError> {
-        let (ledger, id) = (&self.ledger, self.ledger.new_claim());
+        let id = self.ledger.new_claim();
+        let (ledger, confirmed_at) = (self.ledger.clone(), std::time::Instant::now());
+        // Dropped on an error: the commit may have happened.
+        let mut claim = BatchClaim { ledger, id, confirmed_at, has_ended: false };
         let claimed = retry_for(CLAIM_TIME, "claiming jobs", ledger::Error::is_transient, || {
-            ledger.claim(id, messages)
+            self.ledger.claim(id, messages)
         });
-        let batch = claimed.await.map_err(|error| match error {
-            error if error.is_transient() => ClaimError::Unavailable,
-            error => ClaimError::Refused(error),
-        })?;
-        let (ledger, confirmed_at) = (ledger.clone(), batch.confirmed_at);
-        Ok((BatchClaim { ledger, id, confirmed_at, has_ended: false }, batch.outcomes))
+        match claimed.await {
+            Ok(batch) => {
+                claim.confirmed_at = batch.confirmed_at;
+                Ok((claim, batch.outcomes))
+            }
+            Err(error) if error.is_transient() => Err(ClaimError::Unavailable),
+            Err(error) => {
+                claim.end();
+                Err(ClaimError::Refused(error))
+            }
+        }
     }
 
     /// Claims the jobs of operators' requests. `None` if that is not possible now.

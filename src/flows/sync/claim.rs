@@ -11,13 +11,19 @@ use std::{
 
 use uuid::Uuid;
 
-use crate::{ledger::Ledger, runtime::backoff::retry_forever};
+use crate::{
+    ledger::Ledger,
+    runtime::backoff::{retry_for, retry_forever},
+};
 
 /// A claim confirmed longer ago than this is checked again before the call.
 ///
 /// Between claim and call a job may wait for the rate limiter. Meanwhile a new event may have
 /// restarted the job.
 const CLAIM_RECHECK_AFTER: Duration = Duration::from_secs(1);
+
+/// Maximum time to release a claim in the background. After that, it expires.
+const RELEASE_TIME: Duration = Duration::from_mins(5);
 
 /// The claim of a batch. If it is dropped before it ends, because a task failed, its jobs are
 /// released in the background.
@@ -71,8 +77,10 @@ impl Drop for BatchClaim {
         }
         let (ledger, id) = (self.ledger.clone(), self.id);
         tokio::spawn(async move {
-            if let Err(error) = ledger.release(id).await {
-                tracing::warn!(%error, "releasing the claims of a batch failed; they will expire");
+            let released =
+                retry_for(RELEASE_TIME, "releasing claims", |_| true, || ledger.release(id));
+            if let Err(error) = released.await {
+                tracing::warn!(%error, "the claims of a batch were not released; they will expire");
             }
         });
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{sync::mpsc, task::JoinSet};
@@ -27,6 +28,9 @@ text_enum! {
         Rejected = "rejected",
     }
 }
+
+/// Maximum time for the consumers to end.
+const STOP_TIME: Duration = Duration::from_secs(10);
 
 pub(super) struct Intake {
     deliveries: mpsc::Receiver<(WorkQueue, Delivery)>,
@@ -110,8 +114,13 @@ impl Intake {
             message.envelope.requeue().await;
         }
         // They wait until their deliveries are received.
-        while let Some((_, delivery)) = self.deliveries.recv().await {
-            delivery.acker.requeue().await;
+        let received = async {
+            while let Some((_, delivery)) = self.deliveries.recv().await {
+                delivery.acker.requeue().await;
+            }
+        };
+        if tokio::time::timeout(STOP_TIME, received).await.is_err() {
+            tracing::warn!("a consumer did not end within {STOP_TIME:?} and is aborted");
         }
     }
 

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use tokio::{
     sync::{Semaphore, watch},
     task::{JoinError, JoinSet},
+    time::Instant,
 };
 use tokio_util::task::TaskTracker;
 
@@ -90,6 +91,11 @@ pub struct Pipeline {
 /// Maximum unprocessable messages that are parked at a time.
 pub const PARKED_AT_A_TIME: usize = 4;
 
+/// Pause before the second restart of the intake. Each further one is twice as long.
+const AWAY_PAUSE_MIN: Duration = Duration::from_secs(30);
+/// The longest pause.
+const AWAY_PAUSE_MAX: Duration = Duration::from_mins(10);
+
 /// Why the intake was stopped.
 enum IntakeEnd {
     /// The service stops, or a consumer has ended.
@@ -102,16 +108,26 @@ impl Pipeline {
     /// Consumes all work queues until shutdown, then finishes the batches in flight. While the
     /// database is away, nothing is consumed: messages would be held until RabbitMQ closes their
     /// channel, and be counted towards their delivery limit.
+    #[expect(clippy::disallowed_methods, reason = "an edge: how long the intake ran")]
     pub async fn run(self: Arc<Self>, connection: Arc<Connection>) {
         let permits = Arc::new(Semaphore::new(self.config.batches_in_flight.get()));
         let mut batches = JoinSet::new();
+        let mut pause = Duration::ZERO;
         loop {
+            let started = Instant::now();
             let mut intake = Intake::start(&connection, &self);
             let end = self.run_batches(&mut intake, &permits, &mut batches).await;
             intake.stop().await;
             match end {
                 IntakeEnd::Stopped => break,
-                IntakeEnd::DatabaseAway => self.wait_for_database().await,
+                IntakeEnd::DatabaseAway => {
+                    // It may answer and refuse to write. Each round counts as a delivery.
+                    if started.elapsed() > AWAY_PAUSE_MAX {
+                        pause = Duration::ZERO;
+                    }
+                    self.wait_for_database(pause).await;
+                    pause = (pause * 2).clamp(AWAY_PAUSE_MIN, AWAY_PAUSE_MAX);
+                }
             }
         }
         while let Some(ended) = batches.join_next().await {
@@ -156,12 +172,15 @@ impl Pipeline {
         }
     }
 
-    /// Waits until the database answers, or until shutdown.
-    async fn wait_for_database(&self) {
+    /// Waits for `pause`, and until the database answers, or until shutdown.
+    async fn wait_for_database(&self, pause: Duration) {
         tracing::warn!("the database is away, so nothing is consumed until it answers");
         tokio::select! {
             () = self.shutdown.draining() => return,
-            () = retry_forever("pinging the database", || self.ledger.ping()) => {}
+            () = async {
+                tokio::time::sleep(pause).await;
+                retry_forever("pinging the database", || self.ledger.ping()).await;
+            } => {}
         }
         self.database_is_away.send_replace(false);
         tracing::info!("the database answers, consuming again");
