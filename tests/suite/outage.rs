@@ -322,3 +322,23 @@ async fn an_operator_ends_a_pause_on_all_replicas() {
     app.stop().await;
     other.stop().await;
 }
+
+#[tokio::test]
+async fn a_refused_call_with_several_jobs_fails_none() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__SYNC__BATCHES_IN_FLIGHT", "1");
+    let app = world.start().await;
+    submit(&world, 100).await;
+    wait_for_completed(&world, 100).await;
+    // The next jobs arrive during one call, and travel together.
+    world.fault(json!({ "kind": "latency", "ms": 1000, "calls": 1 })).await;
+    submit(&world, 1).await;
+    let processing = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'";
+    wait_for("a call in flight", || async { (world.count(processing).await == 1).then_some(()) })
+        .await;
+    submit(&world, 20).await;
+    world.fault(json!({ "kind": "status", "status": 401, "calls": 1 })).await;
+    wait_for_completed(&world, 121).await;
+    assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 121);
+    app.stop().await;
+}
