@@ -33,8 +33,9 @@ const CONSUMER_REPLACEMENT_TIME: Duration = Duration::from_secs(30);
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// A batch without progress for longer, although everything that it needs answers, is stuck.
 const PROGRESS_PAUSE_MAX: Duration = Duration::from_mins(5);
-/// Maximum age of the last write to the database.
-const WRITE_AGE_MAX: Duration = Duration::from_mins(1);
+/// Maximum age of the last write to the database. A probe reads it within the minute that is
+/// promised.
+const WRITE_AGE_MAX: Duration = Duration::from_secs(45);
 
 /// Reports a defect of the process: a task that has ended, or a batch that is stuck. Waiting for a
 /// server is no defect.

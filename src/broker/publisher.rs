@@ -43,7 +43,7 @@ use crate::runtime::{
 /// Time without a confirm after which a heartbeat is published.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(15);
 /// Maximum age of the last confirm of a publisher that works.
-const CONFIRM_AGE_MAX: Duration = Duration::from_mins(1);
+const CONFIRM_AGE_MAX: Duration = Duration::from_secs(45);
 /// Routing key of heartbeats. No queue has this name.
 const UNROUTABLE_KEY: &str = "customerio-sync.heartbeat";
 /// Time after which a missing confirm is reported.
