@@ -7,7 +7,7 @@ use prometheus::IntCounter;
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
-    Address, ConsumerStates, Error, FAILED_QUEUE, Topology, WorkQueue,
+    Address, ConsumerStates, Error, Topology, WorkQueue,
     diagnose::{detail, fix},
     guard::report,
     spans::ServerAddress,
@@ -170,19 +170,14 @@ impl Connection {
         Ok(QueueState { ready: queue.message_count(), consumers: queue.consumer_count() })
     }
 
-    /// Reports that this replica consumes `queue` until the guard is dropped. The failure queue is
-    /// consumed only during a sweep, which is not reported.
-    pub(super) fn consuming(&self, queue: &str) -> Option<GaugeGuard> {
-        let gauge = || self.queues.consuming.with_label_values(&[queue]);
-        (queue != FAILED_QUEUE).then(|| GaugeGuard::new(&gauge()))
+    /// Reports that this replica consumes `queue` until the guard is dropped.
+    pub(super) fn consuming(&self, queue: &str) -> GaugeGuard {
+        GaugeGuard::new(&self.queues.consuming.with_label_values(&[queue]))
     }
 
-    /// Counts a message of `queue` whose properties were repaired. Every sweep would count those of
-    /// the failure queue again.
+    /// Counts a message of `queue` whose properties were repaired.
     pub(super) fn count_repaired(&self, queue: &str) {
-        if queue != FAILED_QUEUE {
-            self.queues.repaired.with_label_values(&[queue]).inc();
-        }
+        self.queues.repaired.with_label_values(&[queue]).inc();
     }
 
     /// Restores what is missing of the topology, logs it and counts it.

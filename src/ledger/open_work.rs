@@ -45,7 +45,8 @@ pub struct OpenWork {
 impl Ledger {
     /// Counts the work that is not completed. Fails if that takes longer than `limit`.
     pub async fn open_work(&self, limit: Duration) -> Result<OpenWork, Error> {
-        let mut transaction = self.limited_transaction(limit).await?;
+        let mut transaction =
+            self.limited_transaction("BEGIN", limit, "beginning to count").await?;
         let work = sqlx::query_file_as!(OpenWork, "src/ledger/open_work.sql")
             .fetch_one(&mut *transaction)
             .await
@@ -57,7 +58,8 @@ impl Ledger {
     /// Counts the completed jobs, which takes time in proportion to their number. Fails if that
     /// takes longer than `limit`.
     pub async fn completed_jobs(&self, limit: Duration) -> Result<i64, Error> {
-        let mut transaction = self.limited_transaction(limit).await?;
+        let mut transaction =
+            self.limited_transaction("BEGIN", limit, "beginning to count").await?;
         let count = sqlx::query_scalar!(
             r#"
             SELECT count(*) AS "count!"
@@ -72,11 +74,15 @@ impl Ledger {
         Ok(count)
     }
 
-    /// A transaction whose statements the server cancels after `limit`. A statement that only its
-    /// client gives up on would continue.
-    async fn limited_transaction(&self, limit: Duration) -> Result<Transaction, Error> {
-        let mut transaction =
-            self.pool.begin().await.map_err(Error::doing("beginning to count"))?;
+    /// A transaction that begins with the statement `begin`, and whose statements the server
+    /// cancels after `limit`. A statement that only its client gives up on would continue.
+    pub(super) async fn limited_transaction(
+        &self,
+        begin: &'static str,
+        limit: Duration,
+        doing: &'static str,
+    ) -> Result<Transaction, Error> {
+        let mut transaction = self.pool.begin_with(begin).await.map_err(Error::doing(doing))?;
         let limited = transaction.limit_statements(limit).await;
         limited.map_err(Error::doing("setting the time limit of statements"))?;
         Ok(transaction)

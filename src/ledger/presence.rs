@@ -77,7 +77,7 @@ impl Presence {
             session.owns_replica = false;
         }
         if !session.owns_replica {
-            session.owns_replica = try_lock_shared(session, self.key()).await?;
+            session.owns_replica = try_lock(session, self.key(), LockMode::Shared).await?;
         }
         Ok(())
     }
@@ -87,7 +87,8 @@ impl Presence {
     pub(super) async fn try_lock(&self, key: i64, owner: Option<u64>) -> sqlx::Result<Option<u64>> {
         let mut session = self.session.lock().await;
         self.ensure(&mut session).await?;
-        let is_owned = owner == Some(session.number) || try_lock(&mut session, key).await?;
+        let is_owned = owner == Some(session.number)
+            || try_lock(&mut session, key, LockMode::Exclusive).await?;
         Ok(is_owned.then_some(session.number))
     }
 
@@ -113,19 +114,26 @@ impl Presence {
     }
 }
 
-async fn try_lock(session: &mut LockSession, key: i64) -> sqlx::Result<bool> {
-    let Some(mut connection) = session.connection.take() else { return Ok(false) };
-    let locked = sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "is_acquired!""#, key);
-    let is_acquired = answer(locked.fetch_one(&mut connection)).await?;
-    session.connection = Some(connection);
-    Ok(is_acquired)
+/// Whether other sessions can own a lock at the same time.
+#[derive(Clone, Copy)]
+enum LockMode {
+    Shared,
+    Exclusive,
 }
 
-async fn try_lock_shared(session: &mut LockSession, key: i64) -> sqlx::Result<bool> {
+async fn try_lock(session: &mut LockSession, key: i64, mode: LockMode) -> sqlx::Result<bool> {
     let Some(mut connection) = session.connection.take() else { return Ok(false) };
-    let locked =
-        sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock_shared($1) AS "is_acquired!""#, key);
-    let is_acquired = answer(locked.fetch_one(&mut connection)).await?;
+    let locked = match mode {
+        LockMode::Shared => {
+            sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock_shared($1) AS "is_acquired!""#, key)
+                .fetch_one(&mut connection)
+        }
+        LockMode::Exclusive => {
+            sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "is_acquired!""#, key)
+                .fetch_one(&mut connection)
+        }
+    };
+    let is_acquired = answer(locked).await?;
     session.connection = Some(connection);
     Ok(is_acquired)
 }

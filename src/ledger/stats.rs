@@ -103,6 +103,9 @@ impl Stats {
     }
 }
 
+/// Begins a transaction whose statements see one state of the database.
+const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
 impl Ledger {
     /// Counts jobs and failures.
     pub async fn stats(&self) -> Result<Stats, Error> {
@@ -114,13 +117,9 @@ impl Ledger {
     pub async fn overview(&self, statement_limit: Duration) -> Result<Overview, Error> {
         // One transaction, so that its counts are of one moment, and so that an overview uses one
         // connection.
-        let mut transaction = self
-            .pool
-            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .await
-            .map_err(Error::doing("beginning to read the overview"))?;
-        let limited = transaction.limit_statements(statement_limit).await;
-        limited.map_err(Error::doing("setting the time limit of statements"))?;
+        let doing = "beginning to read the overview";
+        let mut transaction =
+            self.limited_transaction(BEGIN_SNAPSHOT, statement_limit, doing).await?;
         let overview = Overview {
             stats: count_jobs(&mut transaction).await?,
             last_24_hours: recent_signups(&mut transaction).await?,
@@ -134,13 +133,9 @@ impl Ledger {
     /// Counts open work and the last 24 hours. PostgreSQL ends a statement that takes longer than
     /// `statement_limit`.
     pub async fn live_counts(&self, statement_limit: Duration) -> Result<LiveCounts, Error> {
-        let mut transaction = self
-            .pool
-            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .await
-            .map_err(Error::doing("beginning to count open work"))?;
-        let limited = transaction.limit_statements(statement_limit).await;
-        limited.map_err(Error::doing("setting the time limit of statements"))?;
+        let doing = "beginning to count open work";
+        let mut transaction =
+            self.limited_transaction(BEGIN_SNAPSHOT, statement_limit, doing).await?;
         // Each count is that of an index that completed jobs and resolved failures never enter.
         let open = sqlx::query!(
             r#"
