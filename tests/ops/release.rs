@@ -105,7 +105,7 @@ async fn a_release_lives(helm: Helm) {
 
     let notes = change("install", &previous).await;
     assert!(notes.contains("helm --namespace default test prod --logs"), "{notes}");
-    assert!(notes.contains("Connections to PostgreSQL: up to 26, and 13 more"), "{notes}");
+    assert!(notes.contains("Connections to PostgreSQL: up to 30, and 15 more"), "{notes}");
     let first = schema(&world).await;
     assert_eq!(installation.image(), PREVIOUS);
     assert!(installation.cluster.objects("Job").is_empty(), "the hook is deleted");
