@@ -93,7 +93,9 @@ pub(super) fn prepare(claimed: &ClaimedJob, identifier: Identifier) -> Result<Pr
     if keeps_address {
         profile.retain(|value| value.name != "email");
     }
-    if key == "id" && signup.contact_id.as_deref() != Some(contact_id) {
+    // An attempt whose result is not known may have created nobody.
+    let is_known = signup.is_contact_accepted && signup.contact_id.as_deref() == Some(contact_id);
+    if key == "id" && !is_known {
         join_by_address(&mut profile);
     }
     check_profile(&profile)?;
@@ -375,6 +377,7 @@ pub(super) mod tests {
                     older: BTreeMap::new(),
                 },
                 contact_id: text("c-991"),
+                is_contact_accepted: true,
             },
         }
     }
@@ -501,6 +504,11 @@ pub(super) mod tests {
         assert_eq!(sent[1]["attributes"]["phone"], "+15550100");
 
         work.signup.contact_id = Some("c-991".to_owned());
+        work.signup.is_contact_accepted = false;
+        let sent = operations(&work, Identifier::Auto);
+        assert_eq!(sent[0]["attributes"]["email"], "ann@example.com", "it may still be new");
+
+        work.signup.is_contact_accepted = true;
         let sent = operations(&work, Identifier::Auto);
         assert!(sent[0]["attributes"].get("email").is_none(), "{sent}");
         assert_eq!(sent[1]["attributes"]["email"], "ann@example.com", "with its own time");

@@ -29,6 +29,8 @@ pub struct Signup {
     /// The identifier under which Customer.io has the person, or may have it because the result of
     /// a call is not known.
     pub contact_id: Option<String>,
+    /// Whether Customer.io has accepted the person under that identifier.
+    pub is_contact_accepted: bool,
 }
 
 /// When the values of a signup were stated.

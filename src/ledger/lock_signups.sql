@@ -7,7 +7,8 @@ SELECT now() AS "now!", id AS "id?", operator_id AS "operator_id?",
     submitted_at AS "submitted_at?", extraction_id AS "extraction_id?",
     bet_amount AS "bet_amount?", team_bet_on AS "team_bet_on?", odds AS "odds?: _",
     confidence AS "confidence?", confirmed_at AS "confirmed_at?", value_times AS "value_times?: _",
-    exact_numbers AS "exact_numbers?: _", contact_id AS "contact_id?"
+    exact_numbers AS "exact_numbers?: _", contact_id AS "contact_id?",
+    customerio_contact_id IS NOT NULL AS "is_contact_accepted?"
 FROM (VALUES (1)) AS one
 LEFT JOIN (
     SELECT *,

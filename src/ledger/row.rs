@@ -144,6 +144,7 @@ pub(super) struct SignupRow {
     pub(super) value_times: Option<Json<StoredTimes>>,
     pub(super) exact_numbers: Option<Json<BTreeMap<String, Box<RawValue>>>>,
     pub(super) contact_id: Option<String>,
+    pub(super) is_contact_accepted: Option<bool>,
 }
 
 impl SignupRow {
@@ -186,6 +187,7 @@ impl SignupRow {
                 older: times.valid(customer, submission),
             },
             contact_id: self.contact_id,
+            is_contact_accepted: self.is_contact_accepted.unwrap_or(false),
         }
     }
 }

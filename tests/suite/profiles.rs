@@ -188,6 +188,35 @@ async fn a_person_whose_id_is_stated_later_stays_one_person() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn an_id_whose_first_call_was_lost_joins_the_person_with_the_address() {
+    let world = World::new().await.with("RETRY_DELAYS", "1s,2s");
+    let app = world.start().await;
+    let (by_address, by_id) = (Uuid::new_v4(), Uuid::new_v4());
+    let mut event = of_person(by_address, 0, "+1");
+    event["customer"]["id"] = Value::Null;
+    world.submit(&event).await;
+    world.wait_for_job(by_address, "initial", "completed").await;
+
+    world.fault(json!({ "kind": "reset", "calls": 2, "taken": false })).await;
+    let mut confirmation = confirmed(by_id);
+    confirmation["occurred_at"] = json!("2025-02-18T12:01:00Z");
+    confirmation["customer"] = json!({ "id": "c-1", "email": "ann@example.com" });
+    world.confirm(&confirmation).await;
+    world.wait_for_retry(by_id, "enriched").await;
+    // When the confirmation is retried, its bet slip is older than the address, so it travels in an
+    // identify of its own.
+    world.submit(&of_person(by_id, 2, "+2")).await;
+    for phase in ["initial", "enriched"] {
+        world.wait_for_job(by_id, phase, "completed").await;
+    }
+    let summary = world.sim("summary").await;
+    assert_eq!((&summary["people"], &summary["attributeUpdateFailures"]), (&json!(1), &json!(0)));
+    let profile = attributes(&world, "c-1").await;
+    assert_eq!((&profile["phone"], &profile["odds"]), (&json!("+2"), &json!("+150")));
+    app.stop().await;
+}
+
 /// Claimed jobs of submissions of the person `c-1`, in the order of `minutes`.
 async fn claimed_of_person(world: &World, minutes: &[u32]) -> Vec<ClaimedJob> {
     let event = |minute: &u32| of_person(Uuid::new_v4(), *minute, &format!("+1{minute:02}"));
