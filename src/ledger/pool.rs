@@ -39,6 +39,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// nothing (<https://www.postgresql.org/docs/current/runtime-config-client.html>).
 const SESSION_LIMITS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
     SET idle_in_transaction_session_timeout = '15s'";
+/// Refuses a standby. Advisory locks work there and exclude nobody on the primary
+/// (<https://www.postgresql.org/docs/current/hot-standby.html>).
+const PRIMARY_CHECK: &str = "DO $$ BEGIN IF pg_is_in_recovery() THEN
+    RAISE read_only_sql_transaction USING MESSAGE = 'the server is a standby';
+    END IF; END $$";
 /// A connection that was idle for longer is pinged before it is used.
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// Maximum time for the answer to a ping.
@@ -82,10 +87,11 @@ impl Connector {
         *self.0.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
     }
 
-    /// Opens a connection with the limits of a session.
+    /// Opens a connection to the primary with the limits of a session.
     pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
         let mut connection = PgConnection::connect_with(&self.options()).await?;
         sqlx::raw_sql(SESSION_LIMITS).execute(&mut connection).await?;
+        sqlx::raw_sql(PRIMARY_CHECK).execute(&mut connection).await?;
         Ok(connection)
     }
 

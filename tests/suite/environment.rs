@@ -2,8 +2,8 @@
 //! exchanges, addresses, poolers, and settings that cannot work.
 
 use crate::support::{
-    Forwarder, Process, Service, TempServer, World, address, authority, free_addr, program,
-    program_at, submitted,
+    Forwarder, Process, Servers, Service, TempServer, World, address, authority, free_addr,
+    program, program_at, submitted, wait_for,
 };
 use lapin::{
     ExchangeKind,
@@ -16,7 +16,7 @@ use std::{
     path::Path,
     process::{Command, Output},
 };
-use test_servers::{PgBouncer, PoolMode};
+use test_servers::{PgBouncer, PoolMode, Postgres};
 use uuid::Uuid;
 
 const SUBMITTED_QUEUE: &str = "customerio-sync.signup-submitted";
@@ -44,6 +44,31 @@ fn settings(further: &[(&str, &str)]) -> Vec<(String, String)> {
     ];
     let all = required.iter().chain(further);
     all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// A standby grants advisory locks, which exclude nobody on the primary.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_refused_until_it_is_promoted() {
+    let primary = TempServer::<Postgres>::started();
+    let servers = Servers { database_url: primary.url(), ..Servers::shared() };
+    let world = World::on(servers).await;
+    world.start().await.stop().await;
+    let standby = TempServer::<Postgres>::new();
+    let port = address(&primary.url()).port();
+    tokio::task::block_in_place(|| standby.follow(port)).expect("the primary is copied");
+    standby.start();
+    let url = world.database_url.replace(authority(&primary.url()), authority(&standby.url()));
+    let world =
+        world.with("DATABASE_URL", &url).with("CUSTOMERIO_SYNC__DATABASE__MIGRATE", "false");
+    let app = world.start_waiting().await;
+    let reason = world.wait_for_reason(&app, "the server is a standby").await;
+    assert!(reason.contains("set DATABASE_URL to the primary"), "{reason}");
+    tokio::task::block_in_place(|| standby.promote()).expect("promoted");
+    wait_for("the service to be ready", || async {
+        (world.get(&app, "/readyz").await.0 == 200).then_some(())
+    })
+    .await;
+    app.stop().await;
 }
 
 #[tokio::test]

@@ -43,6 +43,24 @@ impl Postgres {
         self.pg_ctl(&["reload"])
     }
 
+    /// Copies the running primary that `port` leads to, and makes this server its standby, which is
+    /// not started (<https://www.postgresql.org/docs/current/app-pgbasebackup.html>).
+    pub fn follow(&self, port: u16) -> Result<(), Error> {
+        std::fs::create_dir_all(&self.folder).map_err(|error| io(&self.folder, error))?;
+        hand_over(&self.folder)?;
+        let mut backup = unprivileged(&installation::postgres()?.join("pg_basebackup"))?;
+        backup.arg("-D").arg(self.folder.join("data"));
+        backup.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "postgres"]);
+        backup.args(["-c", "fast", "-X", "stream", "-R"]);
+        output(&mut backup)?;
+        write(&self.folder.join("port"), &free_port().to_string())
+    }
+
+    /// Makes this standby a primary.
+    pub fn promote(&self) -> Result<(), Error> {
+        self.pg_ctl(&["promote"])
+    }
+
     /// Copies a file into the data folder, where only the server can read it.
     fn install(&self, file: &Path, name: &str) -> Result<(), Error> {
         let installed = self.folder.join("data").join(name);
@@ -84,7 +102,7 @@ impl Server for Postgres {
         }
         let options = format!(
             "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
-                -c max_connections={CONNECTIONS_MAX}",
+                -c max_connections={CONNECTIONS_MAX} -c wal_retrieve_retry_interval=200ms",
             self.port()?
         );
         let log = self.folder.join("log").display().to_string();
