@@ -35,6 +35,7 @@ struct Job {
     max_attempts: i32,
     run: i32,
     is_dismissed: bool,
+    is_given_up: bool,
 }
 
 #[derive(Debug, sqlx::FromRow)]
@@ -53,12 +54,15 @@ struct Audit {
     action: String,
     job_id: Uuid,
     created_at: DateTime<Utc>,
+    is_given_up: bool,
 }
 
 #[derive(Debug, sqlx::FromRow)]
 struct Failure {
     message_id: String,
     job_id: Option<Uuid>,
+    reason: String,
+    original_routing_key: String,
     body: Vec<u8>,
     is_open: bool,
 }
@@ -193,16 +197,20 @@ impl Facts {
         let pool = &stage.world.pool;
         let jobs = "
             SELECT id, signup_id, sync_phase, status, max_attempts, run,
-                dismissed_at IS NOT NULL AS is_dismissed
+                dismissed_at IS NOT NULL AS is_dismissed,
+                failed_reason IS NOT DISTINCT FROM 'delivery-limit' AS is_given_up
             FROM signup_customerio_sync_jobs";
         let attempts = "
             SELECT job_id, run, attempt, started_at, duration_ms, error_type, tier
             FROM sync_attempts ORDER BY job_id, run, attempt, id";
         let audit = "
-            SELECT action, (details ->> 'jobId')::uuid AS job_id, created_at
+            SELECT action, (details ->> 'jobId')::uuid AS job_id, created_at,
+                details ->> 'reason' IS NOT DISTINCT FROM 'delivery-limit' AS is_given_up
             FROM audit_logs WHERE details ? 'jobId' ORDER BY id";
-        let failures =
-            "SELECT message_id, job_id, body, resolved_at IS NULL AS is_open FROM sync_failures";
+        let failures = "
+            SELECT message_id, job_id, reason, original_routing_key, body,
+                resolved_at IS NULL AS is_open
+            FROM sync_failures";
         let attempts =
             sqlx::query_as::<_, Attempt>(attempts).fetch_all(pool).await.expect("the attempts");
         let audit = sqlx::query_as::<_, Audit>(audit).fetch_all(pool).await.expect("the audit log");
@@ -243,13 +251,34 @@ impl Facts {
         violations.extend(left.map(|(name, depth)| format!("{depth} messages are left in {name}")));
     }
 
-    /// Every published signup and phase has a job in an end state, and no other job exists.
+    /// Well-formed events that exceeded their delivery limit before they had a job: signup and
+    /// phase. They wait for an operator.
+    fn given_up_events(&self, load: &Load) -> Vec<(Uuid, String)> {
+        let given_up = self.failures.iter().filter(|failure| {
+            failure.job_id.is_none()
+                && failure.reason == "delivery-limit"
+                && !load.malformed.contains(&failure.body)
+        });
+        let job = |failure: &Failure| {
+            let event: Value = serde_json::from_slice(&failure.body).ok()?;
+            let phase = match failure.original_routing_key.as_str() {
+                "signup.submitted" => SyncPhase::Initial,
+                _ => SyncPhase::Enriched,
+            };
+            Some((event["signup_id"].as_str()?.parse().ok()?, phase.to_string()))
+        };
+        given_up.filter_map(job).collect()
+    }
+
+    /// Every published signup and phase has a job in an end state, or an event that was given up.
+    /// No other job exists.
     fn check_end_states(&self, load: &Load, violations: &mut Vec<String>) {
         let published: BTreeSet<_> =
             load.jobs.iter().map(|(signup, phase)| (*signup, (*phase).to_owned())).collect();
         let existing: BTreeSet<_> =
             self.jobs.iter().map(|job| (job.signup_id, job.sync_phase.clone())).collect();
-        let lost = published.difference(&existing);
+        let given_up = self.given_up_events(load);
+        let lost = published.difference(&existing).filter(|one| !given_up.contains(one));
         violations.extend(lost.map(|one| format!("lost: there is no job for {one:?}")));
         let unknown = existing.difference(&published);
         violations.extend(unknown.map(|one| format!("there is a job for the unpublished {one:?}")));
@@ -258,7 +287,8 @@ impl Facts {
         violations.extend(open.map(|job| format!("not in an end state: {job:?}")));
     }
 
-    /// Every malformed message is in the mirror exactly once, and no other message without a job.
+    /// Every malformed message is in the mirror exactly once, and no other message without a job,
+    /// except events that were given up.
     fn check_unprocessable(&self, load: &Load, violations: &mut Vec<String>) {
         let unprocessable: Vec<_> =
             self.failures.iter().filter(|failure| failure.job_id.is_none()).collect();
@@ -271,9 +301,11 @@ impl Facts {
                 ));
             }
         }
-        if unprocessable.len() != load.malformed.len() {
+        let given_up = self.given_up_events(load).len();
+        if unprocessable.len() != load.malformed.len() + given_up {
             violations.push(format!(
-                "the mirror has {} unprocessable messages, {} were published",
+                "the mirror has {} messages without a job, {} malformed ones were published, and \
+                    {given_up} were given up",
                 unprocessable.len(),
                 load.malformed.len()
             ));
@@ -401,6 +433,7 @@ impl Facts {
             let last = attempts.last();
             let agrees = match job.status.as_str() {
                 "completed" => last.is_some_and(|last| last.error_type.is_none()),
+                _ if job.is_given_up => true,
                 _ => last.is_none_or(|last| last.error_type.is_some() && last.tier.is_none()),
             };
             if !agrees {
@@ -423,7 +456,11 @@ impl Facts {
                 .iter()
                 .filter(|attempt| attempt.error_type.is_some() && attempt.tier.is_none())
                 .count();
-            let failures = self.audit_count(job, "customerio_sync_failed");
+            let failures = self
+                .audit(job)
+                .iter()
+                .filter(|entry| entry.action == "customerio_sync_failed" && !entry.is_given_up);
+            let failures = failures.count();
             if failures != failed_runs {
                 violations.push(format!(
                     "{failures} audit entries of a failure for {failed_runs} failed runs: {job:?}"

@@ -2,12 +2,22 @@
 
 use std::time::Duration;
 
-use lapin::options::QueuePurgeOptions;
+use futures_util::future::join_all;
+use lapin::{
+    options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions},
+    types::{AMQPValue, FieldTable},
+};
 use serde_json::{Value, json};
-use test_servers::Server;
-use tokio::task::block_in_place;
 
-use crate::{FAILURE_QUEUE, proxy::Mode, stage::Stage, support::SHORT_LADDER};
+use crate::{
+    FAILURE_QUEUE,
+    proxy::Mode,
+    stage::Stage,
+    support::{SHORT_LADDER, World},
+};
+
+/// A subscriber of the outcomes that accepts none.
+const FULL_QUEUE: &str = "chaos.full";
 
 /// The server at the other end of a replica's connections.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +38,11 @@ pub(crate) enum Fault {
     Cut { replica: usize, peer: Peer },
     /// A replica's connections to a peer misbehave for a while, and are then cut.
     Misbehave { replica: usize, peer: Peer, mode: Mode, duration: Duration },
+    /// A replica's present connections to a peer are no longer forwarded and stay open.
+    Silence { replica: usize, peer: Peer },
+    /// No replica reaches a peer, while operators ask for the jobs to be processed. If the peer is
+    /// PostgreSQL, the work that is under way is two hours old afterwards.
+    Outage { peer: Peer, mode: Mode, duration: Duration },
     /// All nodes of RabbitMQ stop cleanly and start again.
     RestartRabbitMq,
     /// A node of RabbitMQ is killed and started again.
@@ -39,10 +54,18 @@ pub(crate) enum Fault {
     MemoryAlarm { duration: Duration },
     /// Somebody purges a queue.
     Purge { queue: String },
-    /// PostgreSQL stops cleanly and starts again.
+    /// Somebody deletes a queue, an exchange or a binding.
+    Delete(Part),
+    /// A subscriber refuses every outcome for a while.
+    RefuseOutcomes { duration: Duration },
+    /// PostgreSQL stops cleanly and starts again. Clients reach its standby meanwhile.
     RestartPostgreSql,
-    /// PostgreSQL is killed and started again.
+    /// PostgreSQL is killed and started again. Clients reach its standby meanwhile.
     CrashPostgreSql,
+    /// PostgreSQL is killed, and its standby is promoted after a while.
+    FailOver { downtime: Duration },
+    /// The sessions of the database are read-only, and further ones for a while.
+    ReadOnly { duration: Duration },
     /// An administrator ends every session of the database.
     EndSessions,
     /// Another transaction locks the jobs for a while, until all connections of the pools wait.
@@ -51,6 +74,15 @@ pub(crate) enum Fault {
     CustomerIo(Value),
     /// An operator uses the admin API.
     Operator { replica: usize, method: &'static str, path: &'static str, body: Option<Value> },
+}
+
+/// A part of the topology.
+#[derive(Debug, Clone)]
+pub(crate) enum Part {
+    Queue(String),
+    Exchange(&'static str),
+    /// The binding of the queue of submitted signups.
+    EventBinding,
 }
 
 fn random_duration(rng: &mut fastrand::Rng) -> Duration {
@@ -64,25 +96,35 @@ impl Fault {
         let replica = rng.usize(..replicas);
         let peer =
             *rng.choice(&[Peer::RabbitMq, Peer::PostgreSql, Peer::CustomerIo]).expect("not empty");
+        let duration = random_duration(rng);
         match rng.u8(..100) {
-            0..10 => Self::Kill { replica, downtime: random_duration(rng) },
-            10..16 => Self::Terminate { replica, downtime: random_duration(rng) },
-            16..26 => Self::Cut { replica, peer },
-            26..42 => {
+            0..8 => Self::Kill { replica, downtime: duration },
+            8..13 => Self::Terminate { replica, downtime: duration },
+            13..20 => Self::Cut { replica, peer },
+            20..33 => {
                 let mode = *rng
                     .choice(&[Mode::Refuse, Mode::Stall, Mode::Mute, Mode::Slow])
                     .expect("not empty");
-                Self::Misbehave { replica, peer, mode, duration: random_duration(rng) }
+                Self::Misbehave { replica, peer, mode, duration }
             }
-            42..45 => Self::RestartRabbitMq,
-            45..48 => Self::KillRabbitMq { node: 0 },
-            48..51 => Self::MemoryAlarm { duration: random_duration(rng) },
-            51..57 => Self::Purge { queue: random_queue(rng) },
-            57..60 => Self::RestartPostgreSql,
-            60..63 => Self::CrashPostgreSql,
-            63..66 => Self::EndSessions,
-            66..69 => Self::LockJobs { duration: 2 * random_duration(rng) },
-            69..93 => Self::CustomerIo(random_customerio_fault(rng)),
+            33..37 => Self::Silence { replica, peer },
+            37..40 => {
+                let mode = *rng.choice(&[Mode::Refuse, Mode::Stall]).expect("not empty");
+                Self::Outage { peer, mode, duration: 4 * duration }
+            }
+            40..42 => Self::RestartRabbitMq,
+            42..45 => Self::KillRabbitMq { node: 0 },
+            45..48 => Self::MemoryAlarm { duration },
+            48..53 => Self::Purge { queue: random_queue(rng) },
+            53..57 => Self::Delete(random_part(rng)),
+            57..59 => Self::RefuseOutcomes { duration: 2 * duration },
+            59..61 => Self::RestartPostgreSql,
+            61..64 => Self::CrashPostgreSql,
+            64..67 => Self::FailOver { downtime: duration },
+            67..69 => Self::ReadOnly { duration },
+            69..71 => Self::EndSessions,
+            71..74 => Self::LockJobs { duration: 2 * duration },
+            74..94 => Self::CustomerIo(random_customerio_fault(rng)),
             _ => random_operator_action(replica, rng),
         }
     }
@@ -101,7 +143,13 @@ impl Fault {
 
     /// Whether a job may be left without a message by this fault.
     pub(crate) fn may_lose_job_messages(&self) -> bool {
-        matches!(self, Self::Purge { queue } if !queue.starts_with(FAILURE_QUEUE))
+        match self {
+            Self::Purge { queue } | Self::Delete(Part::Queue(queue)) => {
+                !queue.starts_with(FAILURE_QUEUE)
+            }
+            Self::Delete(Part::Exchange(_)) => true,
+            _ => false,
+        }
     }
 
     pub(crate) async fn inject(&self, stage: &mut Stage) {
@@ -124,8 +172,16 @@ impl Fault {
                 proxy.cut();
                 proxy.set(Mode::Forward);
             }
+            Self::Silence { replica, peer } => stage.replicas[*replica].proxy(*peer).silence(),
+            Self::Outage { peer, mode, duration } => {
+                suffer_outage(stage, *peer, *mode, *duration).await;
+            }
             Self::RestartRabbitMq => stage.rabbitmq.restart(),
-            Self::KillRabbitMq { node } => stage.rabbitmq.kill(*node),
+            Self::KillRabbitMq { node } => {
+                // Queues may have been declared again.
+                stage.flush_queue_names();
+                stage.rabbitmq.kill(*node);
+            }
             Self::Isolate { node, extra_time } => stage.rabbitmq.isolate(*node, *extra_time).await,
             Self::MemoryAlarm { duration } => {
                 stage.rabbitmq.set_memory_alarm(true);
@@ -139,11 +195,12 @@ impl Fault {
                     .await
                     .expect("purged");
             }
+            Self::Delete(part) => part.delete(&stage.world).await,
+            Self::RefuseOutcomes { duration } => refuse_outcomes(&stage.world, *duration).await,
             Self::RestartPostgreSql => stage.postgres.restart(),
-            Self::CrashPostgreSql => {
-                block_in_place(|| stage.postgres.kill()).expect("the server is running");
-                stage.postgres.start();
-            }
+            Self::CrashPostgreSql => stage.postgres.crash(),
+            Self::FailOver { downtime } => stage.fail_over(*downtime).await,
+            Self::ReadOnly { duration } => stage.make_read_only(*duration).await,
             Self::EndSessions => stage.end_sessions().await,
             Self::LockJobs { duration } => stage.lock_jobs(*duration).await,
             Self::CustomerIo(fault) => stage.world.fault(fault.clone()).await,
@@ -152,6 +209,84 @@ impl Fault {
                 let replica = &stage.replicas[*replica];
                 let _ = replica.request(&stage.world, method, path, body.as_ref()).await;
             }
+        }
+    }
+}
+
+impl Part {
+    async fn delete(&self, world: &World) {
+        let vhost = &world.vhost;
+        let path = match self {
+            Self::Queue(queue) => format!("queues/{vhost}/{queue}"),
+            Self::Exchange(exchange) => format!("exchanges/{vhost}/{exchange}"),
+            Self::EventBinding => {
+                let queue = "customerio-sync.signup-submitted";
+                format!("bindings/{vhost}/e/signup.events/q/{queue}/signup.submitted")
+            }
+        };
+        // It may be missing already.
+        let _ = world.http().delete(format!("{}/api/{path}", world.management_url)).send().await;
+    }
+}
+
+/// No replica reaches a peer for a while.
+async fn suffer_outage(stage: &Stage, peer: Peer, mode: Mode, duration: Duration) {
+    for replica in &stage.replicas {
+        replica.proxy(peer).set(mode);
+    }
+    tokio::time::sleep(duration / 2).await;
+    // Each of them fails or times out.
+    let requests = stage
+        .replicas
+        .iter()
+        .map(|replica| replica.request(&stage.world, "POST", "/process?limit=20", None));
+    tokio::join!(tokio::time::sleep(duration / 2), join_all(requests));
+    if let Peer::PostgreSql = peer {
+        stage.age_work().await;
+    }
+    for replica in &stage.replicas {
+        replica.proxy(peer).cut();
+        replica.proxy(peer).set(Mode::Forward);
+    }
+}
+
+/// Binds a queue that is always full and refuses what is published to it
+/// (<https://www.rabbitmq.com/docs/maxlength>).
+async fn refuse_outcomes(world: &World, duration: Duration) {
+    let channel = world.channel().await;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(0));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let declared =
+        channel.queue_declare(FULL_QUEUE.into(), QueueDeclareOptions::default(), arguments);
+    declared.await.expect("declared");
+    let bound = channel.queue_bind(
+        FULL_QUEUE.into(),
+        "signup.updates".into(),
+        "#".into(),
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
+    bound.await.expect("bound");
+    tokio::time::sleep(duration).await;
+    let deleted = channel.queue_delete(FULL_QUEUE.into(), QueueDeleteOptions::default());
+    deleted.await.expect("deleted");
+}
+
+/// Draws a part whose loss can be repaired: not a queue of events, since events that nobody has
+/// read are known to nobody else, nor the exchange that subscribers have bound their queues to.
+fn random_part(rng: &mut fastrand::Rng) -> Part {
+    match rng.u8(..4) {
+        0 => Part::EventBinding,
+        1 => {
+            let exchanges = ["signup.events", "customerio-sync.jobs", "customerio-sync.failed"];
+            Part::Exchange(rng.choice(&exchanges).expect("not empty"))
+        }
+        _ => {
+            let tiers = SHORT_LADDER.split(',').map(|tier| format!("customerio-sync.retry.{tier}"));
+            let others = ["customerio-sync.jobs", FAILURE_QUEUE].map(str::to_owned);
+            let queues: Vec<_> = tiers.chain(others).collect();
+            Part::Queue(rng.choice(&queues).expect("not empty").clone())
         }
     }
 }

@@ -8,6 +8,8 @@
 
 mod check;
 mod cluster;
+mod database;
+mod failover;
 mod fault;
 mod load;
 mod profiles;
@@ -19,7 +21,6 @@ mod support;
 mod upgrade;
 
 use std::time::{Duration, Instant};
-use test_servers::Postgres;
 
 use lapin::{
     options::{QueueBindOptions, QueueDeclareOptions},
@@ -28,10 +29,11 @@ use lapin::{
 use serde_json::json;
 
 use cluster::Cluster;
+use database::{Database, Replication};
 use fault::Fault;
 use load::Load;
 use stage::Stage;
-use support::{TempServer, World, root};
+use support::{World, root};
 
 const REPLICAS: usize = 3;
 const SIGNUPS: usize = 300;
@@ -55,7 +57,7 @@ async fn three_rounds_of_faults_lose_and_duplicate_nothing() {
 /// Three nodes: the leader of every queue is killed, and nodes are partitioned from the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_leaders_and_partitions_of_a_cluster_lose_and_duplicate_nothing() {
-    let servers = (Cluster::start(3).await, TempServer::<Postgres>::started());
+    let servers = (Cluster::start(3).await, Database::start(Replication::Synchronous).await);
     let round = run_round(1, servers, CLUSTER_ROUND_DURATION, inject_cluster_faults).await;
     println!("{}", round.summary);
     assert!(
@@ -85,7 +87,7 @@ async fn the_requested_rounds_of_faults_lose_and_duplicate_nothing() {
 
 /// Runs one round per seed on the same servers, and fails if any of them has violations.
 async fn run_rounds(seeds: &[u64]) {
-    let mut servers = (Cluster::start(1).await, TempServer::<Postgres>::started());
+    let mut servers = (Cluster::start(1).await, Database::start(Replication::Synchronous).await);
     let mut failed_seeds = Vec::new();
     for &seed in seeds {
         let began = Instant::now();
@@ -117,20 +119,25 @@ struct Round {
     /// The number of messages and of faults.
     summary: String,
     /// The servers, for the next round.
-    servers: (Cluster, TempServer<Postgres>),
+    servers: (Cluster, Database),
 }
 
 /// Runs a round: publishes messages for `duration` while `inject` injects faults, waits until the
 /// replicas are idle, and checks the result.
 async fn run_round(
     seed: u64,
-    (rabbitmq, postgres): (Cluster, TempServer<Postgres>),
+    (rabbitmq, postgres): (Cluster, Database),
     duration: Duration,
     inject: impl AsyncFnOnce(&mut Stage, &mut fastrand::Rng) -> Vec<Fault>,
 ) -> Round {
     let mut rng = fastrand::Rng::with_seed(seed);
     let load = Load::new(SIGNUPS, &mut rng);
-    let mut stage = Stage::start(REPLICAS, rabbitmq, postgres).await;
+    let mut stage = Stage::set_up(REPLICAS, rabbitmq, postgres).await;
+    if rng.u8(..4) == 0 {
+        // Lost consumers soon exceed it.
+        stage.world = stage.world.with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2");
+    }
+    stage.start();
     stage.end_faults().await.expect("all replicas are ready before the first fault");
     collect_outcomes(&stage.world).await;
     stage.flush_queue_names();

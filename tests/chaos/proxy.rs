@@ -1,12 +1,16 @@
 //! A TCP proxy that can be made to misbehave.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
         TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
+        tcp::{ReadHalf, WriteHalf},
     },
     sync::watch,
     task::JoinSet,
@@ -32,7 +36,10 @@ const BUFFER_BYTES: usize = 16 * 1024;
 
 #[derive(Debug)]
 struct Control {
+    targets: Mutex<Vec<String>>,
     mode: watch::Sender<Mode>,
+    /// Number of requests so far to silence all connections.
+    silences: watch::Sender<u64>,
     /// Number of requests so far to cut all connections.
     cuts: watch::Sender<u64>,
 }
@@ -52,7 +59,9 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");
         let control = Arc::new(Control {
+            targets: Mutex::new(targets),
             mode: watch::Sender::new(Mode::Forward),
+            silences: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
         });
         let mut tasks = JoinSet::new();
@@ -61,7 +70,7 @@ impl Proxy {
             let mut connections = JoinSet::new();
             loop {
                 if let Ok((client, _)) = listener.accept().await {
-                    connections.spawn(forward(client, targets.clone(), shared.clone()));
+                    connections.spawn(forward(client, shared.clone()));
                 }
                 while connections.try_join_next().is_some() {}
             }
@@ -80,22 +89,33 @@ impl Proxy {
         }
     }
 
+    /// Leads further connections to other targets.
+    pub(crate) fn set_targets(&self, targets: Vec<String>) {
+        *self.control.targets.lock().expect("not poisoned") = targets;
+    }
+
+    /// Forwards nothing more over the present connections, and leaves them open. Further ones work.
+    pub(crate) fn silence(&self) {
+        self.control.silences.send_modify(|silences| *silences += 1);
+    }
+
     /// Closes every connection. Withheld bytes are lost.
     pub(crate) fn cut(&self) {
         self.control.cuts.send_modify(|cuts| *cuts += 1);
     }
 }
 
-async fn forward(client: TcpStream, targets: Vec<String>, control: Arc<Control>) {
-    let mut cuts = control.cuts.subscribe();
+async fn forward(mut client: TcpStream, control: Arc<Control>) {
+    let (mut silences, mut cuts) = (control.silences.subscribe(), control.cuts.subscribe());
+    let targets = control.targets.lock().expect("not poisoned").clone();
     if *control.mode.borrow() == Mode::Refuse {
         return;
     }
     let both_directions = async {
-        let Some(server) = connect(&targets).await else { return };
+        let Some(mut server) = connect(&targets).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
-        let (from_client, to_client) = client.into_split();
-        let (from_server, to_server) = server.into_split();
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
         let requests = copy(from_client, to_server, control.mode.subscribe(), &[Mode::Stall]);
         let responses =
             copy(from_server, to_client, control.mode.subscribe(), &[Mode::Stall, Mode::Mute]);
@@ -104,6 +124,7 @@ async fn forward(client: TcpStream, targets: Vec<String>, control: Arc<Control>)
         tokio::select! {
             () = requests => {}
             () = responses => {}
+            _ = silences.changed() => std::future::pending().await,
         }
     };
     tokio::select! {
@@ -123,8 +144,8 @@ async fn connect(targets: &[String]) -> Option<TcpStream> {
 
 /// Copies bytes until a side closes, except while the mode is one of `withholding`.
 async fn copy(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
     mut mode: watch::Receiver<Mode>,
     withholding: &[Mode],
 ) {

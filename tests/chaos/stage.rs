@@ -5,16 +5,16 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
-use test_servers::Postgres;
 
 use serde_json::Value;
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::{
     cluster::Cluster,
+    database::Database,
     fault::Peer,
     proxy::{Mode, Proxy},
-    support::{Process, Servers, TempServer, World, authority, free_addr, program_at},
+    support::{Process, Servers, World, authority, free_addr, program_at},
 };
 
 /// Time for killed servers to come back, and for the replicas to become ready after them.
@@ -22,8 +22,9 @@ const READINESS_TIMEOUT: Duration = Duration::from_secs(60);
 const READINESS_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const ADMIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// Short times and small batches, so that many transitions fit into a round.
-const SETTINGS: [(&str, &str); 14] = [
+const SETTINGS: [(&str, &str); 15] = [
     ("CUSTOMERIO_SYNC__BROKER__CONNECT_TIMEOUT", "3s"),
+    ("CUSTOMERIO_SYNC__BROKER__HEARTBEAT", "4s"),
     ("CUSTOMERIO_SYNC__BROKER__PREFETCH", "50"),
     ("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "20"),
     ("CUSTOMERIO_SYNC__CUSTOMERIO__MAX_OPERATIONS", "20"),
@@ -42,7 +43,7 @@ const SETTINGS: [(&str, &str); 14] = [
 pub(crate) struct Stage {
     pub(crate) world: World,
     pub(crate) rabbitmq: Cluster,
-    pub(crate) postgres: TempServer<Postgres>,
+    pub(crate) postgres: Database,
     pub(crate) replicas: Vec<Replica>,
 }
 
@@ -58,25 +59,15 @@ pub(crate) struct Replica {
 }
 
 impl Stage {
-    /// Sets up a new database and virtual host on the servers, and starts the replicas.
-    pub(crate) async fn start(
-        replicas: usize,
-        rabbitmq: Cluster,
-        postgres: TempServer<Postgres>,
-    ) -> Self {
-        let mut stage = Self::set_up(replicas, rabbitmq, postgres).await;
-        for replica in &mut stage.replicas {
-            replica.start(&stage.world);
+    /// Starts the replicas.
+    pub(crate) fn start(&mut self) {
+        for replica in &mut self.replicas {
+            replica.start(&self.world);
         }
-        stage
     }
 
     /// Sets up a new database and virtual host on the servers, and replicas that are not started.
-    pub(crate) async fn set_up(
-        replicas: usize,
-        rabbitmq: Cluster,
-        postgres: TempServer<Postgres>,
-    ) -> Self {
+    pub(crate) async fn set_up(replicas: usize, rabbitmq: Cluster, postgres: Database) -> Self {
         let servers = Servers {
             database_url: postgres.url(),
             amqp_url: rabbitmq.url(),
@@ -90,7 +81,7 @@ impl Stage {
         for number in 0..replicas {
             let replica = Replica {
                 rabbitmq: Proxy::start(stage.rabbitmq.authorities(number)).await,
-                postgres: Proxy::start(vec![authority(&stage.world.database_url).to_owned()]).await,
+                postgres: Proxy::start(stage.postgres.authorities()).await,
                 customerio: Proxy::start(vec![stage.world.simulator.addr().to_string()]).await,
                 http_addr: free_addr(),
                 process: None,
@@ -102,7 +93,7 @@ impl Stage {
     }
 
     /// Returns the servers, for the next round.
-    pub(crate) fn into_servers(self) -> (Cluster, TempServer<Postgres>) {
+    pub(crate) fn into_servers(self) -> (Cluster, Database) {
         (self.rabbitmq, self.postgres)
     }
 
@@ -148,23 +139,67 @@ impl Stage {
         self.rabbitmq.control(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]);
     }
 
+    /// A connection to the primary.
+    pub(crate) async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers")
+    }
+
     pub(crate) async fn end_sessions(&self) {
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid()";
-        let mut connection =
-            PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers");
-        sqlx::query(sql).execute(&mut connection).await.expect("ended");
+        sqlx::query(sql).execute(&mut self.connect().await).await.expect("ended");
     }
 
     pub(crate) async fn lock_jobs(&self, duration: Duration) {
-        let mut connection =
-            PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers");
+        let mut connection = self.connect().await;
         let mut transaction = connection.begin().await.expect("begun");
         // This may wait for the migrations of a replica that is starting.
         let lock = "LOCK TABLE signup_customerio_sync_jobs IN ACCESS EXCLUSIVE MODE";
         sqlx::query(lock).execute(&mut *transaction).await.expect("locked");
         tokio::time::sleep(duration).await;
         transaction.rollback().await.expect("rolled back");
+    }
+
+    /// Makes the sessions of all clients read-only, and allows writes in further ones after
+    /// `duration`.
+    pub(crate) async fn make_read_only(&self, duration: Duration) {
+        let alter = async |change: &str| {
+            let mut connection = self.connect().await;
+            let database = &self.world.vhost;
+            for sql in [
+                "SET default_transaction_read_only = off".to_owned(),
+                format!("ALTER DATABASE {database} {change}"),
+            ] {
+                let executed = sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await;
+                executed.unwrap_or_else(|error| panic!("{change}: {error}"));
+            }
+        };
+        alter("SET default_transaction_read_only = on").await;
+        self.end_sessions().await;
+        tokio::time::sleep(duration).await;
+        alter("RESET default_transaction_read_only").await;
+    }
+
+    /// Makes present claims and messages in the outbox older, as they are after an outage of two
+    /// hours.
+    pub(crate) async fn age_work(&self) {
+        let mut connection = self.connect().await;
+        for sql in [
+            "UPDATE signup_customerio_sync_jobs SET claimed_at = claimed_at - interval '2 hours'
+                WHERE status = 'processing'",
+            "UPDATE outbox SET due_at = due_at - interval '2 hours'",
+        ] {
+            sqlx::query(sql).execute(&mut connection).await.expect("updated");
+        }
+    }
+
+    /// Promotes the standby of a primary that is killed.
+    pub(crate) async fn fail_over(&mut self, downtime: Duration) {
+        self.postgres.fail_over(downtime).await;
+        let authorities = self.postgres.authorities();
+        for replica in &self.replicas {
+            replica.postgres.set_targets(authorities.clone());
+        }
     }
 
     /// Writes the logs of the replicas to `folder`.

@@ -4,15 +4,16 @@
 use std::{path::Path, time::Duration};
 
 use serde_json::json;
-use test_servers::{Postgres, previous_program};
+use test_servers::previous_program;
 
 use crate::{
     CALL_LATENCY_MS, PRINTED_VIOLATIONS, check,
     cluster::Cluster,
     collect_outcomes,
+    database::{Database, Replication},
     load::Load,
     stage::Stage,
-    support::{TempServer, wait_for},
+    support::wait_for,
 };
 
 /// Seed of the load.
@@ -56,7 +57,8 @@ async fn an_upgrade_and_a_rollback_under_load_lose_and_duplicate_nothing() {
         println!("PREVIOUS_BINARY names no program; `./dev test` builds it from the history");
         return;
     };
-    let (rabbitmq, postgres) = (Cluster::start(1).await, TempServer::<Postgres>::started());
+    let (rabbitmq, postgres) =
+        (Cluster::start(1).await, Database::start(Replication::Synchronous).await);
     let mut stage = Stage::set_up(2, rabbitmq, postgres).await;
     for replica in &mut stage.replicas {
         replica.start_program(&previous, &stage.world, &[]);
