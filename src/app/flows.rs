@@ -76,6 +76,7 @@ impl FlowContext {
             parking: Semaphore::new(PARKED_AT_A_TIME),
             progress: BatchProgress::default(),
             database_is_away: watch::Sender::default(),
+            is_consuming: watch::Sender::default(),
         });
         flows.spawn("pipeline", pipeline.clone().run(consuming.clone()));
         flows.spawn("publisher heartbeat", publisher.clone().check_idle(shutdown_of_publisher));

@@ -24,6 +24,7 @@ mod feed;
 mod integrity;
 mod ladder;
 mod ledger;
+mod long_outage;
 mod metrics;
 mod migrations;
 mod mock_mode;

@@ -46,6 +46,8 @@ use crate::{
 /// Maximum time to claim the jobs of a batch. If the database is away for longer, the messages are
 /// requeued.
 const CLAIM_TIME: Duration = Duration::from_mins(1);
+/// Maximum time until the intake stops.
+const REQUEUE_WAIT: Duration = Duration::from_secs(15);
 /// Results that arrive within this time of each other are settled in one transaction: the calls of
 /// a batch often end at the same time.
 const SETTLE_TOGETHER: Duration = Duration::from_millis(50);
@@ -119,7 +121,7 @@ impl Pipeline {
             }
             let permit = tokio::select! {
                 biased;
-                () = self.shutdown.draining() => return requeue(messages).await,
+                () = self.shutdown.draining() => return self.requeue(messages).await,
                 permit = self.customerio.permit() => permit,
                 () = tokio::time::sleep_until(defer_at) => return self.defer(messages).await,
             };
@@ -147,7 +149,7 @@ impl Pipeline {
                 }
                 Err(ClaimError::Unavailable) => {
                     self.database_is_away.send_replace(true);
-                    requeue(messages).await;
+                    self.requeue(messages).await;
                     Vec::new()
                 }
                 // It was parsed as valid: isolate the message.
@@ -222,10 +224,17 @@ impl Pipeline {
 
     /// Stores the messages without a call, and lets their jobs wait on a delay tier.
     async fn defer(self: &Arc<Self>, messages: Vec<InFlight>) {
-        let Ok(batch) = self.claim_in_ledger(&messages).await else {
-            // A message that the database refuses is isolated when calls resume.
-            tracing::warn!("deferring messages failed, requeuing them");
-            return requeue(messages).await;
+        let batch = match self.claim_in_ledger(&messages).await {
+            Ok(batch) => batch,
+            Err(ClaimError::Unavailable) => {
+                self.database_is_away.send_replace(true);
+                return self.requeue(messages).await;
+            }
+            Err(ClaimError::Refused(error)) => {
+                // The message that the database refuses is isolated when calls resume.
+                tracing::warn!(%error, "deferring messages failed, requeuing them");
+                return requeue(messages).await;
+            }
         };
         let Claimed { claim, jobs, others } = join(batch, messages);
         claim.release().await;
@@ -235,6 +244,17 @@ impl Pipeline {
         for ClaimedMessage { job, message } in jobs.into_values() {
             self.defer_aside(job.job, message.envelope);
         }
+    }
+
+    /// Requeues messages when the intake has stopped. Before, they would be delivered again at
+    /// once, and be counted once more towards their delivery limit.
+    async fn requeue(&self, messages: Vec<InFlight>) {
+        let mut is_consuming = self.is_consuming.subscribe();
+        let stopped = is_consuming.wait_for(|is_consuming| !is_consuming);
+        if tokio::time::timeout(REQUEUE_WAIT, stopped).await.is_err() {
+            tracing::warn!("the intake did not stop within {REQUEUE_WAIT:?}");
+        }
+        requeue(messages).await;
     }
 
     /// Calls, decides, settles and acknowledges. The result of each call is settled when it has
@@ -415,7 +435,7 @@ pub(super) async fn acknowledge(mut envelope: Envelope) {
     }
 }
 
-pub(super) async fn requeue(messages: Vec<InFlight>) {
+async fn requeue(messages: Vec<InFlight>) {
     for message in messages {
         message.envelope.requeue().await;
     }

@@ -107,20 +107,25 @@ impl Intake {
         Some(batch.batch)
     }
 
-    /// Stops the consumers, and requeues the deliveries that are in no batch.
+    /// Stops the consumers, and then requeues the deliveries that are in no batch: they are not
+    /// delivered again to this process.
     pub(super) async fn stop(mut self) {
         self.stop.drain();
-        for message in self.deferred {
-            message.envelope.requeue().await;
-        }
-        // They wait until their deliveries are received.
+        let mut ackers = Vec::new();
+        // The consumers wait until their deliveries are received.
         let received = async {
             while let Some((_, delivery)) = self.deliveries.recv().await {
-                delivery.acker.requeue().await;
+                ackers.push(delivery.acker);
             }
         };
         if tokio::time::timeout(STOP_TIME, received).await.is_err() {
             tracing::warn!("a consumer did not end within {STOP_TIME:?} and is aborted");
+        }
+        for acker in ackers {
+            acker.requeue().await;
+        }
+        for message in self.deferred {
+            message.envelope.requeue().await;
         }
     }
 

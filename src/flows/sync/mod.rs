@@ -86,6 +86,8 @@ pub struct Pipeline {
     pub progress: BatchProgress,
     /// Whether the database was away for too long for a batch. Then nothing is consumed.
     pub database_is_away: watch::Sender<bool>,
+    /// Whether messages are delivered to this process.
+    pub is_consuming: watch::Sender<bool>,
 }
 
 /// Maximum unprocessable messages that are parked at a time.
@@ -116,12 +118,15 @@ impl Pipeline {
         loop {
             let started = Instant::now();
             let mut intake = Intake::start(&connection, &self);
+            self.is_consuming.send_replace(true);
             let end = self.run_batches(&mut intake, &permits, &mut batches).await;
             intake.stop().await;
+            self.is_consuming.send_replace(false);
             match end {
                 IntakeEnd::Stopped => break,
                 IntakeEnd::DatabaseAway => {
-                    // It may answer and refuse to write. Each round counts as a delivery.
+                    // It may refuse what a batch writes, and accept the trial. Each round counts as
+                    // a delivery.
                     if started.elapsed() > AWAY_PAUSE_MAX {
                         pause = Duration::ZERO;
                     }
@@ -172,18 +177,18 @@ impl Pipeline {
         }
     }
 
-    /// Waits for `pause`, and until the database answers, or until shutdown.
+    /// Waits for `pause`, and until the database accepts writes, or until shutdown.
     async fn wait_for_database(&self, pause: Duration) {
-        tracing::warn!("the database is away, so nothing is consumed until it answers");
+        tracing::warn!("the database is away, so nothing is consumed until it accepts writes");
         tokio::select! {
             () = self.shutdown.draining() => return,
             () = async {
                 tokio::time::sleep(pause).await;
-                retry_forever("pinging the database", || self.ledger.ping()).await;
+                retry_forever("writing to the database", || self.ledger.check_writes()).await;
             } => {}
         }
         self.database_is_away.send_replace(false);
-        tracing::info!("the database answers, consuming again");
+        tracing::info!("the database accepts writes, consuming again");
     }
 }
 

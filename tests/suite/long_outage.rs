@@ -1,0 +1,132 @@
+//! Outages of hours, in compressed time: no process restarts, and no message is counted more than
+//! once towards its delivery limit.
+
+use lapin::options::{BasicGetOptions, BasicNackOptions};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Executor};
+use test_servers::Postgres;
+use uuid::Uuid;
+
+use crate::support::{Servers, Service, TempServer, World, submitted, wait_for};
+
+const QUEUE: &str = "customerio-sync.signup-submitted";
+const COMPLETED: &str =
+    "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'";
+const EVENTS: u32 = 20;
+
+async fn submit_events(world: &World) {
+    for _ in 0..EVENTS {
+        world.submit(&submitted(Uuid::new_v4())).await;
+    }
+}
+
+/// Waits until the log has `count` lines that contain `text`.
+async fn wait_for_lines(service: &Service, text: &str, count: usize) {
+    wait_for(&format!("{count} lines with {text:?}"), || async {
+        (service.process.log().matches(text).count() >= count).then_some(())
+    })
+    .await;
+}
+
+/// Waits until every event is in the queue and nobody consumes, which is after a minute, and until
+/// the service has tried several times to write.
+async fn wait_until_consumption_has_stopped(world: &World, service: &Service) {
+    service.wait_for_reason(&["database: "]).await;
+    wait_for_lines(service, "claiming jobs failed, retrying", 12).await;
+    wait_for("the consumer to stop", || async {
+        let queue = world.queue(QUEUE).await;
+        (queue.consumer_count() == 0 && queue.message_count() == EVENTS).then_some(())
+    })
+    .await;
+    wait_for_lines(service, "writing to the database failed, retrying", 5).await;
+    assert_eq!(world.queue(QUEUE).await.consumer_count(), 0, "it has not consumed since");
+}
+
+/// Checks how often the first message of the queue was delivered before.
+async fn check_delivery_count(world: &World) {
+    let channel = world.channel().await;
+    let message = channel.basic_get(QUEUE.into(), BasicGetOptions::default()).await;
+    let message = message.expect("the queue exists").expect("a message");
+    let headers = message.properties.headers().clone().unwrap_or_default();
+    let count = headers.inner().get("x-delivery-count").and_then(|count| count.as_long_long_int());
+    assert_eq!(count, Some(1));
+    let requeue = BasicNackOptions { requeue: true, ..Default::default() };
+    message.delivery.acker.nack(requeue).await.expect("requeued");
+}
+
+async fn check_that_all_complete(world: &World, service: &Service) {
+    wait_for("every job to complete", || async {
+        (world.count(COMPLETED).await == i64::from(EVENTS)).then_some(())
+    })
+    .await;
+    assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
+    service.wait_until_ready().await;
+    assert_eq!(service.process.log().matches("the service is running").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_outage_of_the_database_counts_no_delivery_twice() {
+    let database = TempServer::<Postgres>::started();
+    let servers = Servers { database_url: database.url(), ..Servers::shared() };
+    let world = World::on(servers).await;
+    let service = world.serve();
+    service.wait_until_ready().await;
+    database.stop();
+    submit_events(&world).await;
+    wait_until_consumption_has_stopped(&world, &service).await;
+    check_delivery_count(&world).await;
+    database.start();
+    check_that_all_complete(&world, &service).await;
+}
+
+/// The database answers, and refuses to write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_refusal_to_write_counts_no_delivery_twice() {
+    let world = World::new().await;
+    let service = world.serve();
+    service.wait_until_ready().await;
+    let alter = async |change: &str| {
+        // The sessions of the test may be read-only as well.
+        let mut connection = world.pool.acquire().await.expect("a connection");
+        let alter = format!("ALTER DATABASE {} {change}", world.vhost);
+        for sql in ["SET default_transaction_read_only = off", &alter] {
+            let executed = connection.execute(AssertSqlSafe(sql.to_owned())).await;
+            executed.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+    };
+    alter("SET default_transaction_read_only = on").await;
+    world.end_sessions().await;
+    submit_events(&world).await;
+    wait_until_consumption_has_stopped(&world, &service).await;
+    check_delivery_count(&world).await;
+    alter("RESET default_transaction_read_only").await;
+    check_that_all_complete(&world, &service).await;
+}
+
+/// Messages are deferred many times. Each time, another message takes their place.
+#[tokio::test]
+async fn a_long_outage_of_customer_io_counts_no_delivery_twice() {
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2")
+        .with("CUSTOMERIO_SYNC__SYNC__HOLD", "300ms")
+        .with("CUSTOMERIO_SYNC__BREAKER__FAILURES_IN_A_ROW", "2")
+        .with("CUSTOMERIO_SYNC__BREAKER__PROBE_INTERVAL_MAX", "100ms")
+        .with("RETRY_DELAYS", "500ms,500ms,500ms");
+    world.fault(json!({ "kind": "status", "status": 503 })).await;
+    let service = world.serve();
+    service.wait_until_ready().await;
+    submit_events(&world).await;
+    wait_for("every message to be deferred ten times", || async {
+        let metrics = world.http().get(service.url("/metrics")).send().await.ok()?;
+        let metrics = metrics.text().await.ok()?;
+        let deferred = metrics.lines().find_map(|line| {
+            line.strip_prefix(r#"customerio_sync_skipped_deliveries_total{why="deferred"} "#)
+        });
+        let deferred: u32 = deferred?.parse().ok()?;
+        (deferred >= 10 * EVENTS).then_some(())
+    })
+    .await;
+    world.clear_faults().await;
+    check_that_all_complete(&world, &service).await;
+}
