@@ -43,10 +43,8 @@ impl Cluster {
     pub(crate) async fn start(size: usize) -> Self {
         let nodes: Vec<TempServer<RabbitMq>> =
             NAMES[..size].iter().map(|_| TempServer::new()).collect();
-        if size > 1 {
-            for (node, name) in nodes.iter().zip(NAMES) {
-                node.configure(settings_of(name)).expect("the folder is ours");
-            }
+        for (node, name) in nodes.iter().zip(NAMES) {
+            node.configure(settings_of(name)).expect("the folder is ours");
         }
         block_in_place(|| {
             std::thread::scope(|scope| {
