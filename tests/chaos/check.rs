@@ -82,8 +82,8 @@ struct Facts {
     failures: Vec<Failure>,
     /// The number of messages in each queue.
     depths: BTreeMap<String, u32>,
-    /// The ids of the messages in the failure queue.
-    parked: Vec<String>,
+    /// The messages in the failure queue.
+    parked: Vec<Received>,
     outcomes: Vec<Received>,
     events: Vec<Value>,
     calls: Vec<Call>,
@@ -224,7 +224,7 @@ impl Facts {
             audit: by_job(audit, |one| one.job_id),
             failures: sqlx::query_as(failures).fetch_all(pool).await.expect("the failures"),
             depths: depths(stage).await,
-            parked: take_all(stage, FAILURE_QUEUE).await.iter().map(Received::message_id).collect(),
+            parked: take_all(stage, FAILURE_QUEUE).await,
             outcomes: take_all(stage, OUTCOME_QUEUE).await,
             events: stage.world.events().await,
             calls: stage.world.calls().await.iter().map(call).collect(),
@@ -469,6 +469,18 @@ impl Facts {
         }
     }
 
+    /// The id of the failure of a parked message. RabbitMQ has parked the events over their
+    /// delivery limit, with the ids of their publishers.
+    fn failure_id(&self, parked: &Received) -> String {
+        let given_up = self.failures.iter().find(|failure| {
+            failure.is_open
+                && failure.job_id.is_none()
+                && failure.reason == "delivery-limit"
+                && failure.body == parked.body
+        });
+        given_up.map_or_else(|| parked.message_id(), |failure| failure.message_id.clone())
+    }
+
     /// Failed jobs, open failures in the mirror, and messages in the failure queue are equal as
     /// sets.
     fn check_failures(&self, violations: &mut Vec<String>) {
@@ -487,7 +499,7 @@ impl Facts {
             ));
         }
         let ids: BTreeSet<_> = open().map(|failure| failure.message_id.clone()).collect();
-        let parked: BTreeSet<_> = self.parked.iter().cloned().collect();
+        let parked: BTreeSet<_> = self.parked.iter().map(|one| self.failure_id(one)).collect();
         if parked.len() != self.parked.len() || parked != ids {
             let (only_parked, only_mirror) = (parked.difference(&ids), ids.difference(&parked));
             violations.push(format!(
