@@ -57,7 +57,8 @@ fn unordered_locks(sql: &str) -> Vec<String> {
                 let first = order.split([',', ' ']).next().unwrap_or_default();
                 first.rsplit('.').next() == Some(key)
             });
-            let skips = sql[at + clause.len()..].starts_with(" SKIP LOCKED");
+            let rest = &sql[at + clause.len()..];
+            let skips = rest.strip_prefix(" OF j").unwrap_or(rest).starts_with(" SKIP LOCKED");
             if is_ours && !is_ordered && !skips {
                 let start = query.len().saturating_sub(100);
                 let start = query.ceil_char_boundary(start);

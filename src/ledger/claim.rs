@@ -111,6 +111,7 @@ impl Ledger {
         update_signups(&mut transaction, &working_set).await?;
         insert_jobs(&mut transaction, &working_set).await?;
         claim_jobs(&mut transaction, &working_set).await?;
+        list_claims(&mut transaction, &working_set).await?;
         record_restarts(&mut transaction, &working_set).await?;
         remember_events(&mut transaction, &working_set).await?;
         transaction.commit().await.map_err(Error::doing("committing claimed jobs"))?;
@@ -392,6 +393,27 @@ async fn claim_jobs(connection: &mut Session, working_set: &WorkingSet<'_>) -> R
     .execute(connection)
     .await
     .map_err(Error::doing("claiming jobs"))?;
+    Ok(())
+}
+
+/// Lists the claimed jobs, so that they are found if this process ends.
+async fn list_claims(connection: &mut Session, working_set: &WorkingSet<'_>) -> Result<(), Error> {
+    let claims = claims(working_set, |change| change != JobChange::Unchanged);
+    if claims.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        INSERT INTO claims AS c (claim, jobs)
+        VALUES ($1, $2)
+        ON CONFLICT (claim) DO UPDATE SET jobs = c.jobs || EXCLUDED.jobs
+        "#,
+        working_set.claim,
+        &column!(claims, c => c.row.id) as _,
+    )
+    .execute(connection)
+    .await
+    .map_err(Error::doing("listing claimed jobs"))?;
     Ok(())
 }
 

@@ -2,23 +2,21 @@
 -- no row. Overdue jobs are reported only if $3, and those that wait for their event only if $4; $5 is
 -- the prefix of claimed_by when an event claimed the job.
 WITH drifted AS (
-    SELECT 'overdue' AS drift, id AS job_id
-    FROM signup_customerio_sync_jobs
-    WHERE $3 AND status = 'pending'
-        AND COALESCE(next_retry_at, updated_at) < now() - interval '5 minutes'
+    SELECT 'overdue' AS drift, j.id AS job_id
+    FROM open_jobs o
+    JOIN signup_customerio_sync_jobs j ON j.id = o.id
+    WHERE $3 AND o.state = 'pending' AND o.due_at < now() - interval '5 minutes'
         AND (
-            $4 OR attempt_count > 0 OR claimed_by IS NULL OR NOT starts_with(claimed_by, $5)
+            $4 OR j.attempt_count > 0 OR j.claimed_by IS NULL OR NOT starts_with(j.claimed_by, $5)
         )
     UNION ALL
     SELECT 'stuck', id
-    FROM signup_customerio_sync_jobs
-    WHERE status = 'processing'
-        AND COALESCE(claimed_at, updated_at) < now() - interval '6 minutes'
+    FROM claimed_jobs
+    WHERE claimed_at < now() - interval '6 minutes'
     UNION ALL
     SELECT 'not_mirrored', j.id
-    FROM signup_customerio_sync_jobs j
-    WHERE j.status = 'failed' AND j.dismissed_at IS NULL
-        AND j.failed_at < now() - make_interval(secs => $1)
+    FROM open_jobs j
+    WHERE j.state = 'failed' AND j.ended_at < now() - make_interval(secs => $1)
         AND NOT EXISTS (
             SELECT
             FROM sync_failures f
@@ -39,9 +37,9 @@ WITH drifted AS (
         )
     UNION ALL
     SELECT 'flags', j.id
-    FROM signup_customerio_sync_jobs j
+    FROM open_jobs j
     JOIN signups s ON s.id = j.signup_id
-    WHERE j.status = 'failed' AND NOT s.customerio_sync_failed
+    WHERE j.state IN ('failed', 'dismissed') AND NOT s.customerio_sync_failed
     UNION ALL
     SELECT 'flags', j.id
     FROM signups s
@@ -49,8 +47,8 @@ WITH drifted AS (
     WHERE s.customerio_sync_failed
         AND NOT EXISTS (
             SELECT
-            FROM signup_customerio_sync_jobs failed
-            WHERE failed.signup_id = s.id AND failed.status = 'failed'
+            FROM open_jobs failed
+            WHERE failed.signup_id = s.id AND failed.state IN ('failed', 'dismissed')
         )
 )
 SELECT drift AS "drift!: Drift", count(*) AS "count!",

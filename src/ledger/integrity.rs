@@ -87,9 +87,9 @@ impl Ledger {
             r#"
             SELECT taken_in.jobs AS "jobs_received!",
                 taken_in.unprocessable AS "unprocessable_received!",
-                completed.count AS "completed!", open_jobs.failed_open AS "failed_open!",
-                open_jobs.dismissed AS "dismissed!", open_jobs.pending AS "pending!",
-                open_jobs.processing AS "processing!", unprocessable.count AS "unprocessable!",
+                completed.count AS "completed!", open.failed_open AS "failed_open!",
+                open.dismissed AS "dismissed!", open.pending AS "pending!",
+                claimed.count AS "processing!", unprocessable.count AS "unprocessable!",
                 open_failures.count AS "open_failures!"
             FROM (
                 SELECT COALESCE(sum(jobs), 0)::int8 AS jobs,
@@ -97,20 +97,20 @@ impl Ledger {
                 FROM taken_in
             ) AS taken_in,
             (
-                SELECT count(*)
-                FROM signup_customerio_sync_jobs
-                WHERE status = 'completed'
+                SELECT COALESCE(sum(jobs), 0)::int8 AS count
+                FROM completed_counts
             ) AS completed,
             (
-                SELECT count(*) FILTER (
-                        WHERE status = 'failed' AND dismissed_at IS NULL
-                    ) AS failed_open,
-                    count(*) FILTER (WHERE dismissed_at IS NOT NULL) AS dismissed,
-                    count(*) FILTER (WHERE status = 'pending') AS pending,
-                    count(*) FILTER (WHERE status = 'processing') AS processing
-                FROM signup_customerio_sync_jobs
-                WHERE status <> 'completed'
-            ) AS open_jobs,
+                SELECT count(*) FILTER (WHERE state = 'failed') AS failed_open,
+                    count(*) FILTER (WHERE state = 'dismissed') AS dismissed,
+                    count(*) FILTER (WHERE state = 'pending') AS pending
+                FROM open_jobs
+                WHERE state IN ('pending', 'failed', 'dismissed')
+            ) AS open,
+            (
+                SELECT count(*)
+                FROM claimed_jobs
+            ) AS claimed,
             (SELECT count(*) FROM sync_failures WHERE job_id IS NULL) AS unprocessable,
             (SELECT count(*) FROM sync_failures WHERE resolved_at IS NULL) AS open_failures
             "#
@@ -151,10 +151,11 @@ impl Ledger {
         let row = sqlx::query!(
             r#"
             SELECT count(*) AS "count!",
-                COALESCE((array_agg(id ORDER BY next_retry_at))[:$2], '{}') AS "jobs!: Vec<Uuid>"
-            FROM signup_customerio_sync_jobs
-            WHERE status = 'pending' AND updated_at < now() - make_interval(secs => $1)
-                AND next_retry_at > now() + make_interval(secs => $1)
+                COALESCE((array_agg(j.id ORDER BY o.due_at))[:$2], '{}') AS "jobs!: Vec<Uuid>"
+            FROM open_jobs o
+            JOIN signup_customerio_sync_jobs j ON j.id = o.id
+            WHERE o.state = 'pending' AND o.due_at > now() + make_interval(secs => $1)
+                AND j.updated_at < now() - make_interval(secs => $1)
             "#,
             grace.as_secs_f64(),
             sample,
@@ -183,6 +184,22 @@ impl Ledger {
         .execute(&self.pool)
         .await
         .map_err(Error::doing("summing the counts of received messages"))?;
+        sqlx::query!(
+            r#"
+            WITH counted AS (
+                DELETE FROM completed_counts
+                WHERE (SELECT count(*) FROM completed_counts) > 2
+                RETURNING sync_phase, jobs
+            )
+            INSERT INTO completed_counts (sync_phase, jobs)
+            SELECT sync_phase, sum(jobs)
+            FROM counted
+            GROUP BY sync_phase
+            "#
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(Error::doing("summing the counts of completed jobs"))?;
         Ok(())
     }
 }

@@ -29,7 +29,7 @@ pub(super) async fn completed_jobs(
 ) -> Result<Vec<Uuid>, Error> {
     let mut query = QueryBuilder::new("SELECT j.id");
     selection.push(&mut query, SelectionBase::MockCompleted);
-    query.push(" AND j.completed_at <= ").push_bind(cutoff).push(" LIMIT ").push_bind(limit);
+    query.push(" AND j.ended_at <= ").push_bind(cutoff).push(" LIMIT ").push_bind(limit);
     query
         .build_query_scalar()
         .persistent(false)

@@ -82,7 +82,7 @@ pub use schema::Schema;
 pub use search::{FailedJob, FailureGroup, FailurePage};
 pub use selection::{Preview, SearchMatch, Selection, search_text, signature_text};
 pub use sessions::{EndedSession, SessionSalt};
-pub use settle::{SettledBatch, Settlement};
+pub use settle::{ClaimRest, SettledBatch, Settlement};
 pub use stats::{ActivityMinute, LiveCounts, Overview, RecentSignups, Stats};
 pub use unprocessable::{
     MessageReadLimits, MessageResolution, OpenMessage, Resolved, UnprocessableMessage,

@@ -1,26 +1,21 @@
 -- The work that is not completed, at one moment. Completed jobs are in none of the indexes that this
 -- reads.
-SELECT EXTRACT(EPOCH FROM now())::int8 AS "read_at!", by_status.pending AS "pending!",
-    by_status.processing AS "processing!", by_status.failed AS "failed!",
-    failed.count + unprocessable.count AS "open_failures!", due.overdue AS "overdue!",
+SELECT EXTRACT(EPOCH FROM now())::int8 AS "read_at!", by_state.pending AS "pending!",
+    claimed.count AS "processing!", by_state.failed AS "failed!",
+    by_state.failed_open + unprocessable.count AS "open_failures!", due.overdue AS "overdue!",
     due.oldest AS "oldest_overdue_seconds!", claimed.oldest AS "oldest_processing_seconds!",
     unsynced.count AS "unsynced_signups!", unsynced.oldest AS "oldest_unsynced_seconds!",
     late.due_soon AS "late_soon!", late.passed AS "late!",
     running.count AS "bulk_retries_running!", owed.outcomes AS "outcomes_waiting!",
     owed.oldest AS "oldest_outbox_seconds!"
 FROM (
-    -- An index contains the status, so this does not read the table.
-    SELECT count(*) FILTER (WHERE status = 'pending') AS pending,
-        count(*) FILTER (WHERE status = 'processing') AS processing,
-        count(*) FILTER (WHERE status = 'failed') AS failed
-    FROM signup_customerio_sync_jobs
-    WHERE status <> 'completed'
-) AS by_status,
-(
-    SELECT count(*)
-    FROM signup_customerio_sync_jobs
-    WHERE status = 'failed' AND dismissed_at IS NULL
-) AS failed,
+    -- An index contains the state, so this does not read the table.
+    SELECT count(*) FILTER (WHERE state = 'pending') AS pending,
+        count(*) FILTER (WHERE state IN ('failed', 'dismissed')) AS failed,
+        count(*) FILTER (WHERE state = 'failed') AS failed_open
+    FROM open_jobs
+    WHERE state IN ('pending', 'failed', 'dismissed')
+) AS by_state,
 (
     SELECT count(*)
     FROM sync_failures
@@ -31,36 +26,36 @@ FROM (
     -- neither means that it is late.
     SELECT count(*) AS overdue,
         GREATEST(EXTRACT(EPOCH FROM now() - min(due_at)), 0)::int8 AS oldest
-    FROM (
-        SELECT COALESCE(next_retry_at, updated_at) AS due_at
-        FROM signup_customerio_sync_jobs
-        WHERE status = 'pending'
-    ) AS pending
-    WHERE due_at < now()
+    FROM open_jobs
+    WHERE state = 'pending' AND due_at < now()
 ) AS due,
 (
-    SELECT GREATEST(EXTRACT(EPOCH FROM now() - min(COALESCE(claimed_at, updated_at))), 0)::int8
-        AS oldest
-    FROM signup_customerio_sync_jobs
-    WHERE status = 'processing'
+    SELECT count(*) AS count,
+        GREATEST(EXTRACT(EPOCH FROM now() - min(claimed_at)), 0)::int8 AS oldest
+    FROM claimed_jobs
 ) AS claimed,
 (
     -- A job is not older than its signup, so the index on the creation of jobs finds these signups.
     SELECT count(DISTINCT s.id) AS count,
         GREATEST(EXTRACT(EPOCH FROM now() - min(s.created_at)), 0)::int8 AS oldest
-    FROM signup_customerio_sync_jobs j
-    JOIN signups s ON s.id = j.signup_id
-    WHERE j.status IN ('pending', 'processing', 'failed') AND j.dismissed_at IS NULL
-        AND j.created_at >= now() - interval '24 hours'
-        AND s.created_at >= now() - interval '24 hours' AND NOT s.customerio_synced
+    FROM (
+        SELECT signup_id
+        FROM open_jobs
+        WHERE state IN ('pending', 'failed') AND created_at >= now() - interval '24 hours'
+        UNION ALL
+        SELECT signup_id
+        FROM claimed_jobs
+        WHERE created_at >= now() - interval '24 hours'
+    ) AS open
+    JOIN signups s ON s.id = open.signup_id
+    WHERE s.created_at >= now() - interval '24 hours' AND NOT s.customerio_synced
 ) AS unsynced,
 (
     -- An event that is older than 72 hours starts no campaign at Customer.io.
     SELECT count(*) FILTER (WHERE occurred_at >= now() - interval '72 hours') AS due_soon,
         count(*) FILTER (WHERE occurred_at < now() - interval '72 hours') AS passed
-    FROM signup_customerio_sync_jobs
-    WHERE status <> 'completed' AND dismissed_at IS NULL
-        AND occurred_at < now() - interval '60 hours'
+    FROM open_jobs
+    WHERE state IN ('pending', 'failed') AND occurred_at < now() - interval '60 hours'
 ) AS late,
 (
     SELECT count(*)

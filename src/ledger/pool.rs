@@ -38,7 +38,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The limits of a session. PostgreSQL ends a session that has an open transaction and sends
 /// nothing (<https://www.postgresql.org/docs/current/runtime-config-client.html>).
 const SESSION_LIMITS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
-    SET idle_in_transaction_session_timeout = '15s'";
+    SET idle_in_transaction_session_timeout = '15s'; SET customerio_sync.writes_claims = 'on'";
 /// Refuses a standby. Advisory locks work there and exclude nobody on the primary
 /// (<https://www.postgresql.org/docs/current/hot-standby.html>).
 const PRIMARY_CHECK: &str = "DO $$ BEGIN IF pg_is_in_recovery() THEN

@@ -78,11 +78,12 @@ impl Ledger {
     pub async fn ready(&self, limit: i64) -> Result<Vec<ReadyJob>, Error> {
         let rows = sqlx::query!(
             r#"
-            SELECT id, signup_id, sync_phase AS "sync_phase: SyncPhase", run, attempt_count,
-                traceparent, tracestate
-            FROM signup_customerio_sync_jobs
-            WHERE status = 'pending' AND (next_retry_at IS NULL OR next_retry_at <= now())
-            ORDER BY created_at
+            SELECT j.id, j.signup_id, j.sync_phase AS "sync_phase: SyncPhase", j.run,
+                j.attempt_count, j.traceparent, j.tracestate
+            FROM open_jobs o
+            JOIN signup_customerio_sync_jobs j ON j.id = o.id
+            WHERE o.state = 'pending' AND o.due_at <= now()
+            ORDER BY o.created_at
             LIMIT $1
             "#,
             limit
@@ -111,14 +112,15 @@ impl Ledger {
             UPDATE signup_customerio_sync_jobs
             SET resent_at = now()
             WHERE id IN (
-                SELECT id
-                FROM signup_customerio_sync_jobs
-                WHERE status = 'pending'
-                    AND COALESCE(next_retry_at, updated_at) < now() - make_interval(secs => $1)
-                    AND (resent_at IS NULL OR resent_at < now() - make_interval(secs => $2))
-                ORDER BY created_at
+                SELECT j.id
+                FROM open_jobs o
+                JOIN signup_customerio_sync_jobs j ON j.id = o.id
+                WHERE o.state = 'pending' AND o.due_at < now() - make_interval(secs => $1)
+                    AND j.status = 'pending'
+                    AND (j.resent_at IS NULL OR j.resent_at < now() - make_interval(secs => $2))
+                ORDER BY o.created_at
                 LIMIT $3
-                FOR UPDATE SKIP LOCKED
+                FOR UPDATE OF j SKIP LOCKED
             )
             RETURNING id, signup_id, sync_phase AS "phase: _", run, attempt_count AS attempt,
                 max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent,
@@ -142,9 +144,10 @@ impl Ledger {
             SET resent_at = now()
             WHERE id IN (
                 SELECT j.id
-                FROM signup_customerio_sync_jobs j
-                WHERE j.status = 'failed' AND j.dismissed_at IS NULL
-                    AND j.failed_at < now() - make_interval(secs => $1)
+                FROM open_jobs o
+                JOIN signup_customerio_sync_jobs j ON j.id = o.id
+                WHERE o.state = 'failed' AND o.ended_at < now() - make_interval(secs => $1)
+                    AND j.status = 'failed' AND j.dismissed_at IS NULL
                     AND (j.resent_at IS NULL OR j.resent_at < now() - make_interval(secs => $2))
                     AND NOT EXISTS (
                         SELECT
@@ -152,7 +155,7 @@ impl Ledger {
                         WHERE f.job_id = j.id AND f.resolved_at IS NULL
                     )
                 LIMIT $3
-                FOR UPDATE SKIP LOCKED
+                FOR UPDATE OF j SKIP LOCKED
             )
             RETURNING id, signup_id, sync_phase AS "phase: SyncPhase", run, attempt_count,
                 max_attempts, manual_retry, occurred_at, created_at, first_failed_at, traceparent,
@@ -195,6 +198,25 @@ impl Ledger {
     /// Resets jobs that have been processing for more than five minutes to pending, and returns
     /// their number. Their owner can no longer settle them.
     pub async fn cleanup(&self, actor: &str) -> Result<i64, Error> {
+        let reset = self.reset_abandoned(actor).await?;
+        sqlx::query!(
+            r#"
+            DELETE FROM claims c
+            WHERE claimed_at < now() - interval '5 minutes'
+                AND NOT EXISTS (
+                    SELECT
+                    FROM signup_customerio_sync_jobs
+                    WHERE id = ANY(c.jobs) AND status = 'processing' AND claim = c.claim
+                )
+            "#
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(Error::doing("removing the claims of processes that are gone"))?;
+        Ok(reset)
+    }
+
+    async fn reset_abandoned(&self, actor: &str) -> Result<i64, Error> {
         sqlx::query_scalar!(
             r#"
             WITH reset AS (
@@ -203,7 +225,7 @@ impl Ledger {
                 WHERE id IN (
                     SELECT id
                     FROM signup_customerio_sync_jobs
-                    WHERE status = 'processing'
+                    WHERE id IN (SELECT id FROM claimed_jobs) AND status = 'processing'
                         AND COALESCE(claimed_at, last_attempt_at, updated_at)
                             < now() - interval '5 minutes'
                     ORDER BY signup_id

@@ -119,7 +119,7 @@ const COLUMNS: &str = "
         LIMIT 1
     ) AS last ON true";
 
-/// The order of the list, which is that of the indexes `failures_in_order…`.
+/// The order of the list, which is that of the indexes `open_failures_in_order…`.
 const ORDER: &str = " ORDER BY j.attempt_count DESC, j.last_attempt_at DESC NULLS LAST, j.id";
 
 /// Maximum number of failures that is counted exactly.
@@ -180,21 +180,20 @@ impl Ledger {
             SELECT g.error_signature AS "signature!", g.error_type AS "error_type!: ErrorType",
                 g.count AS "count!", g.first_seen, g.last_seen, sample.id AS "sample!"
             FROM (
-                SELECT error_signature, error_type, count(*) AS count, min(failed_at) AS first_seen,
-                    max(failed_at) AS last_seen
-                FROM signup_customerio_sync_jobs
-                WHERE status = 'failed' AND dismissed_at IS NULL AND error_signature IS NOT NULL
+                SELECT error_signature, error_type, count(*) AS count, min(ended_at) AS first_seen,
+                    max(ended_at) AS last_seen
+                FROM open_jobs
+                WHERE state = 'failed' AND error_signature IS NOT NULL
                 GROUP BY error_signature, error_type
-                ORDER BY count(*) DESC, max(failed_at) DESC
+                ORDER BY count(*) DESC, max(ended_at) DESC
                 LIMIT $1
             ) AS g
             CROSS JOIN LATERAL (
                 SELECT j.id
-                FROM signup_customerio_sync_jobs j
-                WHERE j.status = 'failed' AND j.dismissed_at IS NULL
-                    AND j.error_signature = g.error_signature
+                FROM open_jobs j
+                WHERE j.state = 'failed' AND j.error_signature = g.error_signature
                     AND j.error_type = g.error_type
-                ORDER BY j.failed_at DESC
+                ORDER BY j.ended_at DESC
                 LIMIT 1
             ) AS sample
             ORDER BY g.count DESC, g.last_seen DESC

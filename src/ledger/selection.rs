@@ -71,8 +71,10 @@ pub(super) fn bounded_text<'de, D: Deserializer<'de>>(
 pub(super) enum SelectionBase {
     /// Failed and not dismissed.
     OpenFailures,
-    /// Not completed, with an error.
+    /// Pending or failed, with an error.
     WithError,
+    /// In flight, with an error of an earlier attempt.
+    InFlight,
     /// Completed in mock mode, and not sent since.
     MockCompleted,
 }
@@ -112,11 +114,14 @@ impl Selection {
         base: SelectionBase,
         search_match: SearchMatch,
     ) {
-        query.push(" FROM signup_customerio_sync_jobs j WHERE ");
         query.push(match base {
-            SelectionBase::OpenFailures => "j.status = 'failed' AND j.dismissed_at IS NULL",
-            SelectionBase::WithError => "j.status <> 'completed' AND j.error_type IS NOT NULL",
-            SelectionBase::MockCompleted => "j.status = 'completed' AND j.mock",
+            SelectionBase::OpenFailures => " FROM open_jobs j WHERE j.state = 'failed'",
+            SelectionBase::WithError => {
+                " FROM open_jobs j WHERE j.state IN ('pending', 'failed', 'dismissed')
+                    AND j.error_type IS NOT NULL"
+            }
+            SelectionBase::InFlight => " FROM claimed_jobs j WHERE j.error_type IS NOT NULL",
+            SelectionBase::MockCompleted => " FROM open_jobs j WHERE j.state = 'mock'",
         });
         if let Some(phase) = self.sync_phase {
             query.push(" AND j.sync_phase = ").push_bind(phase.as_str());
@@ -179,32 +184,35 @@ impl Ledger {
     /// Counts the jobs that `selection` matches, by what a retry would do with them.
     pub async fn preview(&self, selection: &Selection) -> Result<Preview, Error> {
         self.add_missing_signatures().await?;
-        let base =
-            if selection.mock { SelectionBase::MockCompleted } else { SelectionBase::WithError };
-        let mut query = QueryBuilder::new(
-            "SELECT j.status, j.dismissed_at IS NOT NULL, count(*),
-                count(*) FILTER (WHERE j.occurred_at < now() - interval '72 hours')",
+        if selection.mock {
+            let counted = self.count(selection, SelectionBase::MockCompleted, "'mock'").await?;
+            return Ok(preview_of(&counted));
+        }
+        let mut counted = self.count(selection, SelectionBase::WithError, "j.state").await?;
+        let in_flight = format!("'{}'", Status::Processing.as_str());
+        counted.extend(self.count(selection, SelectionBase::InFlight, &in_flight).await?);
+        Ok(preview_of(&counted))
+    }
+
+    /// Counts jobs by `state`, an expression, and those of them whose event is older than 72 hours.
+    async fn count(
+        &self,
+        selection: &Selection,
+        base: SelectionBase,
+        state: &str,
+    ) -> Result<Vec<(String, i64, i64)>, Error> {
+        let mut query = QueryBuilder::new("SELECT ");
+        query.push(state).push(
+            ", count(*), count(*) FILTER (WHERE j.occurred_at < now() - interval '72 hours')",
         );
         selection.push(&mut query, base);
-        query.push(" GROUP BY 1, 2");
-        let rows: Vec<(Status, bool, i64, i64)> = query
+        query
+            .push(" GROUP BY 1")
             .build_query_as()
             .persistent(false)
             .fetch_all(&self.pool)
             .await
-            .map_err(Error::doing("counting a selection"))?;
-        let mut preview = Preview::default();
-        for (status, is_dismissed, count, late) in rows {
-            match (status, is_dismissed) {
-                (Status::Failed, false) | (Status::Completed, _) => {
-                    (preview.eligible, preview.late) = (count, late);
-                }
-                (Status::Failed, true) => preview.dismissed = count,
-                (Status::Processing, _) => preview.in_flight = count,
-                (Status::Pending, _) => preview.waiting = count,
-            }
-        }
-        Ok(preview)
+            .map_err(Error::doing("counting a selection"))
     }
 
     /// Adds a signature to failures that a release without signatures recorded.
@@ -212,9 +220,10 @@ impl Ledger {
         loop {
             let unsigned = sqlx::query!(
                 r#"
-                SELECT id, error_message AS "error_message!"
-                FROM signup_customerio_sync_jobs
-                WHERE status = 'failed' AND dismissed_at IS NULL AND error_signature IS NULL
+                SELECT j.id, j.error_message AS "error_message!"
+                FROM open_jobs o
+                JOIN signup_customerio_sync_jobs j ON j.id = o.id
+                WHERE o.state = 'failed' AND o.error_signature IS NULL
                 LIMIT 1000
                 "#
             )
@@ -242,6 +251,20 @@ impl Ledger {
     }
 }
 
+/// The preview of jobs that were counted by state.
+fn preview_of(counted: &[(String, i64, i64)]) -> Preview {
+    let mut preview = Preview::default();
+    for (state, count, late) in counted {
+        match state.parse() {
+            Ok(Status::Processing) => preview.in_flight = *count,
+            Ok(Status::Pending) => preview.waiting = *count,
+            _ if state == "dismissed" => preview.dismissed = *count,
+            _ => (preview.eligible, preview.late) = (*count, *late),
+        }
+    }
+    preview
+}
+
 /// The open failures of `selection`, at most `limit`, and only those that failed before `cutoff` if
 /// one is given.
 pub(super) async fn open_failures(
@@ -254,7 +277,7 @@ pub(super) async fn open_failures(
     selection.push(&mut query, SelectionBase::OpenFailures);
     if let Some(cutoff) = cutoff {
         query
-            .push(" AND COALESCE(j.failed_at, j.last_attempt_at, j.created_at) <= ")
+            .push(" AND COALESCE(j.ended_at, j.last_attempt_at, j.created_at) <= ")
             .push_bind(cutoff);
     }
     if let Some(limit) = limit {

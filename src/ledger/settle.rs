@@ -137,6 +137,15 @@ impl Settlement {
     }
 }
 
+/// What a claim owns after jobs of it are settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimRest {
+    /// Nothing. The claim ends.
+    Empty,
+    /// Further jobs, which are settled or released later.
+    Jobs,
+}
+
 impl Ledger {
     /// Settles jobs that were claimed with `claim`.
     ///
@@ -147,6 +156,7 @@ impl Ledger {
         &self,
         claim: Uuid,
         settlements: &[Settlement],
+        rest: ClaimRest,
     ) -> Result<SettledBatch, Error> {
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to settle"))?;
@@ -165,6 +175,9 @@ impl Ledger {
             let reports = kept.iter().filter_map(report).collect();
             outbox = outbox::insert(&mut transaction, self.replica, reports).await?;
         }
+        if rest == ClaimRest::Empty {
+            end_claim(&mut transaction, claim).await?;
+        }
         if kept.len() < settlements.len() {
             recorded.extend(settled_before(&mut transaction, claim, settlements).await?);
         }
@@ -181,7 +194,7 @@ impl Ledger {
             WHERE id IN (
                 SELECT id
                 FROM signup_customerio_sync_jobs
-                WHERE status = 'processing' AND claim = $1
+                WHERE id IN (SELECT UNNEST(jobs) FROM claims WHERE claim = $1) AND claim = $1
                 ORDER BY signup_id
                 FOR UPDATE
             )
@@ -224,15 +237,19 @@ impl Ledger {
     pub async fn release(&self, claim: Uuid) -> Result<(), Error> {
         sqlx::query!(
             r#"
-            UPDATE signup_customerio_sync_jobs
-            SET status = 'pending', claim = NULL, claimed_at = NULL, updated_at = now()
-            WHERE id IN (
-                SELECT id
-                FROM signup_customerio_sync_jobs
-                WHERE status = 'processing' AND claim = $1
-                ORDER BY signup_id
-                FOR UPDATE
+            WITH released AS (
+                UPDATE signup_customerio_sync_jobs
+                SET status = 'pending', claim = NULL, claimed_at = NULL, updated_at = now()
+                WHERE id IN (
+                    SELECT id
+                    FROM signup_customerio_sync_jobs
+                    WHERE id IN (SELECT UNNEST(jobs) FROM claims WHERE claim = $1) AND claim = $1
+                    ORDER BY signup_id
+                    FOR UPDATE
+                )
             )
+            DELETE FROM claims
+            WHERE claim = $1
             "#,
             claim
         )
@@ -241,6 +258,15 @@ impl Ledger {
         .map_err(Error::doing("releasing claims"))?;
         Ok(())
     }
+}
+
+/// Ends a claim whose jobs are all settled.
+async fn end_claim(connection: &mut Session, claim: Uuid) -> Result<(), Error> {
+    sqlx::query!("DELETE FROM claims WHERE claim = $1", claim)
+        .execute(connection)
+        .await
+        .map_err(Error::doing("ending a claim"))?;
+    Ok(())
 }
 
 /// The times of the first failure of a job and of its settlement.

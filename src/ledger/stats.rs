@@ -140,21 +140,9 @@ impl Ledger {
         let open = sqlx::query!(
             r#"
             SELECT
-                (
-                    SELECT count(*)
-                    FROM signup_customerio_sync_jobs
-                    WHERE status = 'pending'
-                ) AS "pending!",
-                (
-                    SELECT count(*)
-                    FROM signup_customerio_sync_jobs
-                    WHERE status = 'processing'
-                ) AS "processing!",
-                (
-                    SELECT count(*)
-                    FROM signup_customerio_sync_jobs
-                    WHERE status = 'failed' AND dismissed_at IS NULL
-                ) AS "open_failures!",
+                (SELECT count(*) FROM open_jobs WHERE state = 'pending') AS "pending!",
+                (SELECT count(*) FROM claimed_jobs) AS "processing!",
+                (SELECT count(*) FROM open_jobs WHERE state = 'failed') AS "open_failures!",
                 (
                     SELECT count(*)
                     FROM sync_failures
@@ -178,19 +166,23 @@ impl Ledger {
 }
 
 async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
-    // Two indexes cover the counts: one the completed jobs, the other all others.
+    // Completed jobs are counted when they are written. The others are few.
     let counted = sqlx::query!(
         r#"
         SELECT 'completed' AS "status!: Status", sync_phase AS "sync_phase!: SyncPhase",
-            count(*) AS "count!"
-        FROM signup_customerio_sync_jobs
-        WHERE status = 'completed'
+            sum(jobs)::int8 AS "count!"
+        FROM completed_counts
         GROUP BY sync_phase
         UNION ALL
-        SELECT status, sync_phase, count(*)
-        FROM signup_customerio_sync_jobs
-        WHERE status <> 'completed'
-        GROUP BY status, sync_phase
+        SELECT CASE state WHEN 'dismissed' THEN 'failed' ELSE state END AS status, sync_phase,
+            count(*)
+        FROM open_jobs
+        WHERE state IN ('pending', 'failed', 'dismissed')
+        GROUP BY 1, 2
+        UNION ALL
+        SELECT 'processing', sync_phase, count(*)
+        FROM claimed_jobs
+        GROUP BY sync_phase
         "#
     )
     .fetch_all(&mut *connection)
@@ -199,11 +191,7 @@ async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
     let rest = sqlx::query!(
         r#"
         SELECT
-            (
-                SELECT count(*)
-                FROM signup_customerio_sync_jobs
-                WHERE status = 'failed' AND dismissed_at IS NULL
-            ) AS "open_failures!",
+            (SELECT count(*) FROM open_jobs WHERE state = 'failed') AS "open_failures!",
             (
                 SELECT count(*)
                 FROM sync_failures
@@ -214,12 +202,11 @@ async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
                 FROM outbox
                 WHERE kind = 'outcomes'
             ) AS "outcomes_waiting!",
-            -- The index mock_jobs contains only these.
-            (SELECT count(*) FROM signup_customerio_sync_jobs WHERE mock) AS "mock_completed!",
+            (SELECT count(*) FROM open_jobs WHERE state = 'mock') AS "mock_completed!",
             (
                 SELECT COALESCE(EXTRACT(EPOCH FROM now() - min(created_at))::int8, 0)
-                FROM signup_customerio_sync_jobs
-                WHERE status = 'pending'
+                FROM open_jobs
+                WHERE state = 'pending'
             ) AS "oldest_pending!"
         "#
     )

@@ -3,7 +3,7 @@
 use crate::support::{World, arrival, completion, submitted, wait_for};
 use customerio_sync::{
     job::{AttemptId, Failure, FailureCause, Reason, SyncPhase, Verdict, job_id},
-    ledger::{ClaimOutcome, FailedMessage, Ledger, MessageReadLimits, Settlement},
+    ledger::{ClaimOutcome, ClaimRest, FailedMessage, Ledger, MessageReadLimits, Settlement},
     runtime::replica::Replica,
 };
 use uuid::Uuid;
@@ -27,8 +27,10 @@ async fn a_settlement_with_a_lost_claim_changes_nothing() {
         "the redelivery takes the claim over"
     );
 
-    let late =
-        ledger.settle(first.claim, &[completion(&first.outcomes[0])]).await.expect("settled");
+    let late = ledger
+        .settle(first.claim, &[completion(&first.outcomes[0])], ClaimRest::Empty)
+        .await
+        .expect("settled");
     assert!(late.recorded.is_empty() && late.outbox.is_empty(), "{late:?}");
     assert_eq!(
         world
@@ -39,8 +41,10 @@ async fn a_settlement_with_a_lost_claim_changes_nothing() {
     assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 0);
     assert_eq!(world.count("SELECT count(*) FROM audit_logs").await, 0);
 
-    let current =
-        ledger.settle(second.claim, &[completion(&second.outcomes[0])]).await.expect("settled");
+    let current = ledger
+        .settle(second.claim, &[completion(&second.outcomes[0])], ClaimRest::Empty)
+        .await
+        .expect("settled");
     assert_eq!(current.recorded.len(), 1);
     let third = ledger.claim(Uuid::new_v4(), &[arrival(&event, true)]).await.expect("claimed");
     assert!(
@@ -64,9 +68,14 @@ async fn a_commit_without_a_response_is_recognized_when_repeated() {
     );
 
     let settlement = completion(&batch.outcomes[0]);
-    let first = ledger.settle(claim, std::slice::from_ref(&settlement)).await.expect("settled");
-    let second =
-        ledger.settle(claim, std::slice::from_ref(&settlement)).await.expect("settled again");
+    let first = ledger
+        .settle(claim, std::slice::from_ref(&settlement), ClaimRest::Empty)
+        .await
+        .expect("settled");
+    let second = ledger
+        .settle(claim, std::slice::from_ref(&settlement), ClaimRest::Empty)
+        .await
+        .expect("settled again");
     assert_eq!(first.recorded, second.recorded, "the repeat finds it recorded");
     assert_eq!((first.outbox.len(), second.outbox.len()), (1, 0), "nothing is written twice");
     assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 1);
@@ -143,8 +152,10 @@ async fn an_event_overtaken_by_a_newer_one_restarts_nothing() {
     // The replica that received the first event crashes, so the event is redelivered.
     let late = ledger.claim(Uuid::new_v4(), &[arrival(&first, true)]).await.expect("claimed");
     assert_eq!(late.outcomes, [ClaimOutcome::Superseded]);
-    let settled =
-        ledger.settle(newer.claim, &[completion(&newer.outcomes[0])]).await.expect("settled");
+    let settled = ledger
+        .settle(newer.claim, &[completion(&newer.outcomes[0])], ClaimRest::Empty)
+        .await
+        .expect("settled");
     assert!(settled.recorded.len() == 1, "the claim of the newer event was not taken over");
     let audit = world.audit("customerio_sync_restarted").await;
     assert_eq!((audit.len(), &audit[0]["details"]["run"]), (1, &serde_json::json!(1)));
@@ -164,7 +175,8 @@ async fn a_settled_message_is_answered_from_before_the_event_that_follows_it() {
         },
         ..completion(&batch.outcomes[0])
     };
-    let settled = ledger.settle(batch.claim, &[settlement]).await.expect("settled");
+    let settled =
+        ledger.settle(batch.claim, &[settlement], ClaimRest::Empty).await.expect("settled");
     let report = &settled.outbox[0].reports[0];
 
     // The process ended before the acknowledgement, and the corrected event is next in the queue.

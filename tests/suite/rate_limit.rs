@@ -2,7 +2,7 @@
 
 use crate::support::{World, arrival, completion, publish_on, submitted, wait_for};
 use chrono::{DateTime, TimeDelta, Utc};
-use customerio_sync::ledger::{ClaimOutcome, Ledger};
+use customerio_sync::ledger::{ClaimOutcome, ClaimRest, Ledger};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -154,7 +154,7 @@ async fn a_job_that_completed_while_it_waited_for_the_rate_limit_is_not_sent() {
         .expect("claimed");
     let outcome = &batch.outcomes[0];
     assert!(matches!(outcome, ClaimOutcome::Claimed(_)), "{outcome:?}");
-    ledger.settle(batch.claim, &[completion(outcome)]).await.expect("settled");
+    ledger.settle(batch.claim, &[completion(outcome)], ClaimRest::Empty).await.expect("settled");
 
     lock.rollback().await.expect("the lock is released");
     world.wait_for_job(waiting, "initial", "completed").await;

@@ -23,7 +23,7 @@ async fn no_query_of_an_operator_reads_all_jobs() {
         std::fs::read_to_string(PathBuf::from(crate::support::root()).join("tests/scale.sql"))
             .expect("the file can be read");
     world.pool.execute(sqlx::AssertSqlSafe(seed.replace(":jobs", "100000"))).await.expect("seeded");
-    for table in ["signups", "signup_customerio_sync_jobs"] {
+    for table in ["signups", "signup_customerio_sync_jobs", "open_jobs"] {
         world
             .pool
             .execute(sqlx::AssertSqlSafe(format!("VACUUM ANALYZE {table}")))

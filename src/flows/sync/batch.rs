@@ -34,7 +34,7 @@ use crate::{
         Attempt, ClaimedJob, Failure, Job, JobReport, MessageOrigin, OutboxRow, Reason, Status,
         Verdict,
     },
-    ledger::{self, ClaimOutcome, SettledBatch, Settlement},
+    ledger::{self, ClaimOutcome, ClaimRest, SettledBatch, Settlement},
     retry,
     runtime::{
         backoff::{retry_for, retry_forever},
@@ -321,8 +321,11 @@ impl Pipeline {
         if settlements.is_empty() {
             return;
         }
-        let SettledBatch { recorded, outbox } =
-            retry_forever("settling jobs", || self.ledger.settle(claim.id, &settlements)).await;
+        let is_last = jobs.is_empty() && batch.again.is_empty();
+        let rest = if is_last { ClaimRest::Empty } else { ClaimRest::Jobs };
+        let settled =
+            retry_forever("settling jobs", || self.ledger.settle(claim.id, &settlements, rest));
+        let SettledBatch { recorded, outbox } = settled.await;
         let span_of =
             |(job_id, message): (&Uuid, &InFlight)| (*job_id, message.envelope.span.clone());
         self.outbox.send(with_spans(outbox, &attempted.iter().map(span_of).collect()));
