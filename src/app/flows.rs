@@ -19,7 +19,7 @@ use crate::{
         mirror::{Mirror, Sweeper},
         outbox::Outbox,
         recovery::Recovery,
-        sync::{BatchProgress, PARKED_AT_A_TIME, Pipeline},
+        sync::{BatchLimit, BatchProgress, PARKED_AT_A_TIME, Pipeline},
     },
     job::OutboxSender,
     ledger::Ledger,
@@ -62,9 +62,13 @@ impl FlowContext {
         };
         flows.spawn("outbox", publisher_of_outbox.run(owed, shutdown.clone()));
         let (shutdown_of_publisher, shutdown_of_guard) = (shutdown.clone(), shutdown.clone());
+        let batch_limit = BatchLimit::new(
+            config.sync.batches_in_flight.get(),
+            config.sync.batches_in_flight_max.get(),
+            config.broker.prefetch.get(),
+        );
         let pipeline = Arc::new(Pipeline {
             config: config.sync,
-            prefetch: config.broker.prefetch.get(),
             ladder: config.retry.delays,
             ledger,
             publisher: publisher.clone(),
@@ -74,6 +78,7 @@ impl FlowContext {
             shutdown,
             processing: TaskTracker::new(),
             parking: Semaphore::new(PARKED_AT_A_TIME),
+            batch_limit,
             progress: BatchProgress::default(),
             database_is_away: watch::Sender::default(),
             is_consuming: watch::Sender::default(),

@@ -24,7 +24,7 @@ use super::{
     quarantine::{belongs_in_quarantine, move_to_quarantine},
     spans::{self, ServerAddress},
     while_connected::{request, while_connected},
-    window::{AckCounter, Window},
+    window::{AckCounter, Window, WindowLimit},
 };
 use crate::{
     event::{BinaryAttributes, EventType, RawEvent},
@@ -273,14 +273,14 @@ impl ConsumerStates {
 pub async fn consume<T: Send>(
     connection: Arc<Connection>,
     queue: &'static str,
-    prefetch: u16,
+    limit: WindowLimit,
     shutdown: Shutdown,
     deliveries: mpsc::Sender<T>,
     wrap: impl Fn(Delivery) -> T,
 ) {
     let mut backoff = Backoff::default();
     while !shutdown.is_draining() {
-        let mut window = Window::new(prefetch);
+        let mut window = Window::new(limit.clone());
         match Subscription::start(&connection, queue, &window).await {
             Ok(mut subscription) => {
                 backoff.reset();

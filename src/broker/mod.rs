@@ -60,6 +60,7 @@ pub use queue_reader::QueueReader;
 pub use repair::property as repair_property;
 pub use subscription::{OutcomeEvent, OutcomeSubscription};
 pub use topology::Topology;
+pub use window::WindowLimit;
 
 /// Settings of the connections.
 #[derive(Debug, Clone, Deserialize)]

@@ -11,7 +11,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
 };
 
@@ -36,11 +36,32 @@ impl AckCounter {
     }
 }
 
+/// The maximum size of a window, in messages, which may change. Its clones share it.
+#[derive(Debug, Clone)]
+pub struct WindowLimit(Arc<AtomicU16>);
+
+impl WindowLimit {
+    /// A limit of `messages`.
+    pub fn new(messages: u16) -> Self {
+        Self(Arc::new(AtomicU16::new(messages)))
+    }
+
+    /// Changes the limit.
+    pub fn set(&self, messages: u16) {
+        self.0.store(messages, Ordering::Relaxed);
+    }
+
+    /// The limit.
+    pub fn get(&self) -> u16 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The window of one consumer.
 #[derive(Debug)]
 pub(super) struct Window {
     size: u16,
-    max: u16,
+    max: WindowLimit,
     acknowledged: AckCounter,
     /// Acknowledgements when the window got its size.
     acknowledged_before: u64,
@@ -50,7 +71,7 @@ pub(super) struct Window {
 
 impl Window {
     /// A window of one message, which widens up to `max`.
-    pub(super) fn new(max: u16) -> Self {
+    pub(super) fn new(max: WindowLimit) -> Self {
         Self {
             size: 1,
             max,
@@ -89,14 +110,15 @@ impl Window {
     fn next_size(&self) -> u16 {
         let largest = self.recent.iter().max().copied().unwrap_or_default().max(1);
         let fitting = u16::try_from(WINDOW_BYTES_MAX / largest).unwrap_or(u16::MAX).max(1);
-        let allowed = self.max.min(fitting);
+        let max = self.max.get();
+        let allowed = max.min(fitting);
         let acknowledged = self.acknowledged.get() - self.acknowledged_before;
         let is_proven = acknowledged >= u64::from(self.size);
         match self.size {
             size if size > allowed => allowed,
             // Small steps at the limit of the bytes would replace the consumer again and again.
             size if is_proven && size <= allowed / 2 => size.saturating_mul(GROWTH).min(allowed),
-            _ if is_proven && allowed == self.max => allowed,
+            _ if is_proven && allowed == max => allowed,
             size => size,
         }
     }
@@ -122,20 +144,20 @@ mod tests {
 
     #[test]
     fn a_window_widens_as_messages_are_acknowledged() {
-        assert_eq!(sizes(&mut Window::new(800), KIB, 1000), [1, 8, 64, 512, 800]);
-        assert_eq!(sizes(&mut Window::new(1), KIB, 1000), [1]);
-        assert_eq!(sizes(&mut Window::new(3), KIB, 1000), [1, 3]);
+        assert_eq!(sizes(&mut Window::new(WindowLimit::new(800)), KIB, 1000), [1, 8, 64, 512, 800]);
+        assert_eq!(sizes(&mut Window::new(WindowLimit::new(1)), KIB, 1000), [1]);
+        assert_eq!(sizes(&mut Window::new(WindowLimit::new(3)), KIB, 1000), [1, 3]);
     }
 
     #[test]
     fn a_window_stays_at_one_message_while_none_is_acknowledged() {
-        let mut window = Window::new(800);
+        let mut window = Window::new(WindowLimit::new(800));
         assert!(!(0..100).any(|_| window.record(KIB)));
     }
 
     #[test]
     fn large_bodies_limit_the_window_and_narrow_it_at_once() {
-        let mut window = Window::new(800);
+        let mut window = Window::new(WindowLimit::new(800));
         assert_eq!(sizes(&mut window, 256 * KIB, 2000), [1, 8, 64, 128]);
         assert!(window.record(4 * 1024 * KIB));
         assert_eq!(window.size(), 8);
@@ -145,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_window_widens_again_after_large_bodies() {
-        let mut window = Window::new(800);
+        let mut window = Window::new(WindowLimit::new(800));
         sizes(&mut window, 4 * 1024 * KIB, 100);
         assert_eq!(window.size(), 8);
         sizes(&mut window, KIB, 2000);
@@ -154,7 +176,7 @@ mod tests {
 
     #[test]
     fn bodies_of_slightly_different_sizes_replace_the_consumer_rarely() {
-        let mut window = Window::new(800);
+        let mut window = Window::new(WindowLimit::new(800));
         let changes = (0..5000).filter(|number| {
             window.acknowledged().increment();
             window.record((200 + number % 50) * KIB)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use customerio_sync::{
-    broker::{self, Address, Connection, Topology},
+    broker::{self, Address, Connection, Topology, WindowLimit},
     runtime::shutdown::Shutdown,
 };
 use serde_json::{Value, json};
@@ -153,8 +153,14 @@ async fn a_delivery_that_is_dropped_is_requeued() {
     let shutdown = Shutdown::default();
     let queue = "customerio-sync.signup-submitted";
     let connection = connection.expect("connected");
-    let consuming =
-        broker::consume(connection, queue, 1, shutdown.clone(), sender, |delivery| delivery);
+    let consuming = broker::consume(
+        connection,
+        queue,
+        WindowLimit::new(1),
+        shutdown.clone(),
+        sender,
+        |delivery| delivery,
+    );
     let consuming = tokio::spawn(consuming);
     submit_new(&world).await;
     let delivery = deliveries.recv().await.expect("a delivery");

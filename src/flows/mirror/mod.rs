@@ -17,7 +17,10 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::{
-    broker::{self, Acker, Connection, Delivery, MIRROR_QUEUE, Origin, WorkQueue, capped, headers},
+    broker::{
+        self, Acker, Connection, Delivery, MIRROR_QUEUE, Origin, WindowLimit, WorkQueue, capped,
+        headers,
+    },
     event::{self, EventDetails, EventType, body_id},
     job::{AttemptId, Reason, SyncPhase, job_id},
     ledger::{self, FailedMessage, Ledger},
@@ -62,7 +65,7 @@ impl Mirror {
         tokio::spawn(broker::consume(
             self.connection.clone(),
             MIRROR_QUEUE,
-            batch_size,
+            WindowLimit::new(batch_size),
             shutdown,
             sender,
             |delivery| delivery,

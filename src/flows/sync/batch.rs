@@ -94,6 +94,8 @@ enum ClaimError {
 pub(super) struct BatchResult {
     /// The jobs that were attempted and recorded.
     pub(super) counts: ProcessCounts,
+    /// The duration of the longest call.
+    longest_call: Duration,
     /// The messages of the jobs that were not: the breaker opened, another job of the person goes
     /// first, or the claim was lost. They own no claim.
     pub(super) again: Vec<InFlight>,
@@ -199,6 +201,7 @@ impl Pipeline {
         });
         match claimed.await {
             Ok(batch) => {
+                self.batch_limit.record_claim(confirmed_at.elapsed());
                 claim.confirmed_at = batch.confirmed_at;
                 Ok((claim, batch.outcomes))
             }
@@ -274,6 +277,7 @@ impl Pipeline {
         let retain_claimed = |jobs| -> BoxFuture<'_, _> { Box::pin(claim.retain_claimed(jobs)) };
         let pushing = self.customerio.push(prepared, permit, &retain_claimed, ended);
         let mut batch = BatchResult::default();
+        let started = Instant::now();
         let settling = async {
             while let Some(pushed) = next_results(&mut results).await {
                 self.settle(&claim, pushed, &mut jobs, &mut batch).await;
@@ -284,6 +288,7 @@ impl Pipeline {
             _ = async { tokio::join!(pushing, settling) } => {}
             never = claim.keep() => match never {},
         }
+        self.batch_limit.record_calls(started.elapsed(), batch.longest_call);
         if batch.again.is_empty() {
             claim.end();
         } else {
@@ -307,6 +312,7 @@ impl Pipeline {
             let Some(ClaimedMessage { job, message }) = jobs.remove(&job_id) else { continue };
             match result {
                 PushResult::Attempted { contact_id, attempt } => {
+                    batch.longest_call = batch.longest_call.max(attempt.duration);
                     let origin = Some(message.envelope.origin().into());
                     settlements.push(self.decide(job.job, contact_id, origin, attempt));
                     attempted.insert(job_id, message);

@@ -53,15 +53,15 @@ pub(super) struct Batch {
 impl Intake {
     /// Starts a consumer on every work queue.
     pub(super) fn start(connection: &Arc<Connection>, pipeline: &Pipeline) -> Self {
-        let (prefetch, stop) = (pipeline.prefetch, pipeline.shutdown.child());
-        let (sender, deliveries) = mpsc::channel(usize::from(prefetch) * WorkQueue::ALL.len());
+        let (limit, stop) = (&pipeline.batch_limit, pipeline.shutdown.child());
+        let (sender, deliveries) = mpsc::channel(limit.deliveries_max() * WorkQueue::ALL.len());
         let mut consumers = JoinSet::new();
         for queue in WorkQueue::ALL {
             let wrap = move |delivery| (queue, delivery);
             consumers.spawn(broker::consume(
                 connection.clone(),
                 queue.name(),
-                prefetch,
+                limit.window(),
                 stop.clone(),
                 sender.clone(),
                 wrap,

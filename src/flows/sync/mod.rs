@@ -10,6 +10,7 @@ mod batch;
 mod claim;
 mod inbound;
 mod intake;
+mod parallelism;
 mod process;
 mod progress;
 
@@ -39,6 +40,7 @@ pub use aside::SkipReason;
 pub use batch::AttemptResult;
 use intake::Intake;
 pub use intake::IntakeResult;
+pub use parallelism::BatchLimit;
 pub use process::{ProcessCounts, ProcessError};
 pub use progress::BatchProgress;
 
@@ -48,8 +50,10 @@ pub use progress::BatchProgress;
 pub struct Config {
     /// Maximum deliveries per batch.
     pub batch_size: NonZeroUsize,
-    /// Maximum batches in flight.
+    /// Maximum batches in flight while calls are fast.
     pub batches_in_flight: NonZeroUsize,
+    /// Maximum batches in flight while calls are slow.
+    pub batches_in_flight_max: NonZeroUsize,
     /// How long a message stays unacknowledged while calls are paused, before its job waits on a
     /// delay tier.
     #[serde(with = "humantime_serde")]
@@ -61,8 +65,6 @@ pub struct Config {
 pub struct Pipeline {
     /// Settings.
     pub config: Config,
-    /// Maximum unacknowledged deliveries per work queue.
-    pub prefetch: u16,
     /// The delay tiers.
     pub ladder: Ladder,
     /// Where jobs are claimed and settled.
@@ -82,6 +84,8 @@ pub struct Pipeline {
     pub processing: TaskTracker,
     /// Limits how many unprocessable messages are parked at a time.
     pub parking: Semaphore,
+    /// Limits the batches in flight.
+    pub batch_limit: BatchLimit,
     /// Whether the batches in flight make progress.
     pub progress: BatchProgress,
     /// Whether the database was away for too long for a batch. Then nothing is consumed.
@@ -112,14 +116,13 @@ impl Pipeline {
     /// channel, and be counted towards their delivery limit.
     #[expect(clippy::disallowed_methods, reason = "an edge: how long the intake ran")]
     pub async fn run(self: Arc<Self>, connection: Arc<Connection>) {
-        let permits = Arc::new(Semaphore::new(self.config.batches_in_flight.get()));
         let mut batches = JoinSet::new();
         let mut pause = Duration::ZERO;
         loop {
             let started = Instant::now();
             let mut intake = Intake::start(&connection, &self);
             self.is_consuming.send_replace(true);
-            let end = self.run_batches(&mut intake, &permits, &mut batches).await;
+            let end = self.run_batches(&mut intake, &mut batches).await;
             intake.stop().await;
             self.is_consuming.send_replace(false);
             match end {
@@ -147,14 +150,12 @@ impl Pipeline {
     async fn run_batches(
         self: &Arc<Self>,
         intake: &mut Intake,
-        permits: &Arc<Semaphore>,
         batches: &mut JoinSet<()>,
     ) -> IntakeEnd {
         let mut database_is_away = self.database_is_away.subscribe();
         loop {
             let next = async {
-                let permit =
-                    permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+                let permit = self.batch_limit.permit().await;
                 intake.next_batch().await.map(|batch| (permit, batch))
             };
             let (permit, batch) = tokio::select! {

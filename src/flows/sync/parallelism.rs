@@ -1,0 +1,170 @@
+//! How many batches are in flight: as many as the latency of Customer.io requires.
+//!
+//! A batch works (claim, encode, settle) and waits for its calls. While calls are fast,
+//! `sync.batches_in_flight` batches keep the service, PostgreSQL and RabbitMQ busy. While calls are
+//! slow, those that wait come on top: with W for the time that a batch works and L for the latency
+//! of its slowest call, W of W + L is work (Little's law).
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::broker::WindowLimit;
+
+/// Weight of a new value in the averages.
+const WEIGHT: f64 = 0.2;
+/// Less work than this is not measured with enough precision, in seconds.
+const WORK_MIN: f64 = 0.005;
+
+/// Limits the batches in flight, and the deliveries that are held for them.
+#[derive(Debug)]
+pub struct BatchLimit {
+    /// Batches in flight while calls are fast.
+    min: usize,
+    max: usize,
+    permits: Arc<Semaphore>,
+    /// Unacknowledged deliveries per queue while calls are fast.
+    prefetch: u16,
+    window: WindowLimit,
+    state: Mutex<LimitState>,
+}
+
+#[derive(Debug, Default)]
+struct LimitState {
+    /// Permits that exist.
+    granted: usize,
+    /// Averages, in seconds.
+    claim: f64,
+    settle: f64,
+    call: f64,
+}
+
+impl BatchLimit {
+    /// At least `min` batches, and at most `max`. `prefetch` deliveries per queue are held for
+    /// `min` batches.
+    pub fn new(min: usize, max: usize, prefetch: u16) -> Self {
+        Self {
+            min,
+            max: max.max(min),
+            permits: Arc::new(Semaphore::new(min)),
+            prefetch,
+            window: WindowLimit::new(prefetch),
+            state: Mutex::new(LimitState { granted: min, ..LimitState::default() }),
+        }
+    }
+
+    /// The unacknowledged deliveries per queue, which grow with the batches in flight.
+    pub(super) fn window(&self) -> WindowLimit {
+        self.window.clone()
+    }
+
+    /// Maximum unacknowledged deliveries per queue.
+    pub(super) fn deliveries_max(&self) -> usize {
+        usize::from(self.prefetch) * (self.max / self.min).next_power_of_two()
+    }
+
+    /// Waits until another batch may start. It is in flight until the permit is dropped.
+    pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
+        self.adjust();
+        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Records the time that a claim took.
+    pub(super) fn record_claim(&self, took: Duration) {
+        let mut state = self.state();
+        state.claim = average(state.claim, took);
+    }
+
+    /// Records the time from the first call of a batch until all are settled, and the duration of
+    /// the longest call.
+    pub(super) fn record_calls(&self, took: Duration, longest: Duration) {
+        let mut state = self.state();
+        state.settle = average(state.settle, took.saturating_sub(longest));
+        state.call = average(state.call, longest);
+    }
+
+    /// Grants and withdraws permits. One that is in use is withdrawn later.
+    fn adjust(&self) {
+        let mut state = self.state();
+        let wanted = state.wanted(self.min).clamp(self.min, self.max);
+        if wanted > state.granted {
+            self.permits.add_permits(wanted - state.granted);
+            state.granted = wanted;
+        } else {
+            state.granted -= self.permits.forget_permits(state.granted - wanted);
+        }
+        self.adjust_window(wanted);
+    }
+
+    /// The window is doubled, since each change replaces the consumers. It narrows when a quarter
+    /// of it suffices.
+    fn adjust_window(&self, batches: usize) {
+        let factor = batches.div_ceil(self.min).next_power_of_two();
+        let needed = usize::from(self.prefetch).saturating_mul(factor);
+        let needed = u16::try_from(needed).unwrap_or(u16::MAX);
+        let current = self.window.get();
+        if needed > current || needed <= current / 4 {
+            self.window.set(needed);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, LimitState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LimitState {
+    fn wanted(&self, min: usize) -> usize {
+        let work = (self.claim + self.settle).max(WORK_MIN);
+        (min as f64 * (work + self.call) / work) as usize
+    }
+}
+
+fn average(before: f64, value: Duration) -> f64 {
+    before + WEIGHT * (value.as_secs_f64() - before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORK: Duration = Duration::from_millis(50);
+
+    /// Records batches with calls of this duration, and returns the number of permits.
+    fn permits_with(limit: &BatchLimit, call: Duration) -> usize {
+        for _ in 0..100 {
+            limit.record_claim(WORK);
+            limit.record_calls(WORK + call, call);
+        }
+        limit.adjust();
+        limit.permits.available_permits()
+    }
+
+    #[test]
+    fn batches_that_wait_for_slow_calls_come_on_top() {
+        let limit = BatchLimit::new(4, 32, 800);
+        assert_eq!(permits_with(&limit, Duration::from_millis(1)), 4);
+        assert_eq!(limit.window().get(), 800);
+        assert_eq!(permits_with(&limit, Duration::from_millis(250)), 13);
+        assert_eq!(limit.window().get(), 3200);
+        assert_eq!(permits_with(&limit, Duration::from_secs(10)), 32);
+        assert_eq!(limit.window().get(), 6400);
+        assert_eq!(usize::from(limit.window().get()), limit.deliveries_max());
+        assert_eq!(permits_with(&limit, Duration::from_millis(1)), 4);
+        assert_eq!(limit.window().get(), 800);
+    }
+
+    #[tokio::test]
+    async fn a_permit_in_use_is_withdrawn_when_it_is_free() {
+        let limit = BatchLimit::new(1, 4, 100);
+        permits_with(&limit, Duration::from_secs(10));
+        let used = [limit.permit().await, limit.permit().await];
+        assert_eq!(permits_with(&limit, Duration::ZERO), 0);
+        drop(used);
+        limit.adjust();
+        assert_eq!(limit.permits.available_permits(), 1);
+    }
+}
