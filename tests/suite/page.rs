@@ -122,6 +122,25 @@ async fn the_page_shows_mock_mode_and_marks_its_jobs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_closes_the_breaker_on_the_page() {
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__BREAKER__PROBE_AFTER", "1h")
+        .with("CUSTOMERIO_SYNC__BREAKER__PROBE_INTERVAL_MAX", "1h");
+    let app = world.start().await;
+    world.fault(json!({ "kind": "status", "status": 401, "calls": 1 })).await;
+    let refused = Uuid::new_v4();
+    world.submit(&submitted(refused)).await;
+    world.wait_for_job(refused, "initial", "failed").await;
+    let waiting = Uuid::new_v4();
+    world.submit(&submitted(waiting)).await;
+    run(&app, "breaker.mjs").await;
+    world.wait_for_job(waiting, "initial", "completed").await;
+    assert_eq!(world.audit("customerio_breaker_closed").await.len(), 1);
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_headline_claims_no_more_than_is_known() {
     let world = World::new().await;
     let app = world.start().await;

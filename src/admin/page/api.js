@@ -58,6 +58,7 @@ export const api = {
   cancelBulkRetry: (id) => request("POST", `${API}/bulk-retries/${id}/cancel`),
   bulkActions: () => request("GET", `${API}/bulk-actions`),
   cancelBulkAction: (id) => request("POST", `${API}/bulk-actions/${id}/cancel`),
+  closeBreaker: () => request("POST", `${API}/breaker/close`),
   unprocessable: () => request("GET", `${API}/unprocessable`),
   revealMessage: (id) => request("POST", `${API}/unprocessable/${id}/reveal`),
   replayMessage: (id) => request("POST", `${API}/unprocessable/${id}/replay`),

@@ -1,8 +1,12 @@
 // The overview: headline, tiles, and the chart of attempts.
 
+import { act } from "./actions.js";
+import { api } from "./api.js";
 import {
   $,
   attemptChart,
+  button,
+  confirmAction,
   duration,
   h,
   number,
@@ -135,10 +139,7 @@ function drawTiles(stats) {
         title: "Messages that ended their consumers again and again: see the runbook.",
       }),
     tile("Waiting in queues", waitingText(stats), { title: queuesText(stats) }),
-    tile("Circuit breaker", breakerText(breaker), {
-      kind: breaker.state === "closed" ? "good" : "warning",
-      title: `Replica ${breaker.replica}: ${breaker.meaning}`,
-    }),
+    breakerTile(breaker),
   ];
   $("tiles").replaceChildren(...tiles.filter(Boolean));
 }
@@ -169,6 +170,32 @@ function queuesText({ queues }) {
     return `${name}: ${plural(ready, "message")}, ${plural(consumers, "consumer")}`;
   });
   return known.join("\n");
+}
+
+function breakerTile(breaker) {
+  const isClosed = breaker.state === "closed";
+  const element = tile("Circuit breaker", breakerText(breaker), {
+    kind: isClosed ? "good" : "warning",
+    title: `Replica ${breaker.replica}: ${breaker.meaning}`,
+  });
+  if (!isClosed) element.append(h("dd", {}, button("Close breaker…", closeBreaker)));
+  return element;
+}
+
+async function closeBreaker() {
+  const confirmed = await confirmAction({
+    title: "Close the circuit breaker?",
+    text: [
+      "Calls resume on all replicas, the first one with a single job. A pause that Customer.io " +
+        "asked for ends.",
+    ],
+    action: "Close breaker",
+  });
+  if (!confirmed) return;
+  await act(
+    () => api.closeBreaker(),
+    () => "Closed: calls resume.",
+  );
 }
 
 /** State of the circuit breaker, such as "open for 3 min (outage), next probe in 20 s". */
