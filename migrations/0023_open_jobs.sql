@@ -1,7 +1,7 @@
--- Open jobs and kept counts: what an operator, a leader or a scrape asks costs the same with any
--- number of completed jobs, and the completion of a job changes no index
--- (https://www.postgresql.org/docs/current/storage-hot.html). The release before writes the jobs
--- alone, so triggers write these tables.
+-- Lists open jobs and counts completed ones. The queries of operators, leaders and gauges then take
+-- the same time with any number of completed jobs, and the completion of a job changes no index
+-- (https://www.postgresql.org/docs/current/storage-hot.html). The previous release writes only the
+-- jobs, so triggers write these tables.
 
 -- A job that waits, that failed, or that was completed in mock mode and can be sent. It is
 -- 'processing' if it was claimed by a release that writes no row of `claims`.
@@ -48,7 +48,7 @@ CREATE INDEX open_jobs_by_event_time
     WHERE state IN ('pending', 'failed');
 CREATE INDEX open_jobs_due ON open_jobs (due_at) WHERE state = 'pending';
 
--- The jobs of a batch that is under way. A row that is left belongs to a process that is gone.
+-- One row per batch in flight: the jobs that it has claimed. A row that is left belongs to a process that is gone.
 CREATE TABLE claims (
     claim uuid PRIMARY KEY,
     jobs uuid[] NOT NULL CHECK (cardinality(jobs) > 0),
@@ -82,8 +82,11 @@ CREATE TABLE completed_counts (
     jobs bigint NOT NULL
 );
 
+-- The functions have the rights of their owner: the previous release may lack those on new tables.
 CREATE FUNCTION list_open_job() RETURNS trigger
 LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
 AS $$
 DECLARE
     new_state text := CASE
@@ -91,7 +94,8 @@ DECLARE
         WHEN NEW.status IN ('pending', 'failed') THEN NEW.status
         WHEN NEW.mock THEN 'mock'
         WHEN NEW.status = 'processing'
-            AND current_setting('customerio_sync.writes_claims', true) IS NULL
+            AND current_setting('customerio_sync.writes_claims', true) IS DISTINCT FROM 'on'
+            AND NOT EXISTS (SELECT FROM claims WHERE claim = NEW.claim)
             THEN 'processing'
     END;
 BEGIN
@@ -122,6 +126,8 @@ $$;
 
 CREATE FUNCTION count_completed_jobs() RETURNS trigger
 LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
 AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
@@ -163,7 +169,7 @@ CREATE TRIGGER list_open_jobs_inserted
         NEW.status IN ('pending', 'failed') OR NEW.mock
         OR (
             NEW.status = 'processing'
-            AND current_setting('customerio_sync.writes_claims', true) IS NULL
+            AND current_setting('customerio_sync.writes_claims', true) IS DISTINCT FROM 'on'
         )
     )
     EXECUTE FUNCTION list_open_job();
@@ -176,9 +182,10 @@ CREATE TRIGGER list_open_jobs_updated
         OR (
             'processing' IN (OLD.status, NEW.status)
             AND (
-                current_setting('customerio_sync.writes_claims', true) IS NULL
-                -- It may have been claimed by the release before.
+                current_setting('customerio_sync.writes_claims', true) IS DISTINCT FROM 'on'
+                -- It may have been claimed by the previous release, or by hand.
                 OR OLD.claim <> NEW.claim
+                OR (OLD.status = 'processing' AND OLD.claim IS NULL)
             )
         )
     )

@@ -100,7 +100,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Checks that the database accepts writes, with one that changes nothing.
+    /// Checks that the database accepts writes, by a write that changes nothing.
     pub async fn check_writes(&self) -> Result<(), Error> {
         self.pause_calls(Duration::ZERO).await
     }

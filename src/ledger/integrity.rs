@@ -188,7 +188,7 @@ impl Ledger {
             r#"
             WITH counted AS (
                 DELETE FROM completed_counts
-                WHERE (SELECT count(*) FROM completed_counts) > 2
+                WHERE id IN (SELECT id FROM completed_counts ORDER BY id LIMIT 100000)
                 RETURNING sync_phase, jobs
             )
             INSERT INTO completed_counts (sync_phase, jobs)

@@ -1,5 +1,4 @@
--- The work that is not completed, at one moment. Completed jobs are in none of the indexes that this
--- reads.
+-- The work that is not completed, at one moment. This reads no completed job.
 SELECT EXTRACT(EPOCH FROM now())::int8 AS "read_at!", by_state.pending AS "pending!",
     claimed.count AS "processing!", by_state.failed AS "failed!",
     by_state.failed_open + unprocessable.count AS "open_failures!", due.overdue AS "overdue!",
@@ -35,7 +34,7 @@ FROM (
     FROM claimed_jobs
 ) AS claimed,
 (
-    -- A job is not older than its signup, so the index on the creation of jobs finds these signups.
+    -- A job is not older than its signup, so the index on the creation of open jobs finds these signups.
     SELECT count(DISTINCT s.id) AS count,
         GREATEST(EXTRACT(EPOCH FROM now() - min(s.created_at)), 0)::int8 AS oldest
     FROM (
@@ -54,8 +53,15 @@ FROM (
     -- An event that is older than 72 hours starts no campaign at Customer.io.
     SELECT count(*) FILTER (WHERE occurred_at >= now() - interval '72 hours') AS due_soon,
         count(*) FILTER (WHERE occurred_at < now() - interval '72 hours') AS passed
-    FROM open_jobs
-    WHERE state IN ('pending', 'failed') AND occurred_at < now() - interval '60 hours'
+    FROM (
+        SELECT occurred_at
+        FROM open_jobs
+        WHERE state IN ('pending', 'failed')
+        UNION ALL
+        SELECT occurred_at
+        FROM claimed_jobs
+    ) AS open
+    WHERE occurred_at < now() - interval '60 hours'
 ) AS late,
 (
     SELECT count(*)

@@ -205,8 +205,13 @@ impl Ledger {
             WHERE claimed_at < now() - interval '5 minutes'
                 AND NOT EXISTS (
                     SELECT
-                    FROM signup_customerio_sync_jobs
-                    WHERE id = ANY(c.jobs) AND status = 'processing' AND claim = c.claim
+                    FROM UNNEST(c.jobs) AS listed (id)
+                    CROSS JOIN LATERAL (
+                        SELECT
+                        FROM signup_customerio_sync_jobs
+                        WHERE id = listed.id AND claim = c.claim
+                        OFFSET 0 -- by the primary key
+                    ) AS owned
                 )
             "#
         )

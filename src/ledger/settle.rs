@@ -137,7 +137,7 @@ impl Settlement {
     }
 }
 
-/// What a claim owns after jobs of it are settled.
+/// What a claim owns after a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimRest {
     /// Nothing. The claim ends.

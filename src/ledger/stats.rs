@@ -166,7 +166,7 @@ impl Ledger {
 }
 
 async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
-    // Completed jobs are counted when they are written. The others are few.
+    // Completed jobs are counted when they are written.
     let counted = sqlx::query!(
         r#"
         SELECT 'completed' AS "status!: Status", sync_phase AS "sync_phase!: SyncPhase",

@@ -1,4 +1,4 @@
--- A batch that is under way, and a job that the triggers list.
+-- A batch in flight, and a job that the triggers list.
 INSERT INTO claims (claim, jobs)
 SELECT gen_random_uuid(), ARRAY[id]
 FROM signup_customerio_sync_jobs

@@ -5,11 +5,11 @@ BEGIN
         SELECT
         FROM pg_index i
         JOIN pg_attribute a ON a.attrelid = i.indrelid
-        WHERE i.indrelid IN ('signup_customerio_sync_jobs'::regclass, 'signups'::regclass)
+        WHERE i.indrelid = 'signup_customerio_sync_jobs'::regclass
             AND a.attname IN (
                 'status', 'last_attempt_at', 'contact_id', 'completed_at', 'claim', 'claimed_at',
-                'settled_by', 'updated_at', 'customerio_synced', 'customerio_synced_at',
-                'customerio_contact_id'
+                'settled_by', 'updated_at', 'next_retry_at', 'error_type', 'error_signature',
+                'failed_at', 'failed_reason', 'warning'
             )
             AND (
                 a.attnum = ANY(i.indkey)
