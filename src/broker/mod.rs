@@ -78,7 +78,7 @@ pub struct Config {
     pub client_certificate: PathBuf,
     /// PEM file with the client's private key.
     pub client_key: PathBuf,
-    /// Maximum unacknowledged deliveries per queue.
+    /// Maximum unacknowledged deliveries per queue while calls are fast.
     pub prefetch: NonZeroU16,
     /// Number of channels for mandatory publishes. Each has at most one unconfirmed publish.
     pub publish_channels: NonZeroUsize,

@@ -70,12 +70,7 @@ fn counts(config: &Config) -> Result<(), (&'static str, String)> {
         ("customerio.max_operations", size(config.customerio.max_operations), 2, 10_000),
         ("sync.batch_size", size(config.sync.batch_size.get()), 1, 10_000),
         ("sync.batches_in_flight", size(config.sync.batches_in_flight.get()), 1, 1_000),
-        (
-            "sync.batches_in_flight_max",
-            size(config.sync.batches_in_flight_max.get()),
-            size(config.sync.batches_in_flight.get()),
-            1_000,
-        ),
+        ("sync.batches_in_flight_max", size(config.sync.batches_in_flight_max.get()), 1, 1_000),
         ("http.connections", size(config.http.connections), 1, 1_000_000),
         ("http.websocket_clients", size(config.http.websocket_clients), 0, 1_000_000),
     ] {

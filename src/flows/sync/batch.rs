@@ -249,8 +249,8 @@ impl Pipeline {
         }
     }
 
-    /// Requeues messages when the intake has stopped. Before, they would be delivered again at
-    /// once, and be counted once more towards their delivery limit.
+    /// Requeues messages after the intake has stopped. Otherwise RabbitMQ delivers them to this
+    /// process again at once, and before 4.3 it counts another delivery.
     async fn requeue(&self, messages: Vec<InFlight>) {
         let mut is_consuming = self.is_consuming.subscribe();
         let stopped = is_consuming.wait_for(|is_consuming| !is_consuming);

@@ -128,8 +128,8 @@ impl Pipeline {
             match end {
                 IntakeEnd::Stopped => break,
                 IntakeEnd::DatabaseAway => {
-                    // It may refuse what a batch writes, and accept the trial. Each round counts as
-                    // a delivery.
+                    // The database may accept the check and refuse what a batch writes. Each round
+                    // counts as a delivery.
                     if started.elapsed() > AWAY_PAUSE_MAX {
                         pause = Duration::ZERO;
                     }
@@ -170,7 +170,8 @@ impl Pipeline {
             let in_flight = GaugeGuard::new(&self.metrics.batches_in_flight);
             batches.spawn(async move {
                 pipeline.run_batch(batch).await;
-                drop((permit, in_flight));
+                pipeline.batch_limit.end(permit);
+                drop(in_flight);
             });
             while let Some(ended) = batches.try_join_next() {
                 log_panic(ended);

@@ -1,9 +1,9 @@
-//! How many batches are in flight: as many as the latency of Customer.io requires.
+//! Limits the batches in flight according to the latency of Customer.io.
 //!
 //! A batch works (claim, encode, settle) and waits for its calls. While calls are fast,
-//! `sync.batches_in_flight` batches keep the service, PostgreSQL and RabbitMQ busy. While calls are
-//! slow, those that wait come on top: with W for the time that a batch works and L for the latency
-//! of its slowest call, W of W + L is work (Little's law).
+//! `sync.batches_in_flight` batches keep the service, PostgreSQL and RabbitMQ busy. A batch that
+//! works for W and waits for L works for W / (W + L) of its time. So (W + L) / W times as many
+//! batches are in flight (Little's law).
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -63,13 +63,22 @@ impl BatchLimit {
 
     /// Maximum unacknowledged deliveries per queue.
     pub(super) fn deliveries_max(&self) -> usize {
-        usize::from(self.prefetch) * (self.max / self.min).next_power_of_two()
+        usize::from(self.prefetch) * self.window_factor(self.max)
     }
 
     /// Waits until another batch may start. It is in flight until the permit is dropped.
     pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
         self.adjust();
         self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Ends a batch: returns its permit, or withdraws it if fewer batches are wanted.
+    pub(super) fn end(&self, permit: OwnedSemaphorePermit) {
+        let mut state = self.state();
+        if state.granted > self.wanted(&state) {
+            state.granted -= 1;
+            permit.forget();
+        }
     }
 
     /// Records the time that a claim took.
@@ -89,7 +98,7 @@ impl BatchLimit {
     /// Grants and withdraws permits. One that is in use is withdrawn later.
     fn adjust(&self) {
         let mut state = self.state();
-        let wanted = state.wanted(self.min).clamp(self.min, self.max);
+        let wanted = self.wanted(&state);
         if wanted > state.granted {
             self.permits.add_permits(wanted - state.granted);
             state.granted = wanted;
@@ -99,27 +108,29 @@ impl BatchLimit {
         self.adjust_window(wanted);
     }
 
-    /// The window is doubled, since each change replaces the consumers. It narrows when a quarter
-    /// of it suffices.
+    /// Each change replaces the consumers. So the window grows in powers of two, and narrows only
+    /// when a quarter of it suffices.
     fn adjust_window(&self, batches: usize) {
-        let factor = batches.div_ceil(self.min).next_power_of_two();
-        let needed = usize::from(self.prefetch).saturating_mul(factor);
+        let needed = usize::from(self.prefetch).saturating_mul(self.window_factor(batches));
         let needed = u16::try_from(needed).unwrap_or(u16::MAX);
         let current = self.window.get();
-        if needed > current || needed <= current / 4 {
+        if needed > current || needed <= current / 4 || needed == self.prefetch {
             self.window.set(needed);
         }
     }
 
+    fn wanted(&self, state: &LimitState) -> usize {
+        let work = (state.claim + state.settle).max(WORK_MIN);
+        let wanted = (self.min as f64 * (work + state.call) / work).round() as usize;
+        wanted.clamp(self.min, self.max)
+    }
+
+    fn window_factor(&self, batches: usize) -> usize {
+        batches.div_ceil(self.min).next_power_of_two()
+    }
+
     fn state(&self) -> MutexGuard<'_, LimitState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl LimitState {
-    fn wanted(&self, min: usize) -> usize {
-        let work = (self.claim + self.settle).max(WORK_MIN);
-        (min as f64 * (work + self.call) / work) as usize
     }
 }
 
@@ -148,7 +159,7 @@ mod tests {
         let limit = BatchLimit::new(4, 32, 800);
         assert_eq!(permits_with(&limit, Duration::from_millis(1)), 4);
         assert_eq!(limit.window().get(), 800);
-        assert_eq!(permits_with(&limit, Duration::from_millis(250)), 13);
+        assert_eq!(permits_with(&limit, Duration::from_millis(250)), 14);
         assert_eq!(limit.window().get(), 3200);
         assert_eq!(permits_with(&limit, Duration::from_secs(10)), 32);
         assert_eq!(limit.window().get(), 6400);
@@ -158,13 +169,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_permit_in_use_is_withdrawn_when_it_is_free() {
+    async fn a_permit_in_use_is_withdrawn_when_its_batch_ends() {
         let limit = BatchLimit::new(1, 4, 100);
         permits_with(&limit, Duration::from_secs(10));
         let used = [limit.permit().await, limit.permit().await];
         assert_eq!(permits_with(&limit, Duration::ZERO), 0);
-        drop(used);
-        limit.adjust();
+        for permit in used {
+            limit.end(permit);
+        }
         assert_eq!(limit.permits.available_permits(), 1);
     }
 }
