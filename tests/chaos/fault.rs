@@ -16,7 +16,7 @@ use crate::{
     support::{SHORT_LADDER, World},
 };
 
-/// A subscriber of the outcomes that accepts none.
+/// The queue of a subscriber that refuses every outcome.
 const FULL_QUEUE: &str = "chaos.full";
 
 /// The server at the other end of a replica's connections.
@@ -41,7 +41,7 @@ pub(crate) enum Fault {
     /// A replica's present connections to a peer are no longer forwarded and stay open.
     Silence { replica: usize, peer: Peer },
     /// No replica reaches a peer, while operators ask for the jobs to be processed. If the peer is
-    /// PostgreSQL, the work that is under way is two hours old afterwards.
+    /// PostgreSQL, the work in flight is two hours old afterwards.
     Outage { peer: Peer, mode: Mode, duration: Duration },
     /// All nodes of RabbitMQ stop cleanly and start again.
     RestartRabbitMq,
@@ -64,7 +64,7 @@ pub(crate) enum Fault {
     CrashPostgreSql,
     /// PostgreSQL is killed, and its standby is promoted after a while.
     FailOver { downtime: Duration },
-    /// The sessions of the database are read-only, and further ones for a while.
+    /// For a while, all sessions of the database are read-only.
     ReadOnly { duration: Duration },
     /// An administrator ends every session of the database.
     EndSessions,
@@ -235,7 +235,7 @@ async fn suffer_outage(stage: &Stage, peer: Peer, mode: Mode, duration: Duration
         replica.proxy(peer).set(mode);
     }
     tokio::time::sleep(duration / 2).await;
-    // Each of them fails or times out.
+    // They may fail or time out.
     let requests = stage
         .replicas
         .iter()

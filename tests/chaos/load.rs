@@ -40,6 +40,8 @@ pub(crate) struct Load {
     pub(crate) restarted: Vec<(Uuid, &'static str)>,
     /// People whom Customer.io refuses until the faults end.
     pub(crate) refused: Vec<String>,
+    /// Whether messages may exceed their delivery limit, which is low in this round.
+    pub(crate) may_exceed_delivery_limit: bool,
     /// What the profiles must contain.
     pub(crate) model: Model,
 }

@@ -131,10 +131,11 @@ async fn run_round(
     inject: impl AsyncFnOnce(&mut Stage, &mut fastrand::Rng) -> Vec<Fault>,
 ) -> Round {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let load = Load::new(SIGNUPS, &mut rng);
+    let mut load = Load::new(SIGNUPS, &mut rng);
     let mut stage = Stage::set_up(REPLICAS, rabbitmq, postgres).await;
     if rng.u8(..4) == 0 {
         // Lost consumers soon exceed it.
+        load.may_exceed_delivery_limit = true;
         stage.world = stage.world.with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2");
     }
     stage.start();

@@ -89,7 +89,7 @@ impl Proxy {
         }
     }
 
-    /// Leads further connections to other targets.
+    /// Changes the targets of new connections.
     pub(crate) fn set_targets(&self, targets: Vec<String>) {
         *self.control.targets.lock().expect("not poisoned") = targets;
     }

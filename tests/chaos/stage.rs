@@ -144,6 +144,14 @@ impl Stage {
         PgConnection::connect(&self.world.database_url).await.expect("PostgreSQL answers")
     }
 
+    /// A connection whose changes of claims do not list the jobs once more.
+    pub(crate) async fn connect_as_service(&self) -> PgConnection {
+        let mut connection = self.connect().await;
+        let sql = "SET customerio_sync.writes_claims = 'on'";
+        sqlx::query(sql).execute(&mut connection).await.expect("set");
+        connection
+    }
+
     pub(crate) async fn end_sessions(&self) {
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid()";
@@ -160,8 +168,7 @@ impl Stage {
         transaction.rollback().await.expect("rolled back");
     }
 
-    /// Makes the sessions of all clients read-only, and allows writes in further ones after
-    /// `duration`.
+    /// Makes all sessions read-only. Sessions that begin after `duration` can write again.
     pub(crate) async fn make_read_only(&self, duration: Duration) {
         let alter = async |change: &str| {
             let mut connection = self.connect().await;
@@ -183,10 +190,11 @@ impl Stage {
     /// Makes present claims and messages in the outbox older, as they are after an outage of two
     /// hours.
     pub(crate) async fn age_work(&self) {
-        let mut connection = self.connect().await;
+        let mut connection = self.connect_as_service().await;
         for sql in [
             "UPDATE signup_customerio_sync_jobs SET claimed_at = claimed_at - interval '2 hours'
                 WHERE status = 'processing'",
+            "UPDATE claims SET claimed_at = claimed_at - interval '2 hours'",
             "UPDATE outbox SET due_at = due_at - interval '2 hours'",
         ] {
             sqlx::query(sql).execute(&mut connection).await.expect("updated");

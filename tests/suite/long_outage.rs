@@ -1,18 +1,22 @@
 //! Outages of hours, in compressed time: no process restarts, and no message is counted more than
 //! once towards its delivery limit.
 
+use std::time::Duration;
+
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor};
 use test_servers::Postgres;
 use uuid::Uuid;
 
-use crate::support::{Servers, Service, TempServer, World, submitted, wait_for};
+use crate::support::{Servers, Service, TempServer, World, submitted, wait_for, wait_up_to};
 
 const QUEUE: &str = "customerio-sync.signup-submitted";
 const COMPLETED: &str =
     "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'";
 const EVENTS: u32 = 20;
+/// The service gives up a claim after a minute.
+const INTAKE_STOPS_WITHIN: Duration = Duration::from_secs(120);
 
 async fn submit_events(world: &World) {
     for _ in 0..EVENTS {
@@ -32,8 +36,7 @@ async fn wait_for_lines(service: &Service, text: &str, count: usize) {
 /// the service has tried several times to write.
 async fn wait_until_consumption_has_stopped(world: &World, service: &Service) {
     service.wait_for_reason(&["database: "]).await;
-    wait_for_lines(service, "claiming jobs failed, retrying", 12).await;
-    wait_for("the consumer to stop", || async {
+    wait_up_to(INTAKE_STOPS_WITHIN, "the consumer to stop", || async {
         let queue = world.queue(QUEUE).await;
         (queue.consumer_count() == 0 && queue.message_count() == EVENTS).then_some(())
     })
@@ -42,21 +45,37 @@ async fn wait_until_consumption_has_stopped(world: &World, service: &Service) {
     assert_eq!(world.queue(QUEUE).await.consumer_count(), 0, "it has not consumed since");
 }
 
-/// Checks how often the first message of the queue was delivered before.
-async fn check_delivery_count(world: &World) {
+/// Checks how often the messages of the queue were delivered before.
+async fn check_delivery_counts(world: &World) {
     let channel = world.channel().await;
-    let message = channel.basic_get(QUEUE.into(), BasicGetOptions::default()).await;
-    let message = message.expect("the queue exists").expect("a message");
-    let headers = message.properties.headers().clone().unwrap_or_default();
-    let count = headers.inner().get("x-delivery-count").and_then(|count| count.as_long_long_int());
-    assert_eq!(count, Some(1));
-    let requeue = BasicNackOptions { requeue: true, ..Default::default() };
-    message.delivery.acker.nack(requeue).await.expect("requeued");
+    let mut deliveries = Vec::new();
+    for _ in 0..EVENTS {
+        let message = channel.basic_get(QUEUE.into(), BasicGetOptions::default()).await;
+        let delivery = message.expect("the queue exists").expect("a message").delivery;
+        let headers = delivery.properties.headers().clone().unwrap_or_default();
+        let count = headers.inner().get("x-delivery-count");
+        let count = count.and_then(|count| count.as_long_long_int()).unwrap_or(0);
+        assert!(count <= 1, "delivered {count} times");
+        deliveries.push(delivery);
+    }
+    for delivery in deliveries {
+        let requeue = BasicNackOptions { requeue: true, ..Default::default() };
+        delivery.acker.nack(requeue).await.expect("requeued");
+    }
 }
 
-async fn check_that_all_complete(world: &World, service: &Service) {
-    wait_for("every job to complete", || async {
+/// Completes jobs, so that the consumer receives many messages at a time afterwards.
+async fn widen_the_window(world: &World) {
+    submit_events(world).await;
+    wait_for("the first jobs to complete", || async {
         (world.count(COMPLETED).await == i64::from(EVENTS)).then_some(())
+    })
+    .await;
+}
+
+async fn check_that_all_complete(world: &World, service: &Service, jobs: u32) {
+    wait_for("every job to complete", || async {
+        (world.count(COMPLETED).await == i64::from(jobs)).then_some(())
     })
     .await;
     assert_eq!(world.count("SELECT count(*) FROM sync_failures").await, 0);
@@ -71,12 +90,13 @@ async fn a_long_outage_of_the_database_counts_no_delivery_twice() {
     let world = World::on(servers).await;
     let service = world.serve();
     service.wait_until_ready().await;
+    widen_the_window(&world).await;
     database.stop();
     submit_events(&world).await;
     wait_until_consumption_has_stopped(&world, &service).await;
-    check_delivery_count(&world).await;
+    check_delivery_counts(&world).await;
     database.start();
-    check_that_all_complete(&world, &service).await;
+    check_that_all_complete(&world, &service, 2 * EVENTS).await;
 }
 
 /// The database answers, and refuses to write.
@@ -85,6 +105,7 @@ async fn a_long_refusal_to_write_counts_no_delivery_twice() {
     let world = World::new().await;
     let service = world.serve();
     service.wait_until_ready().await;
+    widen_the_window(&world).await;
     let alter = async |change: &str| {
         // The sessions of the test may be read-only as well.
         let mut connection = world.pool.acquire().await.expect("a connection");
@@ -98,9 +119,9 @@ async fn a_long_refusal_to_write_counts_no_delivery_twice() {
     world.end_sessions().await;
     submit_events(&world).await;
     wait_until_consumption_has_stopped(&world, &service).await;
-    check_delivery_count(&world).await;
+    check_delivery_counts(&world).await;
     alter("RESET default_transaction_read_only").await;
-    check_that_all_complete(&world, &service).await;
+    check_that_all_complete(&world, &service, 2 * EVENTS).await;
 }
 
 /// Messages are deferred many times. Each time, another message takes their place.
@@ -128,5 +149,5 @@ async fn a_long_outage_of_customer_io_counts_no_delivery_twice() {
     })
     .await;
     world.clear_faults().await;
-    check_that_all_complete(&world, &service).await;
+    check_that_all_complete(&world, &service, EVENTS).await;
 }

@@ -255,13 +255,14 @@ async fn a_wrong_address_fails_three_jobs_until_an_operator_closes_the_breaker()
     let failed = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'failed'";
     let reason = world.wait_for_reason(&app, "POST /breaker/close").await;
     assert!(reason.contains("CUSTOMERIO_REGION"), "{reason}");
-    // They are recorded shortly after the breaker has halted. Calls that were in flight with the
-    // first one carry one job as well.
-    let refused = wait_for("three failed jobs", || async {
+    // They are recorded shortly after the breaker has halted.
+    let processing = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'processing'";
+    let refused = wait_for("three failed jobs, and none in flight", || async {
         let refused = world.count(failed).await;
-        (refused >= 3).then_some(refused)
+        (refused >= 3 && world.count(processing).await == 0).then_some(refused)
     })
     .await;
+    // Calls that were in flight with the first one carry one job as well.
     assert!(refused <= 6, "{refused}");
     let calls = world.calls().await.len();
     tokio::time::sleep(Duration::from_secs(2)).await;

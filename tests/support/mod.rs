@@ -35,7 +35,7 @@ pub(crate) use raw_publisher::{RawProperties, RawPublisher, long_string, short_s
 pub(crate) use service::Service;
 pub(crate) use temp_server::TempServer;
 pub(crate) use track_api::{claimed_jobs, client, push};
-pub(crate) use wait::wait_for;
+pub(crate) use wait::{wait_for, wait_up_to};
 pub(crate) use world::{SHORT_LADDER, Servers, World, http_client};
 
 /// A free address.

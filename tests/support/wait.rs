@@ -10,6 +10,15 @@ const POLL_INTERVAL: Duration = Duration::from_millis(25);
 /// Calls `poll` until it returns a value.
 pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(
     what: &str,
+    poll: impl FnMut() -> F,
+) -> T {
+    wait_up_to(WAIT_TIMEOUT, what, poll).await
+}
+
+/// As [`wait_for`], with another limit.
+pub(crate) async fn wait_up_to<T, F: Future<Output = Option<T>>>(
+    limit: Duration,
+    what: &str,
     mut poll: impl FnMut() -> F,
 ) -> T {
     let polling = async {
@@ -21,7 +30,7 @@ pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(
             }
         }
     };
-    tokio::time::timeout(WAIT_TIMEOUT, polling)
+    tokio::time::timeout(limit, polling)
         .await
-        .unwrap_or_else(|_| panic!("waited {WAIT_TIMEOUT:?} for {what}"))
+        .unwrap_or_else(|_| panic!("waited {limit:?} for {what}"))
 }
