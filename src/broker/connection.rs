@@ -183,9 +183,11 @@ impl Connection {
     /// Restores what is missing of the topology, logs it and counts it.
     pub(super) async fn restore_topology(&self) -> Result<(), Error> {
         let connection = self.connection().await?;
-        let restored = Box::pin(self.in_time(self.topology.restore(&connection))).await?;
+        let mut restored = Vec::new();
+        let restoring = self.in_time(self.topology.restore(&connection, &mut restored));
+        let result = Box::pin(restoring).await;
         report(&restored, &self.queues);
-        Ok(())
+        result
     }
 
     /// Closes the connection. RabbitMQ redelivers unacknowledged messages.

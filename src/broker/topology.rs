@@ -125,10 +125,14 @@ impl Topology {
         channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
     }
 
-    /// Declares the exchanges and queues that are missing, and makes all bindings. Returns the
-    /// names of what was missing. Fails if something is missing that may not be declared.
-    pub(super) async fn restore(&self, connection: &Connection) -> Result<Vec<String>, Error> {
-        let mut restored = Vec::new();
+    /// Declares the exchanges and queues that are missing, and makes all bindings. Adds the names
+    /// of what was missing to `restored`, also if it fails later. Fails if something is missing
+    /// that may not be declared.
+    pub(super) async fn restore(
+        &self,
+        connection: &Connection,
+        restored: &mut Vec<String>,
+    ) -> Result<(), Error> {
         let mut channel = open_channel(connection).await?;
         for exchange in &self.exchanges {
             match exchange.check_exists(&channel).await {
@@ -152,8 +156,7 @@ impl Topology {
             }
             queue.bind(&channel).await?;
         }
-        channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))?;
-        Ok(restored)
+        channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
     }
 
     /// Whether exchanges and queues are declared, or only checked.
