@@ -360,11 +360,7 @@ impl Facts {
             tracked.entry((signup, text("name"))).or_default().push(text("id"));
         }
         for job in &self.jobs {
-            let name = if job.sync_phase == "initial" {
-                "signup_submitted"
-            } else {
-                "signup_extraction_confirmed"
-            };
+            let name = tracked_name(&job.sync_phase);
             let ids =
                 tracked.remove(&(job.signup_id.to_string(), name.to_owned())).unwrap_or_default();
             if job.status == "completed" && ids.len() != 1 {
@@ -599,6 +595,14 @@ impl Job {
     fn event_id(&self) -> String {
         let phase: SyncPhase = self.sync_phase.parse().expect("a phase");
         tracked_event_id(self.signup_id, phase).to_string()
+    }
+}
+
+/// The name of the event that a phase must track.
+pub(crate) fn tracked_name(phase: &str) -> &'static str {
+    match phase {
+        "initial" => "signup_submitted",
+        _ => "signup_extraction_confirmed",
     }
 }
 

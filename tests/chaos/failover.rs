@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    CALL_LATENCY_MS, PRINTED_VIOLATIONS, REPLICAS, SIGNUPS, check,
+    CALL_LATENCY_MS, REPLICAS, SIGNUPS, check,
     cluster::Cluster,
     database::{Database, Replication},
     fault::Fault,
@@ -38,9 +38,7 @@ async fn fail_over_three_times(stage: &mut Stage, _: &mut fastrand::Rng) -> Vec<
 async fn failovers_to_a_synchronous_standby_lose_and_duplicate_nothing() {
     let servers = (Cluster::start(1).await, Database::start(Replication::Synchronous).await);
     let round = run_round(SEED, servers, LOAD_DURATION, fail_over_three_times).await;
-    println!("{}", round.summary);
-    let printed = &round.violations[..round.violations.len().min(PRINTED_VIOLATIONS)];
-    assert!(printed.is_empty(), "{} violations: {printed:#?}", round.violations.len());
+    round.assert_no_violations();
 }
 
 /// The ledger has lost what an asynchronous standby lacks. The rest is processed, and no event is
@@ -77,10 +75,7 @@ async fn a_failover_to_an_asynchronous_standby_loses_only_what_the_standby_lacks
     let lost: Vec<_> = published.difference(&jobs).collect();
     let tracked = stage.world.events().await;
     let is_tracked = |(signup, phase): &(Uuid, String)| {
-        let name = match phase.as_str() {
-            "initial" => "signup_submitted",
-            _ => "signup_extraction_confirmed",
-        };
+        let name = check::tracked_name(phase);
         let signup = signup.to_string();
         tracked.iter().any(|one| {
             one["name"] == name && one["attributes"]["signup_id"].as_str() == Some(&signup)

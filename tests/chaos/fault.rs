@@ -282,21 +282,20 @@ fn random_part(rng: &mut fastrand::Rng) -> Part {
             let exchanges = ["signup.events", "customerio-sync.jobs", "customerio-sync.failed"];
             Part::Exchange(rng.choice(&exchanges).expect("not empty"))
         }
-        _ => {
-            let tiers = SHORT_LADDER.split(',').map(|tier| format!("customerio-sync.retry.{tier}"));
-            let others = ["customerio-sync.jobs", FAILURE_QUEUE].map(str::to_owned);
-            let queues: Vec<_> = tiers.chain(others).collect();
-            Part::Queue(rng.choice(&queues).expect("not empty").clone())
-        }
+        _ => Part::Queue(random_tier_or(&["customerio-sync.jobs", FAILURE_QUEUE], rng)),
     }
 }
 
 /// Draws a queue whose contents the ledger knows. An event that is purged before its intake cannot
 /// be recovered.
 fn random_queue(rng: &mut fastrand::Rng) -> String {
+    random_tier_or(&["customerio-sync.jobs", FAILURE_QUEUE, "customerio-sync.failed.mirror"], rng)
+}
+
+/// Draws the queue of a tier, or one of `others`.
+fn random_tier_or(others: &[&str], rng: &mut fastrand::Rng) -> String {
     let tiers = SHORT_LADDER.split(',').map(|tier| format!("customerio-sync.retry.{tier}"));
-    let others = ["customerio-sync.jobs", FAILURE_QUEUE, "customerio-sync.failed.mirror"];
-    let queues: Vec<_> = tiers.chain(others.map(str::to_owned)).collect();
+    let queues: Vec<_> = tiers.chain(others.iter().map(|&queue| queue.to_owned())).collect();
     rng.choice(&queues).expect("not empty").clone()
 }
 

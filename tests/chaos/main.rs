@@ -59,13 +59,7 @@ async fn three_rounds_of_faults_lose_and_duplicate_nothing() {
 async fn killed_leaders_and_partitions_of_a_cluster_lose_and_duplicate_nothing() {
     let servers = (Cluster::start(3).await, Database::start(Replication::Synchronous).await);
     let round = run_round(1, servers, CLUSTER_ROUND_DURATION, inject_cluster_faults).await;
-    println!("{}", round.summary);
-    assert!(
-        round.violations.is_empty(),
-        "{} violations: {:#?}",
-        round.violations.len(),
-        &round.violations[..round.violations.len().min(PRINTED_VIOLATIONS)]
-    );
+    round.assert_no_violations();
 }
 
 /// The rounds that `./dev chaos` requests by its arguments, in CHAOS_ARGUMENTS.
@@ -120,6 +114,15 @@ struct Round {
     summary: String,
     /// The servers, for the next round.
     servers: (Cluster, Database),
+}
+
+impl Round {
+    fn assert_no_violations(&self) {
+        println!("{}", self.summary);
+        let violations = &self.violations;
+        let printed = &violations[..violations.len().min(PRINTED_VIOLATIONS)];
+        assert!(violations.is_empty(), "{} violations: {printed:#?}", violations.len());
+    }
 }
 
 /// Runs a round: publishes messages for `duration` while `inject` injects faults, waits until the
