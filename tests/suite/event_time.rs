@@ -1,6 +1,6 @@
 //! Events that are repeated, late or ahead of the clock never replace newer data with older data.
 
-use crate::support::{World, contact, submitted, wait_for};
+use crate::support::{World, contact, metric_value, submitted, wait_for};
 use chrono::{DateTime, TimeDelta, Utc};
 use customerio_sync::app::App;
 use serde_json::{Value, json};
@@ -73,11 +73,10 @@ async fn a_repeated_event_of_a_completed_job_writes_nothing() {
     wait_for("the first event to be skipped", || async {
         let metrics = world.get(&app, "/metrics").await.1;
         let skipped = |why: &str| {
-            let series = format!("customerio_sync_skipped_deliveries_total{{why=\"{why}\"}} ");
-            let line = metrics.lines().find_map(|line| line.strip_prefix(&series));
-            line.map_or(0, |count| count.parse::<u32>().expect("a count"))
+            let series = format!("skipped_deliveries_total{{why=\"{why}\"}}");
+            metric_value(&metrics, &series).unwrap_or(0.0)
         };
-        (skipped("already_completed") + skipped("settled") == 4).then_some(())
+        (skipped("already_completed") + skipped("settled") == 4.0).then_some(())
     })
     .await;
     assert_eq!(world.signup(signup).await["phone"], "+15550103");

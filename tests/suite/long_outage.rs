@@ -9,7 +9,9 @@ use sqlx::{AssertSqlSafe, Executor};
 use test_servers::Postgres;
 use uuid::Uuid;
 
-use crate::support::{Servers, Service, TempServer, World, submitted, wait_for, wait_up_to};
+use crate::support::{
+    Servers, Service, TempServer, World, metric_value, submitted, wait_for, wait_up_to,
+};
 
 const QUEUE: &str = "customerio-sync.signup-submitted";
 const COMPLETED: &str =
@@ -141,11 +143,8 @@ async fn a_long_outage_of_customer_io_counts_no_delivery_twice() {
     wait_for("every message to be deferred ten times", || async {
         let metrics = world.http().get(service.url("/metrics")).send().await.ok()?;
         let metrics = metrics.text().await.ok()?;
-        let deferred = metrics.lines().find_map(|line| {
-            line.strip_prefix(r#"customerio_sync_skipped_deliveries_total{why="deferred"} "#)
-        });
-        let deferred: u32 = deferred?.parse().ok()?;
-        (deferred >= 10 * EVENTS).then_some(())
+        let deferred = metric_value(&metrics, r#"skipped_deliveries_total{why="deferred"}"#)?;
+        (deferred >= f64::from(10 * EVENTS)).then_some(())
     })
     .await;
     world.clear_faults().await;

@@ -2,8 +2,8 @@
 //! none, and no server that is away delays the answer.
 
 use crate::support::{
-    Documented, Labels, PREFIX, Servers, TempServer, World, documented_metrics, free_addr,
-    http_client, submitted, wait_for,
+    Documented, Labels, Servers, TempServer, World, documented_metrics, free_addr, http_client,
+    metric_value, submitted, wait_for,
 };
 use customerio_sync::{admin::API_PREFIX, app::App};
 use lapin::{
@@ -36,18 +36,14 @@ async fn scrape(world: &World, app: &App) -> String {
     text
 }
 
-/// The value of a series, named without the prefix.
-fn value(text: &str, series: &str) -> Option<f64> {
-    let start = format!("{PREFIX}{series} ");
-    let value = text.lines().find_map(|line| line.strip_prefix(&start))?;
-    Some(value.parse().expect("a number"))
-}
-
 /// Waits until every one of the series has its value. `None` means that there is no such series.
 async fn wait_for_values(world: &World, app: &App, expected: &[(&str, Option<f64>)]) {
     wait_for(&format!("{expected:?}"), || async {
         let text = scrape(world, app).await;
-        expected.iter().all(|(series, expected)| value(&text, series) == *expected).then_some(())
+        expected
+            .iter()
+            .all(|(series, expected)| metric_value(&text, series) == *expected)
+            .then_some(())
     })
     .await;
 }
@@ -187,9 +183,9 @@ async fn metrics_do_not_wait_for_a_database_that_never_answers() {
         response.expect("an answer").text().await.expect("a body")
     };
     let text = tokio::time::timeout(SCRAPE_TIMEOUT, scrape).await.expect("an answer in time");
-    assert_eq!(value(&text, r#"connected{connection="database"}"#), Some(0.0), "{text}");
-    assert_eq!(value(&text, r#"connected{connection="consume"}"#), Some(0.0), "{text}");
-    assert!(value(&text, "schema_version_wanted").is_some_and(|version| version >= 10.0));
+    assert_eq!(metric_value(&text, r#"connected{connection="database"}"#), Some(0.0), "{text}");
+    assert_eq!(metric_value(&text, r#"connected{connection="consume"}"#), Some(0.0), "{text}");
+    assert!(metric_value(&text, "schema_version_wanted").is_some_and(|version| version >= 10.0));
     let rendered = rendered(&text);
     for (name, metric) in documented_metrics() {
         let is_counted = metric.from == "first count";
@@ -218,10 +214,10 @@ async fn the_last_counts_and_their_age_remain_while_the_database_is_away() {
     let after = wait_for("another ping without an answer", || async {
         let text = tokio::time::timeout(SCRAPE_TIMEOUT, scrape(&world, &app));
         let text = text.await.expect("an answer in time");
-        (value(&text, failures) > value(&before, failures)).then_some(text)
+        (metric_value(&text, failures) > metric_value(&before, failures)).then_some(text)
     })
     .await;
-    let last_read = value(&before, "ledger_last_read_timestamp_seconds");
+    let last_read = metric_value(&before, "ledger_last_read_timestamp_seconds");
     assert!(last_read.is_some());
     for series in [
         r#"jobs{status="failed"}"#,
@@ -229,13 +225,13 @@ async fn the_last_counts_and_their_age_remain_while_the_database_is_away() {
         "ledger_last_read_timestamp_seconds",
         "schema_version",
     ] {
-        assert_eq!(value(&after, series), value(&before, series), "{series}");
-        assert_ne!(value(&after, series), None, "{series}");
+        assert_eq!(metric_value(&after, series), metric_value(&before, series), "{series}");
+        assert_ne!(metric_value(&after, series), None, "{series}");
     }
     postgres.start();
     wait_for("the ledger to be counted again", || async {
         let text = scrape(&world, &app).await;
-        (value(&text, "ledger_last_read_timestamp_seconds") > last_read).then_some(())
+        (metric_value(&text, "ledger_last_read_timestamp_seconds") > last_read).then_some(())
     })
     .await;
     wait_for_values(&world, &app, &counted).await;
@@ -275,7 +271,7 @@ async fn a_broker_that_is_away_is_reported_and_its_queues_have_no_counts() {
     wait_for_values(&world, &app, &without_broker).await;
     wait_for("failed attempts to connect", || async {
         let text = scrape(&world, &app).await;
-        let failures = value(&text, r#"connection_failures_total{connection="consume"}"#);
+        let failures = metric_value(&text, r#"connection_failures_total{connection="consume"}"#);
         failures.filter(|failures| *failures > 0.0)
     })
     .await;
@@ -306,7 +302,7 @@ async fn the_age_of_overdue_jobs_counts_from_their_due_time() {
             END";
     sqlx::query(sql).bind(signups[0]).execute(&world.pool).await.expect("updated");
     wait_for_values(&world, &app, &[("overdue_jobs", Some(1.0))]).await;
-    let age = value(&scrape(&world, &app).await, "oldest_overdue_job_age_seconds");
+    let age = metric_value(&scrape(&world, &app).await, "oldest_overdue_job_age_seconds");
     assert!(age.is_some_and(|age| (999.0..10_000.0).contains(&age)), "{age:?}");
     app.stop().await;
 }
@@ -411,7 +407,7 @@ async fn one_replica_reports_that_it_leads_each_task() {
         let series = format!(r#"leading{{task="{task}"}}"#);
         let mut leaders = 0.0;
         for app in [&first, &second] {
-            leaders += value(&scrape(&world, app).await, &series).expect("a series");
+            leaders += metric_value(&scrape(&world, app).await, &series).expect("a series");
         }
         leaders
     };
@@ -455,13 +451,13 @@ async fn requests_are_counted_by_the_template_of_their_path() {
         let series = format!(
             r#"http_requests_total{{method="{method}",route="{route}",status="{status}"}}"#
         );
-        value(&text, &series)
+        metric_value(&text, &series)
     };
     assert_eq!(requests(job, "GET", "4xx"), Some(2.0), "{text}");
     assert_eq!(requests(job, "GET", "2xx"), Some(0.0), "{text}");
     assert_eq!(requests("other", "other", "4xx"), Some(1.0), "{text}");
     assert_eq!(requests(&format!("{API_PREFIX}/stats"), "GET", "4xx"), Some(1.0), "{text}");
-    assert_eq!(value(&text, "wrong_tokens_total"), Some(1.0), "{text}");
+    assert_eq!(metric_value(&text, "wrong_tokens_total"), Some(1.0), "{text}");
     assert!(!text.contains("/no/such/path"), "{text}");
     app.stop().await;
 }

@@ -1,7 +1,7 @@
 //! Customer.io is unavailable, refuses the credentials, or asks for a pause: jobs wait, and few of
 //! them spend a retry.
 
-use crate::support::{World, submitted, wait_for};
+use crate::support::{World, metric_value, submitted, wait_for};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -192,10 +192,8 @@ async fn jobs_are_deferred_to_a_tier_in_a_long_pause_and_spend_no_retry() {
     submit(&world, 50).await;
     wait_for("every message to be deferred twice", || async {
         let (_, metrics) = world.get(&app, "/metrics").await;
-        let deferred = metrics.lines().find_map(|line| {
-            line.strip_prefix(r#"customerio_sync_skipped_deliveries_total{why="deferred"} "#)
-        });
-        deferred.and_then(|count| count.parse().ok()).filter(|count: &u32| *count >= 100)
+        let deferred = metric_value(&metrics, r#"skipped_deliveries_total{why="deferred"}"#);
+        deferred.filter(|count| *count >= 100.0)
     })
     .await;
     assert_eq!(

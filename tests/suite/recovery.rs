@@ -1,7 +1,7 @@
 //! Lost messages, abandoned jobs, and a failure queue that somebody has changed: recovery and the
 //! sweep repair them.
 
-use crate::support::{Received, World, arrival, submitted, wait_for};
+use crate::support::{Received, World, arrival, metric_value, submitted, wait_for};
 use customerio_sync::{
     app::App,
     ledger::{LeaderTask, Ledger, RecoveryLimits},
@@ -250,10 +250,8 @@ async fn a_sweep_publishes_only_what_is_missing() {
     world.wait_for_depth(FAILURE_QUEUE, FAILURES as u32).await;
     let published = async || {
         let (_, metrics) = world.get(&app, "/metrics").await;
-        let series =
-            "customerio_sync_publishes_total{destination=\"failed\",result=\"confirmed\"} ";
-        let value = metrics.lines().find_map(|line| line.strip_prefix(series));
-        value.expect("the series").parse::<i64>().expect("a number")
+        let series = "publishes_total{destination=\"failed\",result=\"confirmed\"}";
+        metric_value(&metrics, series).expect("the series")
     };
     let before = published().await;
     let resolve = "UPDATE sync_failures SET resolved_at = now(), resolution = 'dismissed'
@@ -265,6 +263,6 @@ async fn a_sweep_publishes_only_what_is_missing() {
         world.take(FAILURE_QUEUE).await.expect("a parked message");
     }
     world.wait_for_depth(FAILURE_QUEUE, 90).await;
-    assert_eq!(published().await - before, 2);
+    assert_eq!(published().await - before, 2.0);
     app.stop().await;
 }

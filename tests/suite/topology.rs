@@ -1,6 +1,8 @@
 //! Exchanges and queues as declared in the broker.
 
-use crate::support::{Process, World, http_client, program, publish_on, submitted, wait_for};
+use crate::support::{
+    Process, World, http_client, metric_value, program, publish_on, submitted, wait_for,
+};
 use customerio_sync::app::App;
 use lapin::{
     BasicProperties,
@@ -223,12 +225,11 @@ async fn delete(world: &World, path: &str) {
 }
 
 async fn wait_for_restored(world: &World, app: &App, object: &str) {
-    let series = format!("customerio_sync_restored_objects_total{{object=\"{object}\"}} ");
+    let series = format!("restored_objects_total{{object=\"{object}\"}}");
     wait_for(&format!("{object} to be restored"), || async {
         let (_, metrics) = world.get(app, "/metrics").await;
-        let count = metrics.lines().find_map(|line| line.strip_prefix(&series))?;
         // The guard and a publisher may find it missing at the same time.
-        (count.parse::<u64>().ok()? > 0).then_some(())
+        (metric_value(&metrics, &series)? > 0.0).then_some(())
     })
     .await;
 }

@@ -7,7 +7,14 @@ use regex::Regex;
 use super::root;
 
 /// Prefix of the names of metrics.
-pub(crate) const PREFIX: &str = "customerio_sync_";
+const PREFIX: &str = "customerio_sync_";
+
+/// The value of a series, named without the prefix.
+pub(crate) fn metric_value(text: &str, series: &str) -> Option<f64> {
+    let start = format!("{PREFIX}{series} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&start))?;
+    Some(value.parse().expect("a number"))
+}
 
 /// The values of each label.
 pub(crate) type Labels = BTreeMap<String, BTreeSet<String>>;

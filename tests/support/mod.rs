@@ -28,7 +28,7 @@ pub(crate) use events::{confirmed, contact, submitted};
 pub(crate) use forwarder::{Forwarder, address, authority};
 pub(crate) use https::HttpsFront;
 pub(crate) use ledger::{arrival, completion};
-pub(crate) use metrics::{Documented, Labels, PREFIX, documented_metrics};
+pub(crate) use metrics::{Documented, Labels, documented_metrics, metric_value};
 pub(crate) use process::{Process, program, program_at};
 pub(crate) use rabbitmq::{Received, publish_on};
 pub(crate) use raw_publisher::{RawProperties, RawPublisher, long_string, short_string};
