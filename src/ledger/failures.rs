@@ -195,6 +195,7 @@ async fn insert_failures(
         &column!(messages, one => one.failed_at) as _,
         &column!(messages, one => one.error_path.as_deref()) as _,
         &column!(messages, one => one.reason == Reason::Expired) as _,
+        &column!(messages, one => one.given_up_event.as_deref()) as _,
     )
     .execute(connection)
     .await

@@ -2,6 +2,7 @@
 //! queue.
 
 use crate::support::{World, confirmed, submitted, wait_for};
+use customerio_sync::job::{SyncPhase, job_id};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -218,6 +219,77 @@ async fn a_message_over_its_delivery_limit_is_mirrored_and_fails_its_job() {
     let job = world.wait_for_job(signup, "initial", "failed").await;
     assert_eq!(job["failed_reason"], "delivery-limit");
     assert_eq!(world.signup(signup).await["customerio_sync_failed"], true);
+    app.stop().await;
+}
+
+/// A redelivered copy of a message can be dead-lettered after another consumer has ended its job.
+#[tokio::test]
+async fn a_copy_over_its_delivery_limit_is_no_second_failure_of_its_job() {
+    let world = World::new()
+        .await
+        .with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2")
+        .with("RETRY_DELAYS", "1h");
+    let app = world.start().await;
+    let [refused, given_up] = [Uuid::new_v4(), Uuid::new_v4()];
+    let event = submitted(given_up);
+    world.fault(json!({ "kind": "status", "status": 400, "calls": 1 })).await;
+    world.submit(&submitted(refused)).await;
+    world.wait_for_job(refused, "initial", "failed").await;
+    world.wait_for_failures(1).await;
+    world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
+    world.submit(&event).await;
+    world.wait_for_retry(given_up, "initial").await;
+    app.stop().await;
+
+    // The second job fails by its message, and has its event dead-lettered as well.
+    let channel = world.channel().await;
+    let waiting = world.next("customerio-sync.retry.1h").await;
+    let copy_id = format!("{}:0:0", job_id(refused, SyncPhase::Initial));
+    for id in [waiting.message_id(), copy_id] {
+        let properties = BasicProperties::default().with_message_id(id.into());
+        world.publish("customerio-sync.jobs", "", &waiting.body, properties).await;
+        exceed_delivery_limit(&channel, "customerio-sync.jobs").await;
+    }
+    world.submit(&event).await;
+    exceed_delivery_limit(&channel, "customerio-sync.signup-submitted").await;
+    let app = world.start().await;
+    let failures = world.wait_for_failures(4).await;
+    let open = |signup: Uuid| {
+        let job = job_id(signup, SyncPhase::Initial).to_string();
+        let open = failures.iter().filter(|failure| failure["resolved_at"] == Value::Null);
+        open.filter(|failure| failure["job_id"] == job).count()
+    };
+    assert_eq!([refused, given_up].map(open), [1, 1], "{failures:?}");
+    app.stop().await;
+}
+
+/// An event that no consumer took in must not disappear because its job has ended before.
+#[tokio::test]
+async fn a_new_event_over_its_delivery_limit_waits_for_an_operator_though_its_job_has_ended() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DELIVERY_LIMIT", "2");
+    let app = world.start().await;
+    let signup = Uuid::new_v4();
+    let event = submitted(signup);
+    world.fault(json!({ "kind": "status", "status": 422, "calls": 1 })).await;
+    world.submit(&event).await;
+    world.wait_for_job(signup, "initial", "failed").await;
+    app.stop().await;
+    let mut correction = event.clone();
+    correction["event_id"] = "a correction".into();
+    correction["occurred_at"] = "2025-02-18T13:00:00Z".into();
+    let channel = world.channel().await;
+    for event in [event, correction] {
+        world.submit(&event).await;
+        exceed_delivery_limit(&channel, "customerio-sync.signup-submitted").await;
+    }
+    let app = world.start().await;
+    world.wait_for_failures(3).await;
+    let list = world.read(&app, "/unprocessable").await;
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(1), "only the new event: {list}");
+    let path = format!("/unprocessable/{}/replay", list["items"][0]["id"].as_str().expect("an id"));
+    world.act(&app, &path, None).await;
+    let job = world.wait_for_job(signup, "initial", "completed").await;
+    assert_eq!(job["event_id"], "a correction");
     app.stop().await;
 }
 

@@ -136,6 +136,8 @@ fn store<'a>(
 /// A message with its body, and without everything else that its publisher chose.
 fn reduced(message: &FailedMessage, error: &ledger::Error) -> FailedMessage {
     FailedMessage {
+        // A job is known for an event only by the event's id.
+        job_id: message.job_id.filter(|_| message.given_up_event.is_none()),
         given_up_event: None,
         error_message: capped(&format!("the message can't be stored whole: {error}")),
         error_path: None,
