@@ -80,8 +80,8 @@ struct Facts {
     attempts: HashMap<Uuid, Vec<Attempt>>,
     audit: HashMap<Uuid, Vec<Audit>>,
     failures: Vec<Failure>,
-    /// The number of messages in each queue.
-    depths: BTreeMap<String, u32>,
+    /// The ids of the messages in each queue that should be empty.
+    left: BTreeMap<String, Vec<String>>,
     /// The messages in the failure queue.
     parked: Vec<Received>,
     outcomes: Vec<Received>,
@@ -95,12 +95,17 @@ struct Facts {
 /// without a message, unless a fault may have purged the message (`may_lose_messages`).
 pub(crate) async fn wait_until_idle(stage: &Stage, may_lose_messages: bool) -> Vec<String> {
     let (began, mut violations) = (Instant::now(), Vec::new());
+    let mut was_idle = false;
     loop {
-        let (open, queues) = (open_jobs(stage).await, unexpected_queues(stage).await);
+        // A message is in the outbox first, then in a queue.
         let owed = stage.world.count("SELECT count(*) FROM outbox").await;
-        if open == 0 && queues.is_empty() && owed == 0 {
+        let (open, queues) = (open_jobs(stage).await, unexpected_queues(stage).await);
+        let is_idle = open == 0 && queues.is_empty() && owed == 0;
+        // The counts are not of one moment: a message that moved meanwhile may be in none of them.
+        if is_idle && was_idle {
             return violations;
         }
+        was_idle = is_idle;
         if began.elapsed() > IDLE_TIMEOUT {
             violations.push(format!(
                 "not idle after {IDLE_TIMEOUT:?}: {open} jobs are open, the outbox has {owed} \
@@ -258,7 +263,7 @@ impl Facts {
             attempts: by_job(attempts, |one| one.job_id),
             audit: by_job(audit, |one| one.job_id),
             failures: sqlx::query_as(failures).fetch_all(pool).await.expect("the failures"),
-            depths: depths(stage).await,
+            left: left_messages(stage).await,
             parked: take_all(stage, FAILURE_QUEUE).await,
             outcomes: take_all(stage, OUTCOME_QUEUE).await,
             events: stage.world.events().await,
@@ -280,10 +285,11 @@ impl Facts {
 
     /// Every queue is empty, except those that are checked message by message.
     fn check_queues(&self, violations: &mut Vec<String>) {
-        let left = self.depths.iter().filter(|(name, depth)| {
-            **depth > 0 && ![FAILURE_QUEUE, OUTCOME_QUEUE].contains(&name.as_str())
-        });
-        violations.extend(left.map(|(name, depth)| format!("{depth} messages are left in {name}")));
+        let left = self.left.iter().filter(|(_, ids)| !ids.is_empty());
+        violations.extend(left.map(|(queue, ids)| {
+            let (count, ids) = (ids.len(), &ids[..ids.len().min(10)]);
+            format!("{count} messages are left in {queue}, among them {ids:?}")
+        }));
     }
 
     /// Well-formed events that exceeded their delivery limit before they had a job: signup and
@@ -503,12 +509,12 @@ impl Facts {
         }
     }
 
-    /// The id of the failure of a parked message. RabbitMQ has parked the events over their
-    /// delivery limit, with the ids of their publishers.
+    /// The id of the failure of a parked message. A message that RabbitMQ dead-lettered at its
+    /// delivery limit still has the id that it had, and no reason.
     fn failure_id(&self, parked: &Received) -> String {
         let given_up = self.failures.iter().find(|failure| {
-            failure.is_open
-                && failure.job_id.is_none()
+            parked.header("x-reason").is_none()
+                && failure.is_open
                 && failure.reason == "delivery-limit"
                 && failure.body == parked.body
         });
@@ -614,20 +620,24 @@ fn by_job<T>(rows: Vec<T>, job: impl Fn(&T) -> Uuid) -> HashMap<Uuid, Vec<T>> {
     by_job
 }
 
-/// Returns the number of messages in each queue, after its last consumer has gone and its
-/// unacknowledged messages have been requeued.
-async fn depths(stage: &Stage) -> BTreeMap<String, u32> {
-    let mut depths = BTreeMap::new();
+/// Takes the messages of the queues that should be empty, after the last consumer of each has gone
+/// and its unacknowledged messages have been requeued. Returns their ids.
+async fn left_messages(stage: &Stage) -> BTreeMap<String, Vec<String>> {
+    let id = |message: &Received| format!("{:?}", message.properties.message_id());
+    let mut left = BTreeMap::new();
     for queue in stage.world.management("queues").await.as_array().expect("a list") {
         let name = queue["name"].as_str().expect("a name");
         let what = format!("{name} to have no consumer");
-        let depth = wait_for(&what, || async {
-            let queue = stage.world.queue(name).await;
-            (queue.consumer_count() == 0).then(|| queue.message_count())
-        });
-        depths.insert(name.to_owned(), depth.await);
+        wait_for(&what, || async {
+            (stage.world.queue(name).await.consumer_count() == 0).then_some(())
+        })
+        .await;
+        if ![FAILURE_QUEUE, OUTCOME_QUEUE].contains(&name) {
+            let messages = take_all(stage, name).await;
+            left.insert(name.to_owned(), messages.iter().map(id).collect());
+        }
     }
-    depths
+    left
 }
 
 async fn take_all(stage: &Stage, queue: &str) -> Vec<Received> {
