@@ -26,6 +26,7 @@ const ROWS: [&[&str]; 13] = [
         "flows::bulk_retry",
         "flows::recovery",
         "flows::integrity",
+        "flows::retention",
         "flows::feed",
         "flows::gauges",
         "flows::rate_limit",

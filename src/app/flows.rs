@@ -19,6 +19,7 @@ use crate::{
         mirror::{Mirror, Sweeper},
         outbox::Outbox,
         recovery::Recovery,
+        retention::Retention,
         sync::{BatchLimit, BatchProgress, PARKED_AT_A_TIME, Pipeline},
     },
     job::OutboxSender,
@@ -153,5 +154,11 @@ impl FlowContext {
             metrics: self.metrics.clone(),
         };
         flows.spawn("recovery", recovery.run(calls_are_paused, self.shutdown.clone()));
+        let retention = Retention {
+            config: config.retention.clone(),
+            ledger: self.ledger.clone(),
+            metrics: self.metrics.clone(),
+        };
+        flows.spawn("retention", retention.run(self.shutdown.clone()));
     }
 }

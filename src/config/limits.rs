@@ -7,6 +7,8 @@ use super::Config;
 
 /// Longer durations are typing errors.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Retentions are longer than anything else. PostgreSQL's timestamps go back further.
+const RETENTION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// Returns the first key whose value cannot work, and what was found and expected.
 pub(super) fn check(config: &Config) -> Result<(), (&'static str, String)> {
@@ -53,6 +55,18 @@ fn durations(config: &Config) -> Result<(), (&'static str, String)> {
         ("lifecycle.grace", config.lifecycle.grace),
     ] {
         at_least(key, value, shortest)?;
+    }
+    for (key, value) in [
+        ("retention.attempts", config.retention.attempts),
+        ("retention.audit", config.retention.audit),
+        ("retention.failures", config.retention.failures),
+        ("retention.jobs", config.retention.jobs),
+    ] {
+        if value > RETENTION_MAX {
+            let problem =
+                format!("found {value:?}, expected at most 100 years, or 0s for no limit");
+            return Err((key, problem));
+        }
     }
     Ok(())
 }

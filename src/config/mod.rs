@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     admin, broker, customerio,
-    flows::{bulk_retry, gauges, integrity, mirror, outbox, recovery, sync},
+    flows::{bulk_retry, gauges, integrity, mirror, outbox, recovery, retention, sync},
     ledger, retry,
     runtime::{certificate::CertificateFiles, shutdown, telemetry, tls},
 };
@@ -49,6 +49,8 @@ pub struct Config {
     pub outcomes: outbox::Config,
     /// The integrity check.
     pub integrity: integrity::Config,
+    /// Deleting what is old.
+    pub retention: retention::Config,
     /// Bulk retries.
     pub bulk_retry: bulk_retry::Config,
     /// The counts for the metrics.

@@ -9,4 +9,5 @@ pub mod mirror;
 pub mod outbox;
 pub mod rate_limit;
 pub mod recovery;
+pub mod retention;
 pub mod sync;

@@ -84,6 +84,13 @@ FROM (
 -- Both functions return null for a table that does not exist.
 WHERE NOT has_table_privilege(to_regclass(name)::oid, privilege)
 GROUP BY name
+UNION ALL
+SELECT 'FUNCTION ' || split_part(function, '(', 1), 'EXECUTE'
+FROM (
+    VALUES
+    ('add_history_partitions()'), ('expire_history(text, timestamptz, integer)')
+) AS needed (function)
+WHERE NOT has_function_privilege(to_regprocedure(function)::oid, 'EXECUTE')
 ORDER BY name";
 
 const HAS_MIGRATIONS: &str = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS found";

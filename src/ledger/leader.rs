@@ -18,6 +18,8 @@ text_enum! {
         FailureQueue = "failure_queue",
         /// Comparing ledger, mirror and queues.
         Integrity = "integrity",
+        /// Deleting what is older than its retention.
+        Retention = "retention",
     }
 }
 
@@ -30,6 +32,7 @@ impl LeaderTask {
             Self::Recovery => 0x6369_6f73_796e_6301,
             Self::FailureQueue => 0x6369_6f73_796e_6302,
             Self::Integrity => 0x6369_6f73_796e_6303,
+            Self::Retention => 0x6369_6f73_796e_6304,
         }
     }
 }

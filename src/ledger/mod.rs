@@ -37,6 +37,7 @@ mod pooler;
 mod presence;
 mod recover;
 mod restart;
+mod retention;
 mod row;
 mod schema;
 mod search;
@@ -78,6 +79,7 @@ pub use message_selection::{MessagePreview, MessageSelection, MessageSource, mes
 pub use open_work::OpenWork;
 pub use parked::{OpenFailures, ParkedFailure};
 pub use recover::{LostMessageScope, ReadyJob, RecoveryLimits, Unmirrored, WaitingMessages};
+pub use retention::{History, SignupCursor};
 pub use schema::Schema;
 pub use search::{FailedJob, FailureGroup, FailurePage};
 pub use selection::{Preview, SearchMatch, Selection, search_text, signature_text};

@@ -171,8 +171,9 @@ const MISTAKES: [(&str, &str, &str); 13] = [
     ),
     (
         "config: {lifecycle: {grace: 1day}}",
-        "- config.lifecycle.grace: Does not match pattern '^([0-9]+ *(ms|s|m|h) *)+$'",
-        "- at '/config/lifecycle/grace': '1day' does not match pattern '^([0-9]+ *(ms|s|m|h) *)+$'",
+        "- config.lifecycle.grace: Does not match pattern '^([0-9]+ *(ms|s|m|h|d) *)+$'",
+        "- at '/config/lifecycle/grace': '1day' does not match pattern \
+            '^([0-9]+ *(ms|s|m|h|d) *)+$'",
     ),
     ("tls: null", "- (root): tls is required", "- at '': missing property 'tls'"),
     (

@@ -39,6 +39,7 @@ mod quarantine;
 mod random_properties;
 mod rate_limit;
 mod recovery;
+mod retention;
 mod scale;
 mod secrets;
 mod silence;

@@ -411,14 +411,14 @@ async fn one_replica_reports_that_it_leads_each_task() {
         }
         leaders
     };
-    for task in ["recovery", "failure_queue", "integrity"] {
+    for task in ["recovery", "failure_queue", "integrity", "retention"] {
         wait_for(&format!("a leader of {task}"), || async {
             (leaders(task).await == 1.0).then_some(())
         })
         .await;
     }
     first.stop().await;
-    for task in ["recovery", "failure_queue", "integrity"] {
+    for task in ["recovery", "failure_queue", "integrity", "retention"] {
         let series = format!(r#"leading{{task="{task}"}}"#);
         wait_for_values(&world, &second, &[(series.as_str(), Some(1.0))]).await;
     }
