@@ -141,7 +141,7 @@ impl IntegrityCheck {
             self.metrics.drift.reset();
             return Ok(());
         }
-        self.ledger.sum_received().await?;
+        self.ledger.sum_counts().await?;
         let report = check(&self.ledger, &self.connection, calls_are_paused).await?;
         for &drift in Drift::ALL {
             let found = report.drifted.iter().find(|one| one.drift == drift);

@@ -89,8 +89,8 @@ impl Ledger {
                 taken_in.unprocessable AS "unprocessable_received!",
                 completed.count AS "completed!", open.failed_open AS "failed_open!",
                 open.dismissed AS "dismissed!", open.pending AS "pending!",
-                claimed.count AS "processing!", unprocessable.count AS "unprocessable!",
-                open_failures.count AS "open_failures!"
+                claimed.count AS "processing!", failures.unprocessable AS "unprocessable!",
+                failures.open AS "open_failures!"
             FROM (
                 SELECT COALESCE(sum(jobs), 0)::int8 AS jobs,
                     COALESCE(sum(unprocessable), 0)::int8 AS unprocessable
@@ -101,18 +101,20 @@ impl Ledger {
                 FROM completed_counts
             ) AS completed,
             (
-                SELECT count(*) FILTER (WHERE state = 'failed') AS failed_open,
-                    count(*) FILTER (WHERE state = 'dismissed') AS dismissed,
-                    count(*) FILTER (WHERE state = 'pending') AS pending
-                FROM open_jobs
-                WHERE state IN ('pending', 'failed', 'dismissed')
+                SELECT COALESCE(sum(jobs) FILTER (WHERE state = 'failed'), 0)::int8 AS failed_open,
+                    COALESCE(sum(jobs) FILTER (WHERE state = 'dismissed'), 0)::int8 AS dismissed,
+                    COALESCE(sum(jobs) FILTER (WHERE state = 'pending'), 0)::int8 AS pending
+                FROM open_counts
             ) AS open,
             (
                 SELECT count(*)
                 FROM claimed_jobs
             ) AS claimed,
-            (SELECT count(*) FROM sync_failures WHERE job_id IS NULL) AS unprocessable,
-            (SELECT count(*) FROM sync_failures WHERE resolved_at IS NULL) AS open_failures
+            (
+                SELECT COALESCE(sum(failures) FILTER (WHERE NOT has_job), 0)::int8 AS unprocessable,
+                    COALESCE(sum(failures) FILTER (WHERE is_open), 0)::int8 AS open
+                FROM failure_counts
+            ) AS failures
             "#
         )
         .fetch_one(&self.pool)
@@ -164,42 +166,5 @@ impl Ledger {
         .await
         .map_err(Error::doing("counting waiting jobs"))?;
         Ok((row.count, row.jobs))
-    }
-
-    /// Replaces the counts that each transaction added by their sum.
-    pub async fn sum_received(&self) -> Result<(), Error> {
-        sqlx::query!(
-            r#"
-            WITH counted AS (
-                DELETE FROM taken_in
-                WHERE (SELECT count(*) FROM taken_in) > 1
-                RETURNING jobs, unprocessable
-            )
-            INSERT INTO taken_in (jobs, unprocessable)
-            SELECT sum(jobs), sum(unprocessable)
-            FROM counted
-            HAVING count(*) > 0
-            "#
-        )
-        .execute(&self.pool)
-        .await
-        .map_err(Error::doing("summing the counts of received messages"))?;
-        sqlx::query!(
-            r#"
-            WITH counted AS (
-                DELETE FROM completed_counts
-                WHERE id IN (SELECT id FROM completed_counts ORDER BY id LIMIT 100000)
-                RETURNING sync_phase, jobs
-            )
-            INSERT INTO completed_counts (sync_phase, jobs)
-            SELECT sync_phase, sum(jobs)
-            FROM counted
-            GROUP BY sync_phase
-            "#
-        )
-        .execute(&self.pool)
-        .await
-        .map_err(Error::doing("summing the counts of completed jobs"))?;
-        Ok(())
     }
 }

@@ -18,6 +18,7 @@ mod bulk;
 mod bulk_action;
 mod call_rate;
 mod claim;
+mod counts;
 mod decode;
 mod detail;
 mod diagnose;

@@ -8,17 +8,16 @@ SELECT EXTRACT(EPOCH FROM now())::int8 AS "read_at!", by_state.pending AS "pendi
     running.count AS "bulk_retries_running!", owed.outcomes AS "outcomes_waiting!",
     owed.oldest AS "oldest_outbox_seconds!"
 FROM (
-    -- An index contains the state, so this does not read the table.
-    SELECT count(*) FILTER (WHERE state = 'pending') AS pending,
-        count(*) FILTER (WHERE state IN ('failed', 'dismissed')) AS failed,
-        count(*) FILTER (WHERE state = 'failed') AS failed_open
-    FROM open_jobs
-    WHERE state IN ('pending', 'failed', 'dismissed')
+    -- The sum of what the writers added.
+    SELECT COALESCE(sum(jobs) FILTER (WHERE state = 'pending'), 0)::int8 AS pending,
+        COALESCE(sum(jobs) FILTER (WHERE state IN ('failed', 'dismissed')), 0)::int8 AS failed,
+        COALESCE(sum(jobs) FILTER (WHERE state = 'failed'), 0)::int8 AS failed_open
+    FROM open_counts
 ) AS by_state,
 (
-    SELECT count(*)
-    FROM sync_failures
-    WHERE job_id IS NULL AND resolved_at IS NULL
+    SELECT COALESCE(sum(failures), 0)::int8 AS count
+    FROM failure_counts
+    WHERE is_open AND NOT has_job
 ) AS unprocessable,
 (
     -- A job that waits on a tier is due later, and a restarted one was created long ago: the age of

@@ -50,10 +50,15 @@ impl Ledger {
         sqlx::query_as!(
             OpenFailures,
             r#"
-            SELECT count(*) AS "open!",
-                count(*) FILTER (WHERE mirrored_at > now() - interval '2 seconds') AS "recent!"
-            FROM sync_failures
-            WHERE resolved_at IS NULL
+            SELECT COALESCE(sum(failures), 0)::int8 AS "open!",
+                COALESCE(
+                    sum(failures) FILTER (
+                        WHERE failures > 0 AND written_at > now() - interval '2 seconds'
+                    ),
+                    0
+                )::int8 AS "recent!"
+            FROM failure_counts
+            WHERE is_open
             "#
         )
         .fetch_one(&self.pool)

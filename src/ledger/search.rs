@@ -178,25 +178,34 @@ impl Ledger {
         let rows = sqlx::query!(
             r#"
             SELECT g.error_signature AS "signature!", g.error_type AS "error_type!: ErrorType",
-                g.count AS "count!", g.first_seen, g.last_seen, sample.id AS "sample!"
+                g.count AS "count!", first.ended_at AS first_seen, last.ended_at AS last_seen,
+                last.id AS "sample!"
             FROM (
-                SELECT error_signature, error_type, count(*) AS count, min(ended_at) AS first_seen,
-                    max(ended_at) AS last_seen
-                FROM open_jobs
+                SELECT error_signature, error_type, sum(jobs)::int8 AS count
+                FROM open_counts
                 WHERE state = 'failed' AND error_signature IS NOT NULL
                 GROUP BY error_signature, error_type
-                ORDER BY count(*) DESC, max(ended_at) DESC
+                HAVING sum(jobs) > 0
+                ORDER BY sum(jobs) DESC, error_signature, error_type
                 LIMIT $1
             ) AS g
             CROSS JOIN LATERAL (
-                SELECT j.id
+                SELECT j.ended_at
+                FROM open_jobs j
+                WHERE j.state = 'failed' AND j.error_signature = g.error_signature
+                    AND j.error_type = g.error_type
+                ORDER BY j.ended_at
+                LIMIT 1
+            ) AS first
+            CROSS JOIN LATERAL (
+                SELECT j.id, j.ended_at
                 FROM open_jobs j
                 WHERE j.state = 'failed' AND j.error_signature = g.error_signature
                     AND j.error_type = g.error_type
                 ORDER BY j.ended_at DESC
                 LIMIT 1
-            ) AS sample
-            ORDER BY g.count DESC, g.last_seen DESC
+            ) AS last
+            ORDER BY g.count DESC, last.ended_at DESC
             "#,
             GROUPS_MAX
         )

@@ -136,18 +136,21 @@ impl Ledger {
         let doing = "beginning to count open work";
         let mut transaction =
             self.limited_transaction(BEGIN_SNAPSHOT, statement_limit, doing).await?;
-        // Each count is that of an index that completed jobs and resolved failures never enter.
+        // Each count is the sum of what the writers added.
         let open = sqlx::query!(
             r#"
-            SELECT
-                (SELECT count(*) FROM open_jobs WHERE state = 'pending') AS "pending!",
+            SELECT open.pending AS "pending!", open.failed AS "open_failures!",
                 (SELECT count(*) FROM claimed_jobs) AS "processing!",
-                (SELECT count(*) FROM open_jobs WHERE state = 'failed') AS "open_failures!",
                 (
-                    SELECT count(*)
-                    FROM sync_failures
-                    WHERE job_id IS NULL AND resolved_at IS NULL
+                    SELECT COALESCE(sum(failures), 0)::int8
+                    FROM failure_counts
+                    WHERE is_open AND NOT has_job
                 ) AS "unprocessable!"
+            FROM (
+                SELECT COALESCE(sum(jobs) FILTER (WHERE state = 'pending'), 0)::int8 AS pending,
+                    COALESCE(sum(jobs) FILTER (WHERE state = 'failed'), 0)::int8 AS failed
+                FROM open_counts
+            ) AS open
             "#
         )
         .fetch_one(&mut *transaction)
@@ -166,7 +169,7 @@ impl Ledger {
 }
 
 async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
-    // Completed jobs are counted when they are written.
+    // All but the claimed jobs are counted when they are written.
     let counted = sqlx::query!(
         r#"
         SELECT 'completed' AS "status!: Status", sync_phase AS "sync_phase!: SyncPhase",
@@ -175,8 +178,8 @@ async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
         GROUP BY sync_phase
         UNION ALL
         SELECT CASE state WHEN 'dismissed' THEN 'failed' ELSE state END AS status, sync_phase,
-            count(*)
-        FROM open_jobs
+            sum(jobs)::int8
+        FROM open_counts
         WHERE state IN ('pending', 'failed', 'dismissed')
         GROUP BY 1, 2
         UNION ALL
@@ -190,24 +193,27 @@ async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
     .map_err(Error::doing("counting jobs"))?;
     let rest = sqlx::query!(
         r#"
-        SELECT
-            (SELECT count(*) FROM open_jobs WHERE state = 'failed') AS "open_failures!",
+        SELECT open.failed AS "open_failures!", open.mock AS "mock_completed!",
             (
-                SELECT count(*)
-                FROM sync_failures
-                WHERE job_id IS NULL AND resolved_at IS NULL
+                SELECT COALESCE(sum(failures), 0)::int8
+                FROM failure_counts
+                WHERE is_open AND NOT has_job
             ) AS "unprocessable!",
             (
                 SELECT COALESCE(sum(cardinality(job_ids)), 0)::int8
                 FROM outbox
                 WHERE kind = 'outcomes'
             ) AS "outcomes_waiting!",
-            (SELECT count(*) FROM open_jobs WHERE state = 'mock') AS "mock_completed!",
             (
                 SELECT COALESCE(EXTRACT(EPOCH FROM now() - min(created_at))::int8, 0)
                 FROM open_jobs
                 WHERE state = 'pending'
             ) AS "oldest_pending!"
+        FROM (
+            SELECT COALESCE(sum(jobs) FILTER (WHERE state = 'failed'), 0)::int8 AS failed,
+                COALESCE(sum(jobs) FILTER (WHERE state = 'mock'), 0)::int8 AS mock
+            FROM open_counts
+        ) AS open
         "#
     )
     .fetch_one(&mut *connection)
@@ -225,22 +231,39 @@ async fn count_jobs(connection: &mut Session) -> Result<Stats, Error> {
 }
 
 async fn recent_signups(connection: &mut Session) -> Result<RecentSignups, Error> {
-    // The index `signups_by_time` leaves out all older signups. The flag is not in an index: each
-    // completed job would have to change it there.
+    // Signups are counted per minute when they are written. The oldest that is not synced is in the
+    // first minute that has one.
     sqlx::query_as!(
         RecentSignups,
         r#"
-        SELECT count(*) AS "signups!",
-            count(*) FILTER (WHERE NOT customerio_synced) AS "not_synced!",
-            min(created_at) FILTER (WHERE NOT customerio_synced) AS oldest_not_synced_at,
+        WITH recent AS (
+            SELECT minute, sum(signups)::int8 AS signups, sum(signups - synced)::int8 AS not_synced
+            FROM signup_counts
+            WHERE minute >= now() - interval '24 hours'
+            GROUP BY minute
+        )
+        SELECT COALESCE(sum(signups), 0)::int8 AS "signups!",
+            COALESCE(sum(not_synced), 0)::int8 AS "not_synced!",
+            (
+                SELECT s.created_at
+                FROM (
+                    SELECT min(minute) AS minute
+                    FROM recent
+                    WHERE not_synced > 0
+                ) AS first
+                JOIN signups s ON s.created_at >= first.minute
+                    AND s.created_at < first.minute + interval '1 minute'
+                WHERE NOT s.customerio_synced
+                ORDER BY s.created_at
+                LIMIT 1
+            ) AS oldest_not_synced_at,
             (
                 SELECT count(*)
                 FROM sync_failures
                 WHERE job_id IS NULL AND resolved_at IS NULL
                     AND failed_at >= now() - interval '24 hours'
             ) AS "unprocessable!"
-        FROM signups
-        WHERE created_at >= now() - interval '24 hours'
+        FROM recent
         "#
     )
     .fetch_one(connection)

@@ -209,6 +209,46 @@ async fn check_lists(stage: &Stage, violations: &mut Vec<String>) {
             (SELECT COALESCE(sum(jobs), 0) AS jobs FROM completed_counts) AS counted",
         ),
         ("jobs are listed as claimed", "SELECT count(*) FROM claimed_jobs"),
+        (
+            "counts of open jobs differ",
+            "SELECT count(*)
+            FROM (
+                SELECT state, sync_phase, error_type, error_signature, count(*) AS jobs
+                FROM open_jobs
+                GROUP BY 1, 2, 3, 4
+                EXCEPT ALL
+                SELECT state, sync_phase, error_type, error_signature, sum(jobs)
+                FROM open_counts
+                GROUP BY 1, 2, 3, 4
+            ) AS differing",
+        ),
+        (
+            "counts of failures differ",
+            "SELECT count(*)
+            FROM (
+                SELECT job_id IS NOT NULL, resolved_at IS NULL, count(*)
+                FROM sync_failures
+                GROUP BY 1, 2
+                EXCEPT ALL
+                SELECT has_job, is_open, sum(failures)
+                FROM failure_counts
+                GROUP BY 1, 2
+            ) AS differing",
+        ),
+        (
+            "signups more or fewer are counted",
+            "SELECT abs(counted.signups - all_signups.count)
+                + abs(counted.synced - all_signups.synced)
+            FROM (
+                SELECT COALESCE(sum(signups), 0)::int8 AS signups,
+                    COALESCE(sum(synced), 0)::int8 AS synced
+                FROM signup_counts
+            ) AS counted,
+            (
+                SELECT count(*), count(*) FILTER (WHERE customerio_synced) AS synced
+                FROM signups
+            ) AS all_signups",
+        ),
     ] {
         let count = stage.world.count(sql).await;
         if count != 0 {
