@@ -46,6 +46,8 @@ const CLUSTER_ROUND_DURATION: Duration = Duration::from_secs(60);
 const FAILURE_QUEUE: &str = "customerio-sync.failed";
 /// The queue that collects the outcomes of a round.
 const OUTCOME_QUEUE: &str = "chaos.outcomes";
+/// Maximum times that idle replicas are ended while they leave copies.
+const IDLE_ENDS_MAX: usize = 3;
 /// Maximum number of violations that are printed per round.
 const PRINTED_VIOLATIONS: usize = 20;
 
@@ -159,10 +161,7 @@ async fn run_round(
     let (faults, ()) = tokio::join!(inject(&mut stage, &mut rng), publishing);
     let mut violations: Vec<_> = stage.end_faults().await.err().into_iter().collect();
     let may_lose_messages = faults.iter().any(Fault::may_lose_job_messages);
-    violations.extend(check::wait_until_idle(&stage, may_lose_messages).await);
-    for replica in &mut stage.replicas {
-        replica.terminate().await;
-    }
+    violations.extend(end_idle_replicas(&mut stage, may_lose_messages).await);
     let extra_calls: usize = faults.iter().map(Fault::extra_calls).sum();
     violations.extend(check::find_violations(&stage, &load, extra_calls).await);
     violations.extend(check::find_wrong_profiles(&stage, &load).await);
@@ -171,6 +170,24 @@ async fn run_round(
     }
     let summary = format!("{} messages, {} faults", load.len(), faults.len());
     Round { violations, summary, servers: stage.into_servers() }
+}
+
+/// Waits until the replicas are idle, and ends them. They start again while they leave late copies,
+/// which replicas without faults remove.
+async fn end_idle_replicas(stage: &mut Stage, may_lose_messages: bool) -> Vec<String> {
+    let mut violations = Vec::new();
+    for end in 1..=IDLE_ENDS_MAX {
+        violations.extend(check::wait_until_idle(stage, may_lose_messages).await);
+        for replica in &mut stage.replicas {
+            replica.terminate().await;
+        }
+        let is_last = end == IDLE_ENDS_MAX || !violations.is_empty();
+        if is_last || !check::are_copies_left(stage).await {
+            break;
+        }
+        violations.extend(stage.end_faults().await.err());
+    }
+    violations
 }
 
 /// Saves the logs of the replicas and the list of faults, and prints where the database is.
