@@ -8,18 +8,20 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::join_all};
 use lapin::{
     Channel, Consumer,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     },
-    types::FieldTable,
+    types::{DeliveryTag, FieldTable},
 };
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Connection, Error, HeaderMap, headers,
+    Connection, Error, HeaderMap,
+    delivery_channel::DeliveryChannel,
+    headers,
     message::MessageProperties,
     quarantine::{belongs_in_quarantine, move_to_quarantine},
     spans::{self, ServerAddress},
@@ -70,7 +72,7 @@ pub struct Delivery {
 pub struct Acker {
     delivery: Box<lapin::message::Delivery>,
     /// Open as long as a delivery needs it.
-    channel: Arc<Channel>,
+    channel: Arc<DeliveryChannel>,
     delivered_at: Instant,
     acknowledged: AckCounter,
     is_answered: bool,
@@ -112,17 +114,51 @@ impl Acker {
 
     /// Acknowledges the message. Call it only after everything that must follow is committed and
     /// confirmed, or on record.
-    pub async fn ack(mut self) -> AckResult {
-        self.is_answered = true;
-        self.acknowledged.increment();
-        self.answer(self.delivery.ack(BasicAckOptions::default())).await
+    pub async fn ack(self) -> AckResult {
+        Self::ack_all(vec![self]).await
+    }
+
+    /// Acknowledges messages, with one frame for all that no unanswered message precedes.
+    pub async fn ack_all(mut ackers: Vec<Self>) -> AckResult {
+        ackers.sort_unstable_by_key(|acker| (Arc::as_ptr(&acker.channel), acker.tag()));
+        let channels = ackers.chunk_by_mut(|one, other| Arc::ptr_eq(&one.channel, &other.channel));
+        let results = join_all(channels.map(Self::ack_on_channel)).await;
+        results.into_iter().find(|one| *one != AckResult::Sent).unwrap_or(AckResult::Sent)
+    }
+
+    /// Acknowledges messages of one channel, in the order of their tags.
+    async fn ack_on_channel(ackers: &mut [Self]) -> AckResult {
+        let Some(channel) = ackers.first().map(|acker| acker.channel.clone()) else {
+            return AckResult::Sent;
+        };
+        for acker in &mut *ackers {
+            acker.is_answered = true;
+            acker.acknowledged.increment();
+        }
+        let _answering = channel.begin_answers().await;
+        let tags: Vec<_> = ackers.iter().map(Self::tag).collect();
+        let (covered, others) = ackers.split_at(channel.answer(&tags));
+        let multiple = |multiple| BasicAckOptions { multiple };
+        let one_for_all = covered.last().map(|last| (last, multiple(covered.len() > 1)));
+        let one_each = others.iter().map(|acker| (acker, multiple(false)));
+        let sent = one_for_all.into_iter().chain(one_each);
+        let results = sent.map(|(acker, options)| acker.answer(acker.delivery.ack(options)));
+        let results = join_all(results).await;
+        results.into_iter().find(|one| *one != AckResult::Sent).unwrap_or(AckResult::Sent)
     }
 
     /// Requeues the message.
     pub async fn requeue(mut self) -> AckResult {
         self.is_answered = true;
-        self.answer(self.delivery.nack(BasicNackOptions { requeue: true, ..Default::default() }))
-            .await
+        let _answering = self.channel.begin_answers().await;
+        let options = BasicNackOptions { requeue: true, ..Default::default() };
+        let result = self.answer(self.delivery.nack(options)).await;
+        self.channel.answer(&[self.tag()]);
+        result
+    }
+
+    fn tag(&self) -> DeliveryTag {
+        self.delivery.delivery_tag
     }
 
     async fn answer(&self, sent: impl Future<Output = lapin::Result<bool>>) -> AckResult {
@@ -155,9 +191,10 @@ impl Delivery {
         queue: &'static str,
         server: &ServerAddress,
         acknowledged: &AckCounter,
-        channel: &Arc<Channel>,
+        channel: &Arc<DeliveryChannel>,
         mut delivery: lapin::message::Delivery,
     ) -> Self {
+        channel.record(delivery.delivery_tag);
         let text = |value: &Option<lapin::types::ShortString>| {
             value.as_ref().map(|text| cleaned(text.as_str()))
         };
@@ -315,7 +352,7 @@ enum ForwardEnd {
 struct Subscription<'a> {
     connection: &'a Connection,
     queue: &'static str,
-    channel: Arc<Channel>,
+    channel: Arc<DeliveryChannel>,
     consumer: Consumer,
 }
 
@@ -325,7 +362,7 @@ impl<'a> Subscription<'a> {
         queue: &'static str,
         window: &Window,
     ) -> Result<Self, Error> {
-        let channel = Arc::new(connection.channel().await?);
+        let channel = Arc::new(DeliveryChannel::new(connection.channel().await?));
         let consumer = start(&channel, queue, window).await?;
         Ok(Self { connection, queue, channel, consumer })
     }

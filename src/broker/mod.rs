@@ -8,6 +8,7 @@
 mod address;
 mod connection;
 mod consumer;
+mod delivery_channel;
 mod diagnose;
 mod guard;
 mod header_map;

@@ -6,22 +6,25 @@
 
 use std::sync::Arc;
 
-use lapin::{Channel, options::BasicGetOptions};
+use lapin::options::BasicGetOptions;
 
-use super::{Connection, Delivery, Error, while_connected::request, window::AckCounter};
+use super::{
+    Connection, Delivery, Error, delivery_channel::DeliveryChannel, while_connected::request,
+    window::AckCounter,
+};
 
 /// A reader of one queue.
 #[derive(Debug)]
 pub struct QueueReader {
     connection: Arc<Connection>,
-    channel: Arc<Channel>,
+    channel: Arc<DeliveryChannel>,
     queue: &'static str,
 }
 
 impl QueueReader {
     /// A reader that starts at the head of `queue`.
     pub async fn open(connection: Arc<Connection>, queue: &'static str) -> Result<Self, Error> {
-        let channel = Arc::new(connection.channel().await?);
+        let channel = Arc::new(DeliveryChannel::new(connection.channel().await?));
         Ok(Self { connection, channel, queue })
     }
 

@@ -84,10 +84,8 @@ impl Mirror {
             for message in &messages {
                 self.metrics.mirrored.with_label_values(&[message.reason.as_str()]).inc();
             }
-            for (acker, span) in ackers.into_iter().zip(spans) {
-                acker.ack().await;
-                drop(span);
-            }
+            Acker::ack_all(ackers).await;
+            drop(spans);
         }
     }
 }

@@ -13,7 +13,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
@@ -27,7 +27,7 @@ use super::{
     progress::ProgressGuard,
 };
 use crate::{
-    broker::{AckResult, capped},
+    broker::{AckResult, Acker, capped},
     customerio::{Permit, PushResult, PushedJob},
     event::Rejected,
     job::{
@@ -344,12 +344,12 @@ impl Pipeline {
             if is_recorded {
                 self.count_attempt(&settlement);
                 batch.counts.add(&settlement.verdict);
-                finished.push(acknowledge(message.envelope));
+                finished.push(message.envelope);
             } else {
                 batch.again.push(message);
             }
         }
-        join_all(finished).await;
+        acknowledge_all(finished).await;
     }
 
     fn decide(
@@ -434,9 +434,13 @@ pub(super) fn with_spans(
     rows
 }
 
-pub(super) async fn acknowledge(mut envelope: Envelope) {
-    let Some(acker) = envelope.acker.take() else { return };
-    if acker.ack().await == AckResult::ChannelClosed {
+pub(super) async fn acknowledge(envelope: Envelope) {
+    acknowledge_all(vec![envelope]).await;
+}
+
+async fn acknowledge_all(mut envelopes: Vec<Envelope>) {
+    let ackers = envelopes.iter_mut().filter_map(|envelope| envelope.acker.take()).collect();
+    if Acker::ack_all(ackers).await == AckResult::ChannelClosed {
         tracing::debug!(
             "the channel of a delivery is closed; the message will be redelivered and answered \
              from the ledger"
