@@ -31,7 +31,8 @@ impl DeliveryChannel {
         self.unanswered().0.insert(tag);
     }
 
-    /// Waits until no other answers are being sent. The next ones may be sent while the guard lives.
+    /// Waits until no other answers are being sent. The next ones may be sent while the guard
+    /// lives.
     pub(super) async fn begin_answers(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.answering.lock().await
     }

@@ -6,7 +6,7 @@
 use super::{Error, Ledger};
 
 impl Ledger {
-    /// Replaces the oldest rows of each count by their sum: at most 100,000 per call and count.
+    /// Replaces the oldest rows of each count by their sum: at most a million per call and count.
     pub async fn sum_counts(&self) -> Result<(), Error> {
         for sql in [TAKEN_IN, COMPLETED, OPEN, FAILURES, SIGNUPS] {
             sqlx::query(sql).execute(&self.pool).await.map_err(Error::doing("summing counts"))?;
@@ -18,7 +18,7 @@ impl Ledger {
 const TAKEN_IN: &str = "
 WITH counted AS (
     DELETE FROM taken_in
-    WHERE id IN (SELECT id FROM taken_in ORDER BY id LIMIT 100000)
+    WHERE id IN (SELECT id FROM taken_in ORDER BY id LIMIT 1000000)
     RETURNING jobs, unprocessable
 )
 INSERT INTO taken_in (jobs, unprocessable)
@@ -29,7 +29,7 @@ HAVING count(*) > 0";
 const COMPLETED: &str = "
 WITH counted AS (
     DELETE FROM completed_counts
-    WHERE id IN (SELECT id FROM completed_counts ORDER BY id LIMIT 100000)
+    WHERE id IN (SELECT id FROM completed_counts ORDER BY id LIMIT 1000000)
     RETURNING sync_phase, jobs
 )
 INSERT INTO completed_counts (sync_phase, jobs)
@@ -40,7 +40,7 @@ GROUP BY sync_phase";
 const OPEN: &str = "
 WITH counted AS (
     DELETE FROM open_counts
-    WHERE id IN (SELECT id FROM open_counts ORDER BY id LIMIT 100000)
+    WHERE id IN (SELECT id FROM open_counts ORDER BY id LIMIT 1000000)
     RETURNING state, sync_phase, error_type, error_signature, jobs
 )
 INSERT INTO open_counts (state, sync_phase, error_type, error_signature, jobs)
@@ -58,7 +58,7 @@ WITH counted AS (
         FROM failure_counts
         WHERE written_at < now() - interval '10 seconds'
         ORDER BY id
-        LIMIT 100000
+        LIMIT 1000000
     )
     RETURNING has_job, is_open, failures
 )
@@ -71,7 +71,7 @@ HAVING sum(failures) <> 0";
 const SIGNUPS: &str = "
 WITH counted AS (
     DELETE FROM signup_counts
-    WHERE id IN (SELECT id FROM signup_counts ORDER BY id LIMIT 100000)
+    WHERE id IN (SELECT id FROM signup_counts ORDER BY id LIMIT 1000000)
     RETURNING minute, signups, synced
 )
 INSERT INTO signup_counts (minute, signups, synced)
