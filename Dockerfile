@@ -13,8 +13,10 @@ ENV SQLX_OFFLINE=true
 # Dependencies, in a layer of their own: it is built again only when they change. Empty sources stand in for ours.
 COPY Cargo.toml Cargo.lock rust-toolchain.toml ./
 COPY tests/support/servers/Cargo.toml tests/support/servers/
-RUN mkdir -p src tests/support/servers/src \
+COPY benches/Cargo.toml benches/
+RUN mkdir -p src benches/src tests/support/servers/src \
     && echo 'fn main() {}' > src/main.rs \
+    && cp src/main.rs benches/src/main.rs \
     && cp src/main.rs tests/support/servers/src/main.rs \
     && touch src/lib.rs tests/support/servers/src/lib.rs \
     && cargo build --release --locked
