@@ -9,11 +9,11 @@ DECLARE
 BEGIN
     EXECUTE 'SELECT ' || bound_after INTO bound USING latest_attempt;
     EXECUTE format(
-        'ALTER TABLE sync_attempts ADD CONSTRAINT attempts_bound CHECK (started_at < %L) NOT VALID', bound
+        'ALTER TABLE sync_attempts ADD CONSTRAINT sync_attempts_bound CHECK (started_at < %L) NOT VALID', bound
     );
     EXECUTE 'SELECT ' || bound_after INTO bound USING latest_entry;
     EXECUTE format(
-        'ALTER TABLE audit_logs ADD CONSTRAINT audit_bound CHECK (created_at < %L) NOT VALID', bound
+        'ALTER TABLE audit_logs ADD CONSTRAINT audit_logs_bound CHECK (created_at < %L) NOT VALID', bound
     );
 END;
 $$;

@@ -19,11 +19,11 @@ $$;
 
 -- The partitions of a table with their bounds, which are null at its ends and for the default one.
 CREATE FUNCTION history_partitions(parent regclass)
-RETURNS TABLE (partition regclass, is_default boolean, lower_bound timestamptz, upper_bound timestamptz)
+RETURNS TABLE (partition regclass, lower_bound timestamptz, upper_bound timestamptz)
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT c.oid::regclass, bounds.text = 'DEFAULT',
+    SELECT c.oid::regclass,
         substring(bounds.text FROM 'FROM \(''([^'']+)''\)')::timestamptz,
         substring(bounds.text FROM 'TO \(''([^'']+)''\)')::timestamptz
     FROM pg_inherits i
@@ -52,14 +52,11 @@ $$;
 DO $$
 DECLARE
     one record;
-    attempts_bound timestamptz;
     granted record;
 BEGIN
     FOR one IN
-        SELECT *
-        FROM (
-            VALUES ('sync_attempts', 'attempts_bound', 'started_at'), ('audit_logs', 'audit_bound', 'created_at')
-        ) AS v (name, bound_name, time_column)
+        SELECT name, time_column
+        FROM history_tables()
     LOOP
         EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', one.name);
         EXECUTE format(
@@ -72,7 +69,7 @@ BEGIN
             'CREATE TABLE %I (LIKE %I INCLUDING CONSTRAINTS INCLUDING DEFAULTS) PARTITION BY RANGE (%I)',
             one.name, one.name || '_first', one.time_column
         );
-        EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', one.name, one.bound_name);
+        EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', one.name, one.name || '_bound');
         EXECUTE format(
             'ALTER TABLE %I ALTER id SET DEFAULT nextval(%L)', one.name, one.name || '_ids'
         );
@@ -108,18 +105,18 @@ DECLARE
     bound timestamptz;
 BEGIN
     FOR one IN
-        SELECT *
-        FROM (VALUES ('sync_attempts', 'attempts_bound'), ('audit_logs', 'audit_bound')) AS v (name, bound_name)
+        SELECT name
+        FROM history_tables()
     LOOP
         SELECT substring(pg_get_constraintdef(oid) FROM '''([^'']+)''')::timestamptz
         INTO STRICT bound
         FROM pg_constraint
-        WHERE conname = one.bound_name AND conrelid = (one.name || '_first')::regclass;
+        WHERE conname = one.name || '_bound' AND conrelid = (one.name || '_first')::regclass;
         EXECUTE format(
             'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (MINVALUE) TO (%L)',
             one.name, one.name || '_first', bound
         );
-        EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', one.name || '_first', one.bound_name);
+        EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', one.name || '_first', one.name || '_bound');
         EXECUTE format('CREATE TABLE %I PARTITION OF %I DEFAULT', one.name || '_default', one.name);
     END LOOP;
 END;
