@@ -87,6 +87,13 @@ pub enum AckResult {
     ChannelClosed,
 }
 
+impl AckResult {
+    /// `Sent` if each was sent.
+    fn of_all(results: Vec<Self>) -> Self {
+        results.into_iter().find(|one| *one != Self::Sent).unwrap_or(Self::Sent)
+    }
+}
+
 /// Pause before a message is requeued whose task has failed. Until then, the claim on its job is
 /// released.
 const DROPPED_PAUSE: Duration = Duration::from_secs(1);
@@ -122,8 +129,7 @@ impl Acker {
     pub async fn ack_all(mut ackers: Vec<Self>) -> AckResult {
         ackers.sort_unstable_by_key(|acker| (Arc::as_ptr(&acker.channel), acker.tag()));
         let channels = ackers.chunk_by_mut(|one, other| Arc::ptr_eq(&one.channel, &other.channel));
-        let results = join_all(channels.map(Self::ack_on_channel)).await;
-        results.into_iter().find(|one| *one != AckResult::Sent).unwrap_or(AckResult::Sent)
+        AckResult::of_all(join_all(channels.map(Self::ack_on_channel)).await)
     }
 
     /// Acknowledges messages of one channel, in the order of their tags.
@@ -143,8 +149,7 @@ impl Acker {
         let one_each = others.iter().map(|acker| (acker, multiple(false)));
         let sent = one_for_all.into_iter().chain(one_each);
         let results = sent.map(|(acker, options)| acker.answer(acker.delivery.ack(options)));
-        let results = join_all(results).await;
-        results.into_iter().find(|one| *one != AckResult::Sent).unwrap_or(AckResult::Sent)
+        AckResult::of_all(join_all(results).await)
     }
 
     /// Requeues the message.
