@@ -144,11 +144,14 @@ async fn open_jobs(stage: &Stage) -> i64 {
     stage.world.count(sql).await
 }
 
+async fn open_failures(stage: &Stage) -> i64 {
+    stage.world.count("SELECT count(*) FROM sync_failures WHERE resolved_at IS NULL").await
+}
+
 /// Returns the queues that have ready or unacknowledged messages, and the failure queue if its
 /// length differs from the number of open failures.
 async fn unexpected_queues(stage: &Stage) -> BTreeMap<String, i64> {
-    let open_failures =
-        stage.world.count("SELECT count(*) FROM sync_failures WHERE resolved_at IS NULL").await;
+    let open_failures = open_failures(stage).await;
     let queues = stage.world.management("queues").await;
     let mut unexpected = BTreeMap::new();
     for queue in queues.as_array().expect("a list") {
@@ -683,8 +686,7 @@ async fn depths(stage: &Stage) -> BTreeMap<String, u32> {
 /// replica may publish a copy that another one has published already, and end before it is consumed
 /// or swept.
 pub(crate) async fn are_copies_left(stage: &Stage) -> bool {
-    let failures = "SELECT COALESCE(sum(failures), 0)::int8 FROM failure_counts WHERE is_open";
-    let open_failures = stage.world.count(failures).await;
+    let open_failures = open_failures(stage).await;
     depths(stage).await.into_iter().any(|(name, depth)| match name.as_str() {
         OUTCOME_QUEUE => false,
         FAILURE_QUEUE => i64::from(depth) != open_failures,
