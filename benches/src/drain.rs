@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// The conditions of a run.
-pub(crate) struct Scenario {
-    pub(crate) name: &'static str,
+struct Scenario {
+    name: &'static str,
     /// Duration of a call, in milliseconds.
     latency: u64,
     /// Share of the calls that fail.
@@ -35,7 +35,7 @@ const SCENARIOS: [Scenario; 7] = [
 const EVENTS_FACTOR_WITH_LATENCY: usize = 3;
 
 /// What a run cost.
-pub(crate) struct Cost {
+struct Cost {
     cpu: CpuTimes,
     service_cpu: f64,
     simulator_cpu: f64,
@@ -78,10 +78,23 @@ async fn run(
         stage.add_fault(fault).await;
     }
     let start = || (0..scenario.replicas).map(|_| stage.serve(program).0).collect();
-    let (rate, cost) = drain(servers, &stage, events, start).await;
+    let what = format!("drain, {}", scenario.name);
+    report_drain(servers, &stage, (&what, name), events, start, report).await;
     stage.remove().await;
-    report.add(&format!("drain, {}", scenario.name), name, "jobs/s", rate);
-    cost.report(&format!("drain, {}", scenario.name), name, events, report);
+}
+
+/// Drains as [`drain`] does, and reports the rate and the cost.
+pub(crate) async fn report_drain(
+    servers: &Servers,
+    stage: &Stage<'_>,
+    (what, name): (&str, &str),
+    events: usize,
+    start: impl FnOnce() -> Vec<Program>,
+    report: &mut Report,
+) {
+    let (rate, cost) = drain(servers, stage, events, start).await;
+    report.add(what, name, "jobs/s", rate);
+    cost.report(what, name, events, report);
 }
 
 /// Starts the consumers, waits until `events` jobs are completed, and returns the jobs per second
@@ -89,7 +102,7 @@ async fn run(
 ///
 /// The rate is that of the first nine tenths of the jobs: from the creation of the first one to the
 /// completion of the last of them. The rest may wait on a delay tier.
-pub(crate) async fn drain(
+async fn drain(
     servers: &Servers,
     stage: &Stage<'_>,
     events: usize,
@@ -137,7 +150,7 @@ async fn commits(stage: &Stage<'_>) -> f64 {
 }
 
 impl Cost {
-    pub(crate) fn report(&self, what: &str, name: &str, events: usize, report: &mut Report) {
+    fn report(&self, what: &str, name: &str, events: usize, report: &mut Report) {
         let micros = |seconds: f64| seconds * 1e6 / events as f64;
         for (resource, unit, value) in [
             ("CPU of the service", "us/job", micros(self.service_cpu)),

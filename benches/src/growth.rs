@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     arguments::Arguments,
-    drain::drain,
+    drain::report_drain,
     report::Report,
     servers::Servers,
     stage::{Stage, folder},
@@ -40,10 +40,8 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
             stage.clear_simulator().await;
             stage.publish(&arguments.program, arguments.events);
             let start = || vec![serve(&stage, arguments).0];
-            let (rate, cost) = drain(servers, &stage, arguments.events, start).await;
             let what = format!("drain with {jobs} jobs in the tables");
-            report.add(&what, "this", "jobs/s", rate);
-            cost.report(&what, "this", arguments.events, report);
+            report_drain(servers, &stage, (&what, "this"), arguments.events, start, report).await;
         }
         stage.remove().await;
     }

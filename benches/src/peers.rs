@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     arguments::Arguments,
-    drain::drain,
+    drain::report_drain,
     report::Report,
     servers::{Servers, output},
     stage::{Program, Stage, spawn},
@@ -68,9 +68,7 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
         let stage = Stage::new(servers, &arguments.program, &arguments.program).await;
         publish_samples(&stage, arguments, arguments.events);
         let start = || vec![stage.serve(&arguments.program).0];
-        let (rate, cost) = drain(servers, &stage, arguments.events, start).await;
-        report.add(WHAT, "this", "jobs/s", rate);
-        cost.report(WHAT, "this", arguments.events, report);
+        report_drain(servers, &stage, (WHAT, "this"), arguments.events, start, report).await;
         stage.remove().await;
         for peer in &PEERS {
             run(servers, peer, arguments, report).await;
@@ -89,9 +87,7 @@ async fn run(servers: &Servers, peer: &Peer, arguments: &Arguments, report: &mut
         None => publish_samples(&stage, arguments, events),
     }
     let start = || vec![start(&stage, &folder, peer.start)];
-    let (rate, cost) = drain(servers, &stage, events, start).await;
-    report.add(WHAT, peer.name, "jobs/s", rate);
-    cost.report(WHAT, peer.name, events, report);
+    report_drain(servers, &stage, (WHAT, peer.name), events, start, report).await;
     stage.remove().await;
 }
 
