@@ -109,6 +109,36 @@ fn flags_of_signups_are_updated_in_one_place() {
     }
 }
 
+/// The completions of a batch lock their signups by the update of the flags, in the lock order,
+/// before they change jobs.
+fn locks_completed_signups_in_order(flags: &str, settle: &str) -> bool {
+    let (flags, settle) = (normalized(flags), normalized(settle));
+    let update =
+        flags.split("UPDATE signups s").find(|rest| rest.contains("SET customerio_synced = true"));
+    let is_ordered = update.is_some_and(|update| {
+        update.split("WHERE").next().is_some_and(|from| from.contains("ORDER BY id ) AS e"))
+    });
+    let locked = settle.find("flags::set_synced(");
+    let changed = locked.and_then(|at| settle[..at].rfind("settle_jobs(&mut"));
+    let began = locked.and_then(|at| settle[..at].rfind("begin_to_settle()"));
+    is_ordered && began.is_some() && changed.is_none_or(|changed| Some(changed) < began)
+}
+
+#[test]
+fn completed_signups_are_locked_in_order_before_their_jobs() {
+    let files = ledger();
+    let content = |wanted: &str| {
+        let (_, content) = files.iter().find(|(name, _)| name == wanted).expect("a file");
+        content.clone()
+    };
+    let (flags, settle) = (content("flags.rs"), content("settle.rs"));
+    assert!(locks_completed_signups_in_order(&flags, &settle));
+    let unordered = flags.replacen("ORDER BY id", "", 1);
+    assert!(!locks_completed_signups_in_order(&unordered, &settle));
+    let late = "begin_to_settle() settle_jobs(&mut transaction) flags::set_synced(";
+    assert!(!locks_completed_signups_in_order(&flags, late));
+}
+
 #[test]
 fn planted_faults_are_found() {
     let unordered = "SELECT id FROM signup_customerio_sync_jobs WHERE claim = $1 FOR UPDATE";

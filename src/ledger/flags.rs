@@ -21,6 +21,34 @@ impl ChangedSignup<'_> {
     }
 }
 
+/// Records that a job of each signup is completed: signups by id, each with the person identifier
+/// that was used. Locks the signups in the lock order (locks.rs), so it may be the first statement
+/// of its transaction. A completion changes nothing about the failed jobs of its signup.
+pub(super) async fn set_synced(
+    connection: &mut Session,
+    completed: &[(Uuid, &str)],
+) -> Result<(), Error> {
+    sqlx::query!(
+        r#"
+        UPDATE signups s
+        SET customerio_synced = true, customerio_synced_at = now(),
+            customerio_contact_id = e.contact_id, updated_at = now()
+        FROM (
+            SELECT id, contact_id
+            FROM UNNEST($1::uuid[], $2::text[]) AS e (id, contact_id)
+            ORDER BY id
+        ) AS e
+        WHERE s.id = e.id
+        "#,
+        &column!(completed, one => one.0) as _,
+        &column!(completed, one => one.1) as _,
+    )
+    .execute(connection)
+    .await
+    .map_err(Error::doing("updating the flags of completed signups"))?;
+    Ok(())
+}
+
 /// Sets the flags of the signups to what their jobs say. The caller owns the locks on the signups.
 pub(super) async fn update(
     connection: &mut Session,

@@ -8,13 +8,14 @@
 //!    signup; the two jobs of one signup are covered by the lock on the signup);
 //! 3. rows of any other table.
 //!
-//! A transaction that changes jobs and signups locks the signups first ([`signups`], or
-//! `lock_signups.sql`). A claim inserts new signups last, by `id`: no transaction that waits for an
-//! insert owns a lock that the inserting one still waits for. A statement that locks jobs alone
-//! either orders them by `signup_id` or skips locked rows. A step of a bulk retry or a bulk action
-//! locks its own row first, which only its steps and its cancellation lock. `tests/lock_order.rs`
-//! checks the SQL. PostgreSQL resolves the deadlocks that are left, such as those over the order in
-//! which one `UPDATE` visits its rows, by aborting one transaction, which is then retried.
+//! A transaction that changes jobs and signups locks the signups first: with [`signups`], with
+//! `lock_signups.sql`, or by an update of them ([`set_synced`](super::flags::set_synced)). A claim
+//! inserts new signups last, by `id`: no transaction that waits for an insert owns a lock that the
+//! inserting one still waits for. A statement that locks jobs alone either orders them by
+//! `signup_id` or skips locked rows. A step of a bulk retry or a bulk action locks its own row
+//! first, which only its steps and its cancellation lock. `tests/lock_order.rs` checks the SQL.
+//! PostgreSQL resolves the deadlocks that are left, such as those over the order in which one
+//! `UPDATE` visits its rows, by aborting one transaction, which is then retried.
 
 use uuid::Uuid;
 

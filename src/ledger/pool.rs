@@ -177,11 +177,11 @@ impl Pool {
         self.begin_with("BEGIN").await
     }
 
-    /// Begins a transaction with a statement of its own.
-    pub(super) async fn begin_with(&self, statement: &'static str) -> sqlx::Result<Transaction> {
+    /// Begins a transaction with statements of its own.
+    pub(super) async fn begin_with(&self, statements: &'static str) -> sqlx::Result<Transaction> {
         let mut session = self.acquire().await?;
-        sqlx::raw_sql(statement).execute(&mut session).await?;
-        Ok(Transaction { session, is_committed: false })
+        sqlx::raw_sql(statements).execute(&mut session).await?;
+        Ok(Transaction { session, has_ended: false })
     }
 
     /// Closes the idle connections. Those in use are closed when they return.
@@ -242,19 +242,26 @@ impl fmt::Debug for Session {
     }
 }
 
-/// A transaction. If it is dropped before it is committed, its connection is closed, and PostgreSQL
+/// A transaction. If it is dropped before it has ended, its connection is closed, and PostgreSQL
 /// rolls it back.
 #[derive(Debug)]
 pub(super) struct Transaction {
     session: Session,
-    is_committed: bool,
+    has_ended: bool,
 }
 
 impl Transaction {
     /// Commits it.
     pub(super) async fn commit(mut self) -> sqlx::Result<()> {
         sqlx::raw_sql("COMMIT").execute(&mut self.session).await?;
-        self.is_committed = true;
+        self.has_ended = true;
+        Ok(())
+    }
+
+    /// Rolls it back, and keeps its connection.
+    pub(super) async fn rollback(mut self) -> sqlx::Result<()> {
+        sqlx::raw_sql("ROLLBACK").execute(&mut self.session).await?;
+        self.has_ended = true;
         Ok(())
     }
 
@@ -271,7 +278,7 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        self.session.is_usable &= self.is_committed;
+        self.session.is_usable &= self.has_ended;
     }
 }
 

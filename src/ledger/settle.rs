@@ -12,7 +12,7 @@ use super::{
     audit::{self, AuditAction, AuditEntry},
     flags::{self, ChangedSignup},
     locks, outbox,
-    pool::Session,
+    pool::{Session, Transaction},
 };
 use crate::{
     diagnosis::signature,
@@ -158,31 +158,69 @@ impl Ledger {
         settlements: &[Settlement],
         rest: ClaimRest,
     ) -> Result<SettledBatch, Error> {
-        let mut transaction =
-            self.pool.begin().await.map_err(Error::doing("beginning to settle"))?;
+        if let Some(batch) = self.try_complete(claim, settlements, rest).await? {
+            return Ok(batch);
+        }
+        let mut transaction = self.begin_to_settle().await?;
         let signups: Vec<_> = settlements.iter().map(|one| one.job.signup_id).collect();
         locks::signups(&mut transaction, &signups).await?;
         let settled = settle_jobs(&mut transaction, claim, settlements).await?;
-        let mut recorded: HashSet<_> = settled.keys().copied().collect();
         let kept: Vec<_> =
-            settlements.iter().filter(|one| recorded.contains(&one.job.id)).collect();
-        let mut outbox = Vec::new();
+            settlements.iter().filter(|one| settled.contains_key(&one.job.id)).collect();
         if !kept.is_empty() {
             update_flags(&mut transaction, &kept).await?;
-            insert_attempts(&mut transaction, &kept).await?;
-            insert_audit(&mut transaction, &kept).await?;
-            let report = |one: &&Settlement| Some(one.report(*settled.get(&one.job.id)?));
-            let reports = kept.iter().filter_map(report).collect();
-            outbox = outbox::insert(&mut transaction, self.replica, reports).await?;
         }
-        if rest == ClaimRest::Empty {
-            end_claim(&mut transaction, claim).await?;
-        }
+        let mut recorded: HashSet<_> = settled.keys().copied().collect();
         if kept.len() < settlements.len() {
             recorded.extend(settled_before(&mut transaction, claim, settlements).await?);
         }
-        transaction.commit().await.map_err(Error::doing("committing settled jobs"))?;
+        let outbox = self.record(&mut transaction, &kept, &settled).await?;
+        end(transaction, claim, rest).await?;
         Ok(SettledBatch { recorded, outbox })
+    }
+
+    /// Settles jobs that are all completed, with one access to each signup: the update of its flags
+    /// is also its lock. Changes nothing and returns `None` if a job is not completed, has no
+    /// person identifier or has another claim.
+    async fn try_complete(
+        &self,
+        claim: Uuid,
+        settlements: &[Settlement],
+        rest: ClaimRest,
+    ) -> Result<Option<SettledBatch>, Error> {
+        let Some(completed) = completed(settlements) else { return Ok(None) };
+        let mut transaction = self.begin_to_settle().await?;
+        flags::set_synced(&mut transaction, &completed).await?;
+        let settled = settle_jobs(&mut transaction, claim, settlements).await?;
+        if settled.len() < settlements.len() {
+            transaction.rollback().await.map_err(Error::doing("beginning to settle again"))?;
+            return Ok(None);
+        }
+        let kept: Vec<_> = settlements.iter().collect();
+        let outbox = self.record(&mut transaction, &kept, &settled).await?;
+        end(transaction, claim, rest).await?;
+        Ok(Some(SettledBatch { recorded: settled.into_keys().collect(), outbox }))
+    }
+
+    async fn begin_to_settle(&self) -> Result<Transaction, Error> {
+        self.pool.begin().await.map_err(Error::doing("beginning to settle"))
+    }
+
+    /// Records the history of settled jobs, and the messages that must follow.
+    async fn record(
+        &self,
+        connection: &mut Session,
+        kept: &[&Settlement],
+        settled: &HashMap<Uuid, SettledTimes>,
+    ) -> Result<Vec<OutboxRow>, Error> {
+        if kept.is_empty() {
+            return Ok(Vec::new());
+        }
+        insert_attempts(connection, kept).await?;
+        insert_audit(connection, kept).await?;
+        let report = |one: &&Settlement| Some(one.report(*settled.get(&one.job.id)?));
+        let reports = kept.iter().filter_map(report).collect();
+        outbox::insert(connection, self.replica, reports).await
     }
 
     /// Renews the lease of all claims with this id.
@@ -260,13 +298,25 @@ impl Ledger {
     }
 }
 
-/// Ends a claim whose jobs are all settled.
-async fn end_claim(connection: &mut Session, claim: Uuid) -> Result<(), Error> {
-    sqlx::query!("DELETE FROM claims WHERE claim = $1", claim)
-        .execute(connection)
-        .await
-        .map_err(Error::doing("ending a claim"))?;
-    Ok(())
+/// The signups and person identifiers of `settlements`, if all of them are completions.
+fn completed(settlements: &[Settlement]) -> Option<Vec<(Uuid, &str)>> {
+    let all = settlements.iter();
+    all.map(|one| match one.verdict {
+        Verdict::Complete => Some((one.job.signup_id, one.contact_id.as_deref()?)),
+        Verdict::Retry { .. } | Verdict::Fail { .. } => None,
+    })
+    .collect()
+}
+
+/// Commits settled jobs, and ends their claim if no job of it is left.
+async fn end(mut transaction: Transaction, claim: Uuid, rest: ClaimRest) -> Result<(), Error> {
+    if rest == ClaimRest::Empty {
+        sqlx::query!("DELETE FROM claims WHERE claim = $1", claim)
+            .execute(&mut *transaction)
+            .await
+            .map_err(Error::doing("ending a claim"))?;
+    }
+    transaction.commit().await.map_err(Error::doing("committing settled jobs"))
 }
 
 /// The times of the first failure of a job and of its settlement.

@@ -1,6 +1,6 @@
 //! Guarantees of the ledger, tested without the rest of the service.
 
-use crate::support::{World, arrival, completion, submitted, wait_for};
+use crate::support::{World, arrival, completion, confirmed, submitted, wait_for};
 use customerio_sync::{
     job::{AttemptId, Failure, FailureCause, Reason, SyncPhase, Verdict, job_id},
     ledger::{ClaimOutcome, ClaimRest, FailedMessage, Ledger, MessageReadLimits, Settlement},
@@ -51,6 +51,58 @@ async fn a_settlement_with_a_lost_claim_changes_nothing() {
         matches!(third.outcomes[0], ClaimOutcome::Settled(_)),
         "the ledger returns the end state"
     );
+}
+
+/// The settlement of a claimed job that was refused.
+fn refusal(outcome: &ClaimOutcome) -> Settlement {
+    let failure = Failure { cause: None, ..Failure::new(FailureCause::ItemRefused, "refused") };
+    let verdict = Verdict::Fail { reason: Reason::Permanent, failure };
+    Settlement { verdict, ..completion(outcome) }
+}
+
+#[tokio::test]
+async fn a_completion_keeps_the_error_of_the_other_job_of_its_signup() {
+    let world = World::new().await;
+    let ledger = migrated_ledger(&world).await;
+    let (failed, other) = (Uuid::new_v4(), Uuid::new_v4());
+    for (event, settlement) in [
+        (submitted(failed), refusal as fn(&ClaimOutcome) -> Settlement),
+        (submitted(other), completion),
+    ] {
+        let batch = ledger.claim(Uuid::new_v4(), &[arrival(&event, false)]).await.expect("claimed");
+        let settlements = [settlement(&batch.outcomes[0])];
+        ledger.settle(batch.claim, &settlements, ClaimRest::Empty).await.expect("settled");
+    }
+
+    let arrivals = [failed, other].map(|signup| arrival(&confirmed(signup), false));
+    let batch = ledger.claim(Uuid::new_v4(), &arrivals).await.expect("claimed");
+    let settlements: Vec<_> = batch.outcomes.iter().map(completion).collect();
+    let settled = ledger.settle(batch.claim, &settlements, ClaimRest::Empty).await;
+    assert_eq!(settled.expect("settled").recorded.len(), 2);
+    let synced = "SELECT count(*) FROM signups WHERE customerio_synced";
+    assert_eq!(world.count(synced).await, 2);
+    let with_error = "SELECT count(*) FROM signups WHERE customerio_sync_error = 'refused'";
+    assert_eq!(world.count(with_error).await, 1);
+}
+
+#[tokio::test]
+async fn completions_are_recorded_without_those_whose_claim_was_lost() {
+    let world = World::new().await;
+    let ledger = migrated_ledger(&world).await;
+    let (lost, kept) = (submitted(Uuid::new_v4()), submitted(Uuid::new_v4()));
+    let arrivals = [arrival(&lost, false), arrival(&kept, false)];
+    let batch = ledger.claim(Uuid::new_v4(), &arrivals).await.expect("claimed");
+    ledger.claim(Uuid::new_v4(), &[arrival(&lost, true)]).await.expect("taken over");
+
+    let settlements: Vec<_> = batch.outcomes.iter().map(completion).collect();
+    let settled = ledger.settle(batch.claim, &settlements, ClaimRest::Empty).await;
+    let recorded = settled.expect("settled").recorded;
+    assert_eq!(recorded, [settlements[1].job.id].into());
+    let synced = "SELECT count(*) FROM signups WHERE customerio_synced";
+    assert_eq!(world.count(synced).await, 1);
+    let completed = "SELECT count(*) FROM signup_customerio_sync_jobs WHERE status = 'completed'";
+    assert_eq!(world.count(completed).await, 1);
+    assert_eq!(world.count("SELECT count(*) FROM sync_attempts").await, 1);
 }
 
 #[tokio::test]
@@ -168,13 +220,7 @@ async fn a_settled_message_is_answered_from_before_the_event_that_follows_it() {
     let signup = Uuid::new_v4();
     let (first, second) = (submitted(signup), submitted(signup));
     let batch = ledger.claim(Uuid::new_v4(), &[arrival(&first, false)]).await.expect("claimed");
-    let settlement = Settlement {
-        verdict: Verdict::Fail {
-            reason: Reason::Permanent,
-            failure: Failure { cause: None, ..Failure::new(FailureCause::ItemRefused, "refused") },
-        },
-        ..completion(&batch.outcomes[0])
-    };
+    let settlement = refusal(&batch.outcomes[0]);
     let settled =
         ledger.settle(batch.claim, &[settlement], ClaimRest::Empty).await.expect("settled");
     let report = &settled.outbox[0].reports[0];

@@ -10,10 +10,14 @@ use customerio_sync::{
 };
 use serde_json::Value;
 
-/// The arrival of a submitted event.
+/// The arrival of an event.
 pub(crate) fn arrival(event: &Value, redelivered: bool) -> Arrival {
     let body = event.to_string();
-    let raw = RawEvent::new(EventType::Submitted, body.as_bytes());
+    let event_type = match event.get("bet_slip") {
+        Some(_) => EventType::Confirmed,
+        None => EventType::Submitted,
+    };
+    let raw = RawEvent::new(event_type, body.as_bytes());
     Arrival {
         source: Source::Event(Box::new(event::parse(raw).expect("valid"))),
         redelivered,
