@@ -97,7 +97,7 @@ impl Ledger {
         arrivals: &[&Arrival],
     ) -> Result<Option<Vec<ClaimOutcome>>, Error> {
         let mut transaction =
-            self.pool.begin().await.map_err(Error::doing("beginning to claim jobs"))?;
+            self.pool.begin_by_key().await.map_err(Error::doing("beginning to claim jobs"))?;
         let mut working_set = self.lock(&mut transaction, claim, arrivals).await?;
         let mut answers = Vec::with_capacity(arrivals.len());
         for (index, arrival) in arrivals.iter().enumerate() {

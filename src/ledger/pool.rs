@@ -177,6 +177,13 @@ impl Pool {
         self.begin_with("BEGIN").await
     }
 
+    /// Begins a transaction whose statements look up each row by its key. PostgreSQL would read all
+    /// of a table that is short or has no statistics yet, once per batch
+    /// (<https://www.postgresql.org/docs/current/runtime-config-query.html>).
+    pub(super) async fn begin_by_key(&self) -> sqlx::Result<Transaction> {
+        self.begin_with("BEGIN; SET LOCAL enable_seqscan = off").await
+    }
+
     /// Begins a transaction with statements of its own.
     pub(super) async fn begin_with(&self, statements: &'static str) -> sqlx::Result<Transaction> {
         let mut session = self.acquire().await?;

@@ -203,7 +203,7 @@ impl Ledger {
     }
 
     async fn begin_to_settle(&self) -> Result<Transaction, Error> {
-        self.pool.begin().await.map_err(Error::doing("beginning to settle"))
+        self.pool.begin_by_key().await.map_err(Error::doing("beginning to settle"))
     }
 
     /// Records the history of settled jobs, and the messages that must follow.

@@ -106,6 +106,31 @@ async fn completions_are_recorded_without_those_whose_claim_was_lost() {
 }
 
 #[tokio::test]
+async fn a_batch_reads_no_whole_table() {
+    let world = World::new().await;
+    let ledger = migrated_ledger(&world).await;
+    sqlx::query("SELECT pg_stat_reset()").execute(&world.pool).await.expect("reset");
+    let signups: Vec<_> = (0..200).map(|_| Uuid::new_v4()).collect();
+    for event in [submitted, confirmed] {
+        let arrivals: Vec<_> = signups.iter().map(|id| arrival(&event(*id), false)).collect();
+        let batch = ledger.claim(Uuid::new_v4(), &arrivals).await.expect("claimed");
+        let settlements: Vec<_> = batch.outcomes.iter().map(completion).collect();
+        ledger.settle(batch.claim, &settlements, ClaimRest::Empty).await.expect("settled");
+    }
+    // PostgreSQL adds the counts of a session when it ends.
+    ledger.close().await;
+    wait_for("the counts of both tables", || async {
+        let sql = "SELECT count(*) FROM pg_stat_user_tables WHERE idx_scan > 0
+            AND relname IN ('signups', 'signup_customerio_sync_jobs')";
+        (world.count(sql).await == 2).then_some(())
+    })
+    .await;
+    let sql = "SELECT COALESCE(sum(seq_scan), 0)::int8 FROM pg_stat_user_tables
+        WHERE relname IN ('signups', 'signup_customerio_sync_jobs')";
+    assert_eq!(world.count(sql).await, 0);
+}
+
+#[tokio::test]
 async fn a_commit_without_a_response_is_recognized_when_repeated() {
     let world = World::new().await;
     let ledger = migrated_ledger(&world).await;
