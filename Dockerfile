@@ -12,6 +12,7 @@ WORKDIR /src
 ENV SQLX_OFFLINE=true
 # Dependencies, in a layer of their own: it is built again only when they change. Empty sources stand in for ours.
 COPY Cargo.toml Cargo.lock rust-toolchain.toml ./
+COPY .cargo .cargo
 COPY tests/support/servers/Cargo.toml tests/support/servers/
 COPY benches/Cargo.toml benches/
 RUN mkdir -p src benches/src tests/support/servers/src \
