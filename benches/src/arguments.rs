@@ -20,10 +20,10 @@ pub(crate) struct Arguments {
     /// Runs of each measurement, of which the median counts.
     #[arg(long, default_value_t = 5)]
     pub(crate) rounds: usize,
-    /// Duration of the steady rate, in seconds.
+    /// Duration of the steady rate and of an idle replica, in seconds.
     #[arg(long, default_value_t = 60)]
     pub(crate) seconds: usize,
-    /// Jobs in the tables when the growth is measured, each once.
+    /// Jobs in the tables when growth and migration are measured, each once.
     #[arg(long, value_delimiter = ',', default_value = "0,1000000,10000000")]
     pub(crate) jobs: Vec<u64>,
     /// Measures only these scenarios of the drain, by the start of their name.
@@ -56,6 +56,10 @@ pub(crate) enum Part {
     Peers,
     /// Drain and reads of operators with many jobs in the tables.
     Growth,
+    /// The migration of many jobs under load; requires --against.
+    Migration,
+    /// The cost of an idle replica.
+    Idle,
 }
 
 impl Arguments {

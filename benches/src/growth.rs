@@ -1,13 +1,16 @@
 //! The drain and the reads of operators with many jobs in the tables.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use crate::{
     arguments::Arguments,
     drain::report_drain,
     report::Report,
     servers::Servers,
-    stage::{Stage, folder},
+    stage::{Program, Stage, folder},
     statistics::median,
 };
 
@@ -34,12 +37,14 @@ const PORTION: u64 = 100_000;
 pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &mut Report) {
     for &jobs in &arguments.jobs {
         let stage = Stage::new(servers, &arguments.program, &arguments.program).await;
-        populate(&stage, arguments, jobs).await;
+        populate(&stage, jobs).await;
+        sum_counts(&stage, arguments).await;
+        stage.execute("VACUUM ANALYZE").await;
         reads(&stage, arguments, jobs, report).await;
         for _ in 0..arguments.rounds {
             stage.clear_simulator().await;
             stage.publish(&arguments.program, arguments.events);
-            let start = || vec![serve(&stage, arguments).0];
+            let start = || vec![serve(&stage, &arguments.program).0];
             let what = format!("drain with {jobs} jobs in the tables");
             report_drain(servers, &stage, (&what, "this"), arguments.events, start, report).await;
         }
@@ -47,15 +52,14 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
     }
 }
 
-async fn populate(stage: &Stage<'_>, arguments: &Arguments, jobs: u64) {
+/// Adds jobs with their signups, attempts and audit entries.
+pub(crate) async fn populate(stage: &Stage<'_>, jobs: u64) {
     let sql = std::fs::read_to_string(folder("growth.sql")).expect("the file can be read");
     for first in (1..=jobs).step_by(PORTION as usize) {
         let last = (first + PORTION - 1).min(jobs);
         let portion = sql.replace(":first", &first.to_string()).replace(":last", &last.to_string());
         stage.execute(&portion).await;
     }
-    sum_counts(stage, arguments).await;
-    stage.execute("VACUUM ANALYZE").await;
 }
 
 /// Lets a replica sum the counts that the triggers have written for each row.
@@ -71,10 +75,11 @@ async fn sum_counts(stage: &Stage<'_>, arguments: &Arguments) {
     drop(replica);
 }
 
-/// The failures of the tables are not in the failure queue: a sweep would publish them.
-fn serve(stage: &Stage<'_>, arguments: &Arguments) -> (crate::stage::Program, String) {
+/// Starts a replica. The failures of the tables are not in the failure queue: a sweep would publish
+/// them.
+pub(crate) fn serve(stage: &Stage<'_>, program: &Path) -> (Program, String) {
     stage.serve_with(
-        &arguments.program,
+        program,
         &[
             ("CUSTOMERIO_SYNC__MIRROR__COMPARE_INTERVAL", "24h"),
             ("CUSTOMERIO_SYNC__MIRROR__SWEEP_INTERVAL", "24h"),
@@ -83,7 +88,7 @@ fn serve(stage: &Stage<'_>, arguments: &Arguments) -> (crate::stage::Program, St
 }
 
 async fn reads(stage: &Stage<'_>, arguments: &Arguments, jobs: u64, report: &mut Report) {
-    let (replica, url) = serve(stage, arguments);
+    let (replica, url) = serve(stage, &arguments.program);
     stage.wait_until_ready(&url).await;
     for read in READS {
         let path = if read == "/metrics" { read.to_owned() } else { format!("{API}{read}") };

@@ -10,6 +10,8 @@ mod arguments;
 mod drain;
 mod floor;
 mod growth;
+mod idle;
+mod migration;
 mod peers;
 mod picture;
 mod report;
@@ -36,6 +38,8 @@ async fn main() {
             Part::Steady => steady::measure(&servers, &arguments, &mut report).await,
             Part::Peers => peers::measure(&servers, &arguments, &mut report).await,
             Part::Growth => growth::measure(&servers, &arguments, &mut report).await,
+            Part::Migration => migration::measure(&servers, &arguments, &mut report).await,
+            Part::Idle => idle::measure(&servers, &arguments, &mut report).await,
         }
         report.write(&arguments.output);
     }

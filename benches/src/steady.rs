@@ -57,7 +57,7 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
 }
 
 /// Publishes `events` events, `rate` per second.
-async fn publish(amqp_url: &str, rate: f64, events: usize) {
+pub(crate) async fn publish(amqp_url: &str, rate: f64, events: usize) {
     let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await;
     let connection = connection.expect("RabbitMQ answers");
     let channel = connection.create_channel().await.expect("a channel");
@@ -107,7 +107,7 @@ fn event(at: DateTime<Utc>) -> serde_json::Value {
 
 /// The time from each event since `since`, in seconds since 1970, to the end of the call that was
 /// accepted, in milliseconds.
-async fn latencies(stage: &Stage<'_>, since: f64) -> Vec<f64> {
+pub(crate) async fn latencies(stage: &Stage<'_>, since: f64) -> Vec<f64> {
     let sql = "
         SELECT (extract(
             epoch FROM a.started_at + a.duration_ms * interval '1 ms' - j.occurred_at
