@@ -21,6 +21,7 @@ use crate::{
     customerio::CustomerIo,
     flows::{
         feed::{LiveFeed, OutcomeFeed},
+        integrity::LastComparison,
         sync::Pipeline,
     },
     ledger::Ledger,
@@ -171,6 +172,8 @@ pub struct AppState {
     pub websockets: Arc<Semaphore>,
     /// The tokens for the admin API and the page.
     pub tokens: LiveTokens,
+    /// What the last integrity check has compared.
+    pub last_comparison: Arc<LastComparison>,
     /// The sessions of browsers that were ended, and their salt.
     pub sessions: Arc<Sessions>,
     /// Delays the responses to wrong tokens.

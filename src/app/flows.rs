@@ -15,7 +15,7 @@ use crate::{
         bulk_retry::BulkRetries,
         feed::OutcomeFeed,
         gauges::QueueGauges,
-        integrity::IntegrityCheck,
+        integrity::{IntegrityCheck, LastComparison},
         mirror::{Mirror, Sweeper},
         outbox::Outbox,
         recovery::Recovery,
@@ -144,6 +144,7 @@ impl FlowContext {
             connection: self.consuming.clone(),
             ledger: self.ledger.clone(),
             metrics: self.metrics.clone(),
+            last_comparison: LastComparison::default(),
         };
         flows.spawn("integrity", integrity.run(calls_are_paused.clone(), self.shutdown.clone()));
         let recovery = Recovery {

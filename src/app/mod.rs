@@ -255,6 +255,7 @@ fn admin_state(
         certificates: config.certificate_files(),
         websockets: Arc::new(Semaphore::new(config.http.websocket_clients)),
         tokens: LiveTokens::new(config.http.admin_tokens.clone()),
+        last_comparison: Arc::default(),
         sessions: Arc::default(),
         login_throttle: Arc::default(),
     }
