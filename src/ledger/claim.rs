@@ -106,6 +106,7 @@ impl Ledger {
             answers.push(answer(working_set.row(arrival), disposition));
         }
         if !insert_signups(&mut transaction, &working_set).await? {
+            transaction.rollback().await.map_err(Error::doing("beginning to claim jobs again"))?;
             return Ok(None);
         }
         update_signups(&mut transaction, &working_set).await?;

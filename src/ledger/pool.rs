@@ -172,7 +172,7 @@ impl Pool {
         })
     }
 
-    /// Begins a transaction. If it is not committed, its connection is closed.
+    /// Begins a transaction. If it does not end, its connection is closed.
     pub(super) async fn begin(&self) -> sqlx::Result<Transaction> {
         self.begin_with("BEGIN").await
     }
@@ -186,9 +186,9 @@ impl Pool {
 
     /// Begins a transaction with statements of its own.
     pub(super) async fn begin_with(&self, statements: &'static str) -> sqlx::Result<Transaction> {
-        let mut session = self.acquire().await?;
-        sqlx::raw_sql(statements).execute(&mut session).await?;
-        Ok(Transaction { session, has_ended: false })
+        let mut transaction = Transaction { session: self.acquire().await?, has_ended: false };
+        sqlx::raw_sql(statements).execute(&mut *transaction).await?;
+        Ok(transaction)
     }
 
     /// Closes the idle connections. Those in use are closed when they return.
