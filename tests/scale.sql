@@ -1,11 +1,11 @@
 -- Creates :jobs jobs. Every tenth has failed.
 INSERT INTO signups (
     id, operator_id, email, first_name, last_name, customerio_synced, customerio_synced_at, customerio_contact_id,
-    customerio_sync_failed, customerio_sync_error
+    customerio_sync_failed, customerio_sync_error, created_at
 )
 SELECT gen_random_uuid(), 'op', 'person' || n || '@example.com', 'First' || n % 1000, 'Last' || n % 777,
     n % 10 <> 0, CASE WHEN n % 10 <> 0 THEN now() END, CASE WHEN n % 10 <> 0 THEN 'c' END,
-    n % 10 = 0, CASE WHEN n % 10 = 0 THEN 'x' END
+    n % 10 = 0, CASE WHEN n % 10 = 0 THEN 'x' END, now() - n * interval '1 s'
 FROM generate_series(1, :jobs) AS n;
 
 INSERT INTO signup_customerio_sync_jobs (
@@ -20,4 +20,8 @@ SELECT gen_random_uuid(), id, CASE WHEN n % 20 = 0 THEN 'enriched' ELSE 'initial
     CASE WHEN has_failed THEN 'Customer.io answered ' || (500 + n / 10 % 3) END,
     CASE WHEN has_failed THEN now() - n * interval '1 s' END, CASE WHEN has_failed THEN 'permanent' END,
     CASE WHEN NOT has_failed THEN now() END, now() - n * interval '1 s'
-FROM (SELECT id, substring(email FROM '[0-9]+')::int AS n, customerio_sync_failed AS has_failed FROM signups) AS numbered;
+FROM (
+    SELECT id, substring(email FROM '[0-9]+')::int AS n, customerio_sync_failed AS has_failed
+    FROM signups
+    WHERE starts_with(email, 'person')
+) AS numbered;

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Ledger,
-    selection::{SearchMatch, Selection, SelectionBase},
+    selection::{SearchMatch, Selection, SelectionBase, push_count_of_found},
 };
 use crate::{
     diagnosis::FailureFacts,
@@ -124,6 +124,9 @@ const ORDER: &str = " ORDER BY j.attempt_count DESC, j.last_attempt_at DESC NULL
 
 /// Maximum number of failures that is counted exactly.
 const EXACT_TOTAL_MAX: i64 = 10_000;
+/// Maximum signups that a search without filters finds before their failures are counted. If too
+/// many of these are dismissed, all signups are found.
+const FOUND_SIGNUPS_MAX: i64 = 20_000;
 /// Maximum groups in one response.
 const GROUPS_MAX: i64 = 200;
 
@@ -137,17 +140,37 @@ impl Ledger {
         limit: i64,
         offset: i64,
     ) -> Result<FailurePage, Error> {
-        // Counting stops after one failure more than the maximum: a page costs the same however
-        // many failures are open.
-        let mut count = QueryBuilder::new("SELECT count(*) FROM (SELECT 1");
-        selection.push_with(&mut count, SelectionBase::OpenFailures, search_match);
-        count.push(" LIMIT ").push_bind(EXACT_TOTAL_MAX + 1).push(") AS counted");
-        let counted = count.build_query_scalar().persistent(false).fetch_one(&self.pool);
-        let counted = async { counted.await.map_err(Error::doing("counting failures")) };
-        let (items, counted): (_, i64) =
+        let counted = self.count_failures(selection, search_match);
+        let (items, counted) =
             tokio::try_join!(self.page(selection, search_match, limit, offset), counted)?;
         let total_is_exact = counted <= EXACT_TOTAL_MAX;
         Ok(FailurePage { items, total: counted.min(EXACT_TOTAL_MAX), total_is_exact })
+    }
+
+    /// The number of open failures of `selection`. Counting stops after one more than the maximum:
+    /// a page costs the same however many failures are open.
+    async fn count_failures(
+        &self,
+        selection: &Selection,
+        search_match: SearchMatch,
+    ) -> Result<i64, Error> {
+        let failures_max = EXACT_TOTAL_MAX + 1;
+        if let Some(search) = selection.only_search(search_match) {
+            let mut count = QueryBuilder::new("");
+            let limits = (failures_max, FOUND_SIGNUPS_MAX);
+            push_count_of_found(&mut count, search, search_match, limits);
+            let counted = count.build_query_as().persistent(false).fetch_one(&self.pool).await;
+            let (failures, signups): (i64, i64) =
+                counted.map_err(Error::doing("counting failures"))?;
+            if failures == failures_max || signups < FOUND_SIGNUPS_MAX {
+                return Ok(failures);
+            }
+        }
+        let mut count = QueryBuilder::new("SELECT count(*) FROM (SELECT 1");
+        selection.push_with(&mut count, SelectionBase::OpenFailures, search_match);
+        count.push(" LIMIT ").push_bind(failures_max).push(") AS counted");
+        let counted = count.build_query_scalar().persistent(false).fetch_one(&self.pool).await;
+        counted.map_err(Error::doing("counting failures"))
     }
 
     async fn page(

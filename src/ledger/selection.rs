@@ -135,27 +135,76 @@ impl Selection {
         if let Some(ids) = &self.job_ids {
             query.push(" AND j.id = ANY(").push_bind(ids.clone()).push(")");
         }
-        let search = self.search.as_deref().map(|text| match search_match {
-            SearchMatch::Part => text,
-            SearchMatch::Whole => text.trim(),
-        });
-        if let Some(search) = search.filter(|text| !text.is_empty()) {
-            query.push(" AND j.signup_id IN (SELECT s.id FROM signups s WHERE ");
-            if base == SelectionBase::OpenFailures {
-                query.push("s.customerio_sync_failed AND ");
-            }
-            query.push(SEARCHED).push(" ILIKE ").push_bind(containing(search));
-            if search_match == SearchMatch::Whole {
-                // The index finds the candidates by the condition above.
-                query
-                    .push(" AND lower(")
-                    .push_bind(search.to_owned())
-                    .push(") IN (lower(s.email), lower(")
-                    .push(FULL_NAME)
-                    .push("))");
-            }
+        if let Some(search) = self.search_text(search_match) {
+            query.push(" AND j.signup_id IN (");
+            push_found_signups(query, base, search, search_match);
             query.push(")");
         }
+    }
+
+    /// The search text, if there is one.
+    fn search_text(&self, search_match: SearchMatch) -> Option<&str> {
+        let text = self.search.as_deref()?;
+        let text = match search_match {
+            SearchMatch::Part => text,
+            SearchMatch::Whole => text.trim(),
+        };
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// The search text, if there is one and no filter.
+    pub(super) fn only_search(&self, search_match: SearchMatch) -> Option<&str> {
+        let Self { sync_phase, error_type, signature, job_ids, search: _, mock: _ } = self;
+        let has_filter = sync_phase.is_some()
+            || error_type.is_some()
+            || signature.is_some()
+            || job_ids.is_some();
+        self.search_text(search_match).filter(|_| !has_filter)
+    }
+}
+
+/// Appends a query for the number of open failures of the signups that a search finds, and for the
+/// number of these signups, each up to a maximum.
+///
+/// The signups are found first. Otherwise, PostgreSQL prefers to read all that are found, if these
+/// are many.
+pub(super) fn push_count_of_found(
+    query: &mut QueryBuilder<Postgres>,
+    search: &str,
+    search_match: SearchMatch,
+    (failures_max, signups_max): (i64, i64),
+) {
+    query.push("WITH found AS MATERIALIZED (");
+    push_found_signups(query, SelectionBase::OpenFailures, search, search_match);
+    query.push(" LIMIT ").push_bind(signups_max);
+    query.push(
+        ") SELECT (SELECT count(*) FROM (SELECT 1 FROM open_jobs WHERE state = 'failed'
+            AND signup_id IN (SELECT id FROM found) LIMIT ",
+    );
+    query.push_bind(failures_max);
+    query.push(") AS counted), (SELECT count(*) FROM found)");
+}
+
+/// Appends a query for the ids of the signups that a search finds.
+fn push_found_signups(
+    query: &mut QueryBuilder<Postgres>,
+    base: SelectionBase,
+    search: &str,
+    search_match: SearchMatch,
+) {
+    query.push("SELECT s.id FROM signups s WHERE ");
+    if base == SelectionBase::OpenFailures {
+        query.push("s.customerio_sync_failed AND ");
+    }
+    query.push(SEARCHED).push(" ILIKE ").push_bind(containing(search));
+    if search_match == SearchMatch::Whole {
+        // The index finds the candidates by the condition above.
+        query
+            .push(" AND lower(")
+            .push_bind(search.to_owned())
+            .push(") IN (lower(s.email), lower(")
+            .push(FULL_NAME)
+            .push("))");
     }
 }
 

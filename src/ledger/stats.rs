@@ -241,20 +241,21 @@ async fn recent_signups(connection: &mut Session) -> Result<RecentSignups, Error
             FROM signup_counts
             WHERE minute >= now() - interval '24 hours'
             GROUP BY minute
+        ), oldest AS (
+            SELECT min(minute) AS minute
+            FROM recent
+            WHERE not_synced > 0
         )
         SELECT COALESCE(sum(signups), 0)::int8 AS "signups!",
             COALESCE(sum(not_synced), 0)::int8 AS "not_synced!",
             (
-                SELECT s.created_at
-                FROM (
-                    SELECT min(minute) AS minute
-                    FROM recent
-                    WHERE not_synced > 0
-                ) AS first
-                JOIN signups s ON s.created_at >= first.minute
-                    AND s.created_at < first.minute + interval '1 minute'
-                WHERE NOT s.customerio_synced
-                ORDER BY s.created_at
+                SELECT created_at
+                FROM signups
+                -- Not a join: that may read all signups in the order of their creation.
+                WHERE created_at >= (SELECT minute FROM oldest)
+                    AND created_at < (SELECT minute + interval '1 minute' FROM oldest)
+                    AND NOT customerio_synced
+                ORDER BY created_at
                 LIMIT 1
             ) AS oldest_not_synced_at,
             (
