@@ -56,7 +56,7 @@ pub struct Retention {
     pub config: Config,
     /// Deletes.
     pub ledger: Ledger,
-    /// Reports whether this replica leads.
+    /// Counts failed passes, and reports whether this replica leads.
     pub metrics: Arc<Metrics>,
 }
 
@@ -68,6 +68,8 @@ struct Deleted {
     audit: i64,
     failures: i64,
     jobs: i64,
+    /// Whether something could not be deleted, or a partition not added.
+    has_error: bool,
 }
 
 impl Retention {
@@ -75,7 +77,9 @@ impl Retention {
     pub async fn run(self, shutdown: Shutdown) {
         let mut leader = self.ledger.leader_lock(LeaderTask::Retention, self.metrics.clone());
         while !shutdown.is_draining() {
-            warn(self.pass_as_leader(&mut leader, &shutdown).await);
+            if let Err(error) = self.pass_as_leader(&mut leader, &shutdown).await {
+                tracing::warn!(%error, "it is unknown which replica deletes old rows, retrying");
+            }
             tokio::select! {
                 () = shutdown.draining() => {}
                 () = tokio::time::sleep(PASS_INTERVAL) => {}
@@ -92,30 +96,43 @@ impl Retention {
         if !leader.try_acquire().await? {
             return Ok(());
         }
+        let mut deleted = Deleted::default();
         match self.ledger.add_history_partitions().await {
             Ok(0) => {}
             Ok(added) => tracing::info!(added, "partitions for the next months were added"),
-            Err(error) => tracing::warn!(%error, "adding partitions failed, retrying"),
+            Err(error) => {
+                deleted.has_error = true;
+                tracing::warn!(%error, "adding partitions failed, retrying");
+            }
         }
-        let mut deleted = Deleted::default();
         tokio::select! {
             () = shutdown.draining() => {}
             _ = tokio::time::timeout(PASS_MAX, self.pass(&mut deleted)) => {}
         }
-        if deleted != Deleted::default() {
+        if deleted.has_error {
+            self.metrics.retention_failed_passes.inc();
+        }
+        if deleted != (Deleted { has_error: deleted.has_error, ..Deleted::default() }) {
             tracing::info!(?deleted, "old rows were deleted");
         }
         Ok(())
     }
 
-    /// Deletes until nothing old is left. An error of one kind of rows does not keep the others.
+    /// Deletes until nothing old is left. An error with one kind of row does not prevent deleting
+    /// the others.
     async fn pass(&self, deleted: &mut Deleted) {
-        let Deleted { partitions, attempts, audit, failures, jobs } = deleted;
+        let Deleted { partitions, attempts, audit, failures, jobs, has_error } = deleted;
         let Config { attempts: attempts_age, audit: audit_age, .. } = self.config;
-        warn(self.expire(History::Attempts, attempts_age, partitions, attempts).await);
-        warn(self.expire(History::Audit, audit_age, partitions, audit).await);
-        warn(self.expire_failures(failures).await);
-        warn(self.expire_jobs(jobs).await);
+        let mut note = |result: Result<(), ledger::Error>| {
+            if let Err(error) = result {
+                *has_error = true;
+                tracing::warn!(%error, "deleting old rows failed, retrying");
+            }
+        };
+        note(self.expire(History::Attempts, attempts_age, partitions, attempts).await);
+        note(self.expire(History::Audit, audit_age, partitions, audit).await);
+        note(self.expire_failures(failures).await);
+        note(self.expire_jobs(jobs).await);
     }
 
     async fn expire_failures(&self, deleted: &mut i64) -> Result<(), ledger::Error> {
@@ -166,12 +183,6 @@ impl Retention {
             pause(began).await;
         }
         Ok(())
-    }
-}
-
-fn warn(result: Result<(), ledger::Error>) {
-    if let Err(error) = result {
-        tracing::warn!(%error, "deleting old rows failed, retrying");
     }
 }
 

@@ -79,6 +79,8 @@ pub struct Metrics {
     pub recovered: IntCounterVec,
     /// Outcomes that were dropped because RabbitMQ did not confirm them in time.
     pub outcomes_dropped: IntCounter,
+    /// Passes of retention in which rows were not deleted, or partitions not added.
+    pub retention_failed_passes: IntCounter,
     /// The connections to servers.
     pub connections: ConnectionMetrics,
     /// The queues in RabbitMQ.
@@ -447,6 +449,8 @@ impl Default for Metrics {
                 "Jobs that recovery acted on."),
             outcomes_dropped: r.counter("outcomes_dropped_total",
                 "Outcomes that were dropped because RabbitMQ did not confirm them in time."),
+            retention_failed_passes: r.counter("retention_failed_passes_total",
+                "Passes of retention in which rows were not deleted, or partitions not added."),
             connections: r.connections(),
             queues: r.queues(),
             ledger: r.ledger(),

@@ -217,3 +217,15 @@ async fn missing_partitions_are_added_with_their_rows() {
     assert_eq!(world.count(ATTEMPTS).await, 1);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn failed_passes_of_retention_are_counted() {
+    let world = World::new().await;
+    world.start().await.stop().await;
+    world.execute("ALTER FUNCTION expire_history RENAME TO renamed").await;
+    let app = world.start().await;
+    let line = "customerio_sync_retention_failed_passes_total 1\n";
+    wait_for(line, || async { world.get(&app, "/metrics").await.1.contains(line).then_some(()) })
+        .await;
+    app.stop().await;
+}
