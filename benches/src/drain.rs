@@ -79,8 +79,28 @@ async fn run(
     }
     let start = || (0..scenario.replicas).map(|_| stage.serve(program).0).collect();
     let what = format!("drain, {}", scenario.name);
-    report_drain(servers, &stage, (&what, name), events, start, report).await;
+    let load = Load::with_errors(events, scenario.errors);
+    report_drain(servers, &stage, (&what, name), load, start, report).await;
     stage.remove().await;
+}
+
+/// The events of a drain.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    /// Jobs that are completed when the drain ends.
+    awaited: usize,
+}
+
+impl Load {
+    pub(crate) fn new(events: usize) -> Self {
+        Self::with_errors(events, 0.0)
+    }
+
+    /// Jobs that fail twice wait on tiers of 25 s and more. The drain ends before they do.
+    fn with_errors(events: usize, errors: f64) -> Self {
+        let left = if errors > 0.0 { 5.0 + 2.0 * errors * errors * events as f64 } else { 0.0 };
+        Self { awaited: events - left.ceil() as usize }
+    }
 }
 
 /// Drains as [`drain`] does, and reports the rate and the cost.
@@ -88,16 +108,16 @@ pub(crate) async fn report_drain(
     servers: &Servers,
     stage: &Stage<'_>,
     (what, name): (&str, &str),
-    events: usize,
+    load: Load,
     start: impl FnOnce() -> Vec<Program>,
     report: &mut Report,
 ) {
-    let (rate, cost) = drain(servers, stage, events, start).await;
+    let (rate, cost) = drain(servers, stage, load.awaited, start).await;
     report.add(what, name, "jobs/s", rate);
-    cost.report(what, name, events, report);
+    cost.report(what, name, load.awaited, report);
 }
 
-/// Starts the consumers, waits until `events` jobs are completed, and returns the jobs per second
+/// Starts the consumers, waits until `awaited` jobs are completed, and returns the jobs per second
 /// and the cost.
 ///
 /// The rate is that of the first nine tenths of the jobs: from the creation of the first one to the
@@ -105,7 +125,7 @@ pub(crate) async fn report_drain(
 async fn drain(
     servers: &Servers,
     stage: &Stage<'_>,
-    events: usize,
+    awaited: usize,
     start: impl FnOnce() -> Vec<Program>,
 ) -> (f64, Cost) {
     stage.execute("CHECKPOINT").await;
@@ -113,7 +133,7 @@ async fn drain(
     let (wal, commits) = (wal(stage).await, commits(stage).await);
     let (cpu, simulator_cpu) = (servers.cpu_times(), stage.simulator_cpu());
     let programs = start();
-    stage.wait_until_completed(events, began).await;
+    stage.wait_until_completed(awaited, began).await;
     let after = servers.cpu_times();
     let cost = Cost {
         cpu: CpuTimes {

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     arguments::Arguments,
-    drain::report_drain,
+    drain::{Load, report_drain},
     report::Report,
     servers::Servers,
     stage::{Program, Stage, folder},
@@ -46,7 +46,8 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
             stage.publish(&arguments.program, arguments.events);
             let start = || vec![serve(&stage, &arguments.program).0];
             let what = format!("drain with {jobs} jobs in the tables");
-            report_drain(servers, &stage, (&what, "this"), arguments.events, start, report).await;
+            let load = Load::new(arguments.events);
+            report_drain(servers, &stage, (&what, "this"), load, start, report).await;
         }
         stage.remove().await;
     }
