@@ -3,9 +3,16 @@
 //! Each migration works with the release before it. So a program runs on a newer schema, after
 //! another release has been rolled back, and not on an older one.
 
-use sqlx::postgres::PgPoolOptions;
+use sqlx::{migrate::MigrateError, postgres::PgPoolOptions};
 
 use super::{Error, Ledger};
+
+/// SQLSTATE of a transaction that PostgreSQL rolled back to end a deadlock
+/// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+const DEADLOCK_DETECTED: &str = "40P01";
+/// Maximum deadlocks of one call of [`Ledger::migrate`]. Each takes `deadlock_timeout`, by default
+/// a second, for which writers wait.
+const DEADLOCKS_MAX: usize = 20;
 
 /// The schema in the database, compared with the one that this version needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +59,22 @@ impl Schema {
 impl Ledger {
     /// Applies the missing migrations. Replicas that start together take turns. Migrations of a
     /// newer release are accepted.
+    ///
+    /// A migration that takes locks on several tables can deadlock with replicas that write to
+    /// them in another order. PostgreSQL then rolls one of them back, and it is repeated.
     pub async fn migrate(&self) -> Result<(), Error> {
+        for _ in 0..DEADLOCKS_MAX {
+            match self.try_to_migrate().await {
+                Err(error) if is_deadlock(&error) => {
+                    tracing::warn!(%error, "a migration deadlocked with a replica, repeating it");
+                }
+                migrated => return Ok(migrated?),
+            }
+        }
+        Ok(self.try_to_migrate().await?)
+    }
+
+    async fn try_to_migrate(&self) -> Result<(), MigrateError> {
         let mut migrator = sqlx::migrate!();
         migrator.set_ignore_missing(true);
         // A session of its own: after an error, the migrator leaves its advisory lock to it, and in
@@ -63,7 +85,7 @@ impl Ledger {
             .connect_lazy_with((*self.pool.connector().options()).clone());
         let migrated = migrator.run(&pool).await;
         pool.close().await;
-        Ok(migrated?)
+        migrated
     }
 
     /// Compares the schema with the one that this version needs.
@@ -109,4 +131,12 @@ impl Ledger {
     pub fn schema_version_wanted() -> i64 {
         sqlx::migrate!().iter().map(|migration| migration.version).max().unwrap_or_default()
     }
+}
+
+fn is_deadlock(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
+        return false;
+    };
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some(DEADLOCK_DETECTED)
 }

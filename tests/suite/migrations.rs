@@ -1,8 +1,8 @@
 //! Migrations: each one applies to sample data of the previous one, and the schema rejects the
 //! contradictions that the code assumes never to see.
 
-use crate::support::{World, root};
-use customerio_sync::job::FailureCause;
+use crate::support::{World, root, wait_for};
+use customerio_sync::{job::FailureCause, ledger::Ledger};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use std::path::PathBuf;
 
@@ -129,4 +129,43 @@ async fn the_schema_rejects_contradictions() {
         let error = execute(&world, sql.clone()).await.expect_err(&sql).to_string();
         assert!(error.contains(expected), "{sql}: {error}");
     }
+}
+
+/// Migration 33 locks signups before open jobs, and writers lock them in the other order.
+#[tokio::test]
+async fn a_migration_that_deadlocks_with_a_writer_is_repeated() {
+    let world = World::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    for migration in &sql_files("migrations")[..32] {
+        let name = migration.file_name().expect("a name");
+        std::fs::copy(migration, folder.path().join(name)).expect("copied");
+    }
+    let earlier = sqlx::migrate::Migrator::new(folder.path()).await.expect("migrations");
+    earlier.run(&world.pool).await.expect("migrated");
+    // The session that has waited for as long as this is rolled back. It has to be the migration's.
+    let database = world.database_url.rsplit('/').next().expect("a name").to_owned();
+    let timeout = format!("ALTER DATABASE {database} SET deadlock_timeout = '5s'");
+    execute(&world, timeout).await.expect("set");
+    let mut writing = world.pool.begin().await.expect("begun");
+    writing.execute("SET LOCAL deadlock_timeout = '30s'").await.expect("set");
+    writing.execute("LOCK TABLE open_jobs IN ROW EXCLUSIVE MODE").await.expect("locked");
+
+    let config = world.config();
+    let ledger = Ledger::new(&config.database, &config.tls, 5).expect("a URL");
+    let migrating = tokio::spawn({
+        let ledger = ledger.clone();
+        async move { ledger.migrate().await }
+    });
+    wait_for("the migration to wait for the writer", || async {
+        let waiting = "SELECT count(*) FROM pg_locks
+            WHERE relation = 'open_jobs'::regclass AND NOT granted";
+        (world.count(waiting).await == 1).then_some(())
+    })
+    .await;
+    writing.execute("LOCK TABLE signups IN ROW EXCLUSIVE MODE").await.expect("the lock");
+    writing.commit().await.expect("committed");
+    migrating.await.expect("the task ends").expect("migrated");
+    assert_eq!(ledger.schema().await.expect("a schema").problem(), None);
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    wait_for("the deadlock", || async { (world.count(deadlocks).await == 1).then_some(()) }).await;
 }
