@@ -10,9 +10,17 @@ const RECONNECT_DELAY_MAX_MS = 15_000;
 const REQUEST_TIMEOUT_MS = 35_000;
 const STATS_TIMEOUT_MS = 10_000;
 
+const leaving = new AbortController();
+
+/** Aborts the requests in flight, and refuses further ones. */
+export function abortRequests() {
+  leaving.abort();
+}
+
 /** Sends a request. Throws an error for a user to read if it fails or is rejected. */
 async function request(method, path, body, timeout = REQUEST_TIMEOUT_MS) {
-  const options = { method, headers: {}, signal: AbortSignal.timeout(timeout) };
+  const signal = AbortSignal.any([AbortSignal.timeout(timeout), leaving.signal]);
+  const options = { method, headers: {}, signal };
   if (body !== undefined) {
     options.headers["content-type"] = "application/json";
     options.body = JSON.stringify(body);

@@ -1,7 +1,7 @@
 // Entry point of the operators' page: starts it, and keeps it up to date.
 
 import { retryJob, setRefresh } from "./actions.js";
-import { api, requestSequence, watchFeed } from "./api.js";
+import { abortRequests, api, requestSequence, watchFeed } from "./api.js";
 import {
   dismissFailures,
   dismissTargets,
@@ -131,6 +131,8 @@ function startControls() {
   startKeys();
   $("retry-selected").addEventListener("click", retryTargets);
   $("dismiss-selected").addEventListener("click", dismissTargets);
+  // A response to a request in flight would be 401.
+  $("logout").addEventListener("submit", abortRequests);
   $("help-button").addEventListener("click", () => $("help").showModal());
 }
 
