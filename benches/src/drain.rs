@@ -79,28 +79,16 @@ async fn run(
     }
     let start = || (0..scenario.replicas).map(|_| stage.serve(program).0).collect();
     let what = format!("drain, {}", scenario.name);
-    let load = Load::with_errors(events, scenario.errors);
-    report_drain(servers, &stage, (&what, name), load, start, report).await;
+    let awaited = awaited(events, scenario.errors);
+    report_drain(servers, &stage, (&what, name), awaited, start, report).await;
     stage.remove().await;
 }
 
-/// The events of a drain.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
-    /// Jobs that are completed when the drain ends.
-    awaited: usize,
-}
-
-impl Load {
-    pub(crate) fn new(events: usize) -> Self {
-        Self::with_errors(events, 0.0)
-    }
-
-    /// Jobs that fail twice wait on tiers of 25 s and more. The drain ends before they do.
-    fn with_errors(events: usize, errors: f64) -> Self {
-        let left = if errors > 0.0 { 5.0 + 2.0 * errors * errors * events as f64 } else { 0.0 };
-        Self { awaited: events - left.ceil() as usize }
-    }
+/// The jobs that are completed when a drain ends. Jobs that fail twice wait on tiers of 25 s and
+/// more, and the drain ends before they do.
+fn awaited(events: usize, errors: f64) -> usize {
+    let left = if errors > 0.0 { 5.0 + 2.0 * errors * errors * events as f64 } else { 0.0 };
+    events - left.ceil() as usize
 }
 
 /// Drains as [`drain`] does, and reports the rate and the cost.
@@ -108,13 +96,13 @@ pub(crate) async fn report_drain(
     servers: &Servers,
     stage: &Stage<'_>,
     (what, name): (&str, &str),
-    load: Load,
+    awaited: usize,
     start: impl FnOnce() -> Vec<Program>,
     report: &mut Report,
 ) {
-    let (rate, cost) = drain(servers, stage, load.awaited, start).await;
+    let (rate, cost) = drain(servers, stage, awaited, start).await;
     report.add(what, name, "jobs/s", rate);
-    cost.report(what, name, load.awaited, report);
+    cost.report(what, name, awaited, report);
 }
 
 /// Starts the consumers, waits until `awaited` jobs are completed, and returns the jobs per second
@@ -130,7 +118,7 @@ async fn drain(
 ) -> (f64, Cost) {
     stage.execute("CHECKPOINT").await;
     let began = stage.now().await;
-    let (wal, commits) = (wal(stage).await, commits(stage).await);
+    let (wal, commits) = (wal(stage).await, stage.commits().await);
     let (cpu, simulator_cpu) = (servers.cpu_times(), stage.simulator_cpu());
     let programs = start();
     stage.wait_until_completed(awaited, began).await;
@@ -144,7 +132,7 @@ async fn drain(
         simulator_cpu: stage.simulator_cpu() - simulator_cpu,
         memory: programs.iter().map(|program| peak_memory(program.0.id())).fold(0.0, f64::max),
         wal: self::wal(stage).await - wal,
-        commits: self::commits(stage).await - commits,
+        commits: stage.commits().await - commits,
     };
     drop(programs);
     let rate = format!(
@@ -159,14 +147,6 @@ async fn drain(
 
 async fn wal(stage: &Stage<'_>) -> f64 {
     stage.number("pg_current_wal_insert_lsn() - '0/0'::pg_lsn").await
-}
-
-async fn commits(stage: &Stage<'_>) -> f64 {
-    // Sessions report their statistics up to a second late.
-    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
-    stage
-        .number("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
-        .await
 }
 
 impl Cost {

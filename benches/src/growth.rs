@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     arguments::Arguments,
-    drain::{Load, report_drain},
+    drain::report_drain,
     report::Report,
     servers::Servers,
     stage::{Program, Stage, folder},
@@ -46,8 +46,7 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
             stage.publish(&arguments.program, arguments.events);
             let start = || vec![serve(&stage, &arguments.program).0];
             let what = format!("drain with {jobs} jobs in the tables");
-            let load = Load::new(arguments.events);
-            report_drain(servers, &stage, (&what, "this"), load, start, report).await;
+            report_drain(servers, &stage, (&what, "this"), arguments.events, start, report).await;
         }
         stage.remove().await;
     }

@@ -1,6 +1,6 @@
 //! The cost of an idle replica: its timers, checks and leases.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{arguments::Arguments, report::Report, servers::Servers, stage::Stage};
 
@@ -19,18 +19,18 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
             let (replica, url) = stage.serve(program);
             stage.wait_until_ready(&url).await;
             tokio::time::sleep(WARM_UP).await;
-            let service = servers.cpu(replica.0.id());
-            let (began, commits) = (servers.cpu_times(), commits(&stage).await);
+            let (commits, counted) = (stage.commits().await, Instant::now());
+            let (began, service) = (servers.cpu_times(), servers.cpu(replica.0.id()));
             tokio::time::sleep(duration).await;
-            let ended = servers.cpu_times();
-            let per_second = |value: f64| value / duration.as_secs_f64();
-            let ms = |seconds: f64| per_second(seconds) * 1000.0;
+            let (ended, service_ended) = (servers.cpu_times(), servers.cpu(replica.0.id()));
+            let commits = (stage.commits().await - commits) / counted.elapsed().as_secs_f64();
+            let ms = |seconds: f64| seconds / duration.as_secs_f64() * 1000.0;
             let rabbitmq = (ended.rabbitmq - began.rabbitmq) - (without.rabbitmq - before.rabbitmq);
             for (resource, unit, value) in [
-                ("CPU of the service", "ms/s", ms(servers.cpu(replica.0.id()) - service)),
+                ("CPU of the service", "ms/s", ms(service_ended - service)),
                 ("CPU of PostgreSQL", "ms/s", ms(ended.postgres - began.postgres)),
                 ("CPU of RabbitMQ, more than without it", "ms/s", ms(rabbitmq)),
-                ("commits", "per s", per_second(self::commits(&stage).await - commits)),
+                ("commits", "per s", commits),
             ] {
                 report.add(&format!("idle replica: {resource}"), name, unit, value);
             }
@@ -38,10 +38,4 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
             stage.remove().await;
         }
     }
-}
-
-async fn commits(stage: &Stage<'_>) -> f64 {
-    stage
-        .number("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
-        .await
 }

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     arguments::Arguments,
-    drain::{Load, report_drain},
+    drain::report_drain,
     report::Report,
     servers::{Servers, output},
     stage::{Program, Stage, spawn},
@@ -68,8 +68,7 @@ pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &m
         let stage = Stage::new(servers, &arguments.program, &arguments.program).await;
         publish_samples(&stage, arguments, arguments.events);
         let start = || vec![stage.serve(&arguments.program).0];
-        report_drain(servers, &stage, (WHAT, "this"), Load::new(arguments.events), start, report)
-            .await;
+        report_drain(servers, &stage, (WHAT, "this"), arguments.events, start, report).await;
         stage.remove().await;
         for peer in &PEERS {
             run(servers, peer, arguments, report).await;
@@ -88,7 +87,7 @@ async fn run(servers: &Servers, peer: &Peer, arguments: &Arguments, report: &mut
         None => publish_samples(&stage, arguments, events),
     }
     let start = || vec![start(&stage, &folder, peer.start)];
-    report_drain(servers, &stage, (WHAT, peer.name), Load::new(events), start, report).await;
+    report_drain(servers, &stage, (WHAT, peer.name), events, start, report).await;
     stage.remove().await;
 }
 

@@ -184,6 +184,14 @@ impl<'a> Stage<'a> {
         self.number("extract(epoch FROM clock_timestamp())").await
     }
 
+    /// Transactions that were committed in the database. Sessions report theirs up to a second
+    /// late, which this waits for.
+    pub(crate) async fn commits(&self) -> f64 {
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        self.number("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
+            .await
+    }
+
     /// The number that a query returns.
     pub(crate) async fn number(&self, sql: &str) -> f64 {
         let sql = format!("SELECT ({sql})::float8");
