@@ -121,7 +121,7 @@ pub async fn check(
     let scope = LostMessageScope::for_backlog(waiting, calls_are_paused);
     let comparison = last.get_or(scope, || compare(ledger, connection, scope)).await?;
     let queues = QueueDepths {
-        work: connection.backlog().await?.total(),
+        work: backlog.total(),
         tiers: connection.messages_in_tiers().await?,
         failed: connection.depth(FAILED_QUEUE).await?,
         mirror: connection.depth(MIRROR_QUEUE).await?,

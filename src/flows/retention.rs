@@ -68,8 +68,6 @@ struct Deleted {
     audit: i64,
     failures: i64,
     jobs: i64,
-    /// Whether something could not be deleted, or a partition not added.
-    has_error: bool,
 }
 
 impl Retention {
@@ -96,23 +94,23 @@ impl Retention {
         if !leader.try_acquire().await? {
             return Ok(());
         }
-        let mut deleted = Deleted::default();
+        let (mut deleted, mut has_error) = (Deleted::default(), false);
         match self.ledger.add_history_partitions().await {
             Ok(0) => {}
             Ok(added) => tracing::info!(added, "partitions for the next months were added"),
             Err(error) => {
-                deleted.has_error = true;
+                has_error = true;
                 tracing::warn!(%error, "adding partitions failed, retrying");
             }
         }
         tokio::select! {
             () = shutdown.draining() => {}
-            _ = tokio::time::timeout(PASS_MAX, self.pass(&mut deleted)) => {}
+            _ = tokio::time::timeout(PASS_MAX, self.pass(&mut deleted, &mut has_error)) => {}
         }
-        if deleted.has_error {
+        if has_error {
             self.metrics.retention_failed_passes.inc();
         }
-        if deleted != (Deleted { has_error: deleted.has_error, ..Deleted::default() }) {
+        if deleted != Deleted::default() {
             tracing::info!(?deleted, "old rows were deleted");
         }
         Ok(())
@@ -120,8 +118,8 @@ impl Retention {
 
     /// Deletes until nothing old is left. An error with one kind of row does not prevent deleting
     /// the others.
-    async fn pass(&self, deleted: &mut Deleted) {
-        let Deleted { partitions, attempts, audit, failures, jobs, has_error } = deleted;
+    async fn pass(&self, deleted: &mut Deleted, has_error: &mut bool) {
+        let Deleted { partitions, attempts, audit, failures, jobs } = deleted;
         let Config { attempts: attempts_age, audit: audit_age, .. } = self.config;
         let mut note = |result: Result<(), ledger::Error>| {
             if let Err(error) = result {
