@@ -318,7 +318,7 @@ pub(super) mod tests {
     use super::*;
     use crate::{
         event::{BetSlip, Customer},
-        job::{Job, StatedTimes, job_id},
+        job::{Job, StatedTimes},
     };
 
     /// The second of the events in [`work`].
@@ -338,7 +338,7 @@ pub(super) mod tests {
         let text = |text: &str| Some(text.to_owned());
         ClaimedJob {
             job: Job {
-                id: job_id(signup_id, phase),
+                id: Uuid::from_u128(8),
                 signup_id,
                 phase,
                 run: 0,

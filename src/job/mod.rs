@@ -167,11 +167,6 @@ impl SyncPhase {
 /// A namespace of our own for version 5 UUIDs (RFC 9562, section 5.5).
 const NAMESPACE: Uuid = Uuid::from_u128(0x5a6c_9f0e_3b41_4d0b_9a57_c1d0_5e11_2c7d);
 
-/// The id of the job of one signup and phase. Every replica derives the same one.
-pub fn job_id(signup_id: Uuid, phase: SyncPhase) -> Uuid {
-    Uuid::new_v5(&NAMESPACE, format!("job:{signup_id}:{phase}").as_bytes())
-}
-
 /// The id of the tracked event of one signup and phase.
 ///
 /// It depends on nothing else, so every attempt, replica and manual retry sends the same id and

@@ -1,6 +1,6 @@
 //! The mirror of the failure queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     diagnosis::signature,
-    job::{AttemptId, Claimant, ErrorType, MessageKind, Reason},
+    job::{AttemptId, Claimant, ErrorType, MessageKind, Reason, SyncPhase},
     runtime::text_enum::text_enum,
 };
 
@@ -33,6 +33,26 @@ text_enum! {
     }
 }
 
+/// The job that a failed message was for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MessageJob {
+    /// The job that the message names.
+    Named(Uuid),
+    /// The job of an event that RabbitMQ dead-lettered at its delivery limit. The event may have
+    /// claimed the job and never settled it.
+    OfEvent {
+        /// The signup that the event is for.
+        signup_id: Uuid,
+        /// The phase that the event is for.
+        phase: SyncPhase,
+        /// The id of the event.
+        event_id: String,
+    },
+}
+
+/// The ids of jobs, by signup and phase.
+type JobIds = HashMap<(Uuid, SyncPhase), Uuid>;
+
 /// A message of the failure queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FailedMessage {
@@ -40,12 +60,9 @@ pub struct FailedMessage {
     /// or else an id of its own, which depends on everything that tells two messages apart.
     pub message_id: String,
     /// The job, if the message was for one.
-    pub job_id: Option<Uuid>,
+    pub job: Option<MessageJob>,
     /// The attempt of the job that failed.
     pub attempt_id: Option<AttemptId>,
-    /// Id of the event that RabbitMQ dead-lettered at its delivery limit. It may have claimed its
-    /// job and never settled it.
-    pub given_up_event: Option<String>,
     /// Why it is in the failure queue.
     pub reason: Reason,
     /// The kind of error, if an attempt failed.
@@ -69,9 +86,27 @@ pub struct FailedMessage {
 }
 
 impl FailedMessage {
+    /// The id of its job, if there is one. `of_events` has the jobs of dead-lettered events.
+    fn job_id(&self, of_events: &JobIds) -> Option<Uuid> {
+        match self.job.as_ref()? {
+            MessageJob::Named(id) => Some(*id),
+            MessageJob::OfEvent { signup_id, phase, .. } => {
+                of_events.get(&(*signup_id, *phase)).copied()
+            }
+        }
+    }
+
+    /// The id of the event that RabbitMQ dead-lettered.
+    fn given_up_event(&self) -> Option<&str> {
+        match self.job.as_ref()? {
+            MessageJob::Named(_) => None,
+            MessageJob::OfEvent { event_id, .. } => Some(event_id),
+        }
+    }
+
     /// The claimant that may still own the job, if RabbitMQ dead-lettered its event.
     fn given_up_claimant(&self) -> Option<String> {
-        self.given_up_event.as_ref().map(|id| Claimant::Event(id.clone()).to_string())
+        self.given_up_event().map(|id| Claimant::Event(id.to_owned()).to_string())
     }
 }
 
@@ -88,17 +123,46 @@ impl Ledger {
             .collect();
         let mut transaction =
             self.pool.begin().await.map_err(Error::doing("beginning to mirror failures"))?;
+        let of_events = jobs_of_events(&mut transaction, &messages).await?;
         let given_up: Vec<_> = messages
             .iter()
-            .filter(|one| one.reason == Reason::DeliveryLimit && one.job_id.is_some())
+            .filter(|one| one.reason == Reason::DeliveryLimit && one.job_id(&of_events).is_some())
             .copied()
             .collect();
         if !given_up.is_empty() {
-            fail_given_up(&mut transaction, &given_up, self.replica).await?;
+            fail_given_up(&mut transaction, &given_up, &of_events, self.replica).await?;
         }
-        insert_failures(&mut transaction, &messages).await?;
+        insert_failures(&mut transaction, &messages, &of_events).await?;
         transaction.commit().await.map_err(Error::doing("committing mirrored failures"))
     }
+}
+
+/// The jobs of the events that RabbitMQ dead-lettered. An event that no consumer took in has none.
+async fn jobs_of_events(
+    connection: &mut Session,
+    messages: &[&FailedMessage],
+) -> Result<JobIds, Error> {
+    let of_event = |one: &&FailedMessage| match one.job.as_ref()? {
+        MessageJob::Named(_) => None,
+        MessageJob::OfEvent { signup_id, phase, .. } => Some((*signup_id, phase.as_str())),
+    };
+    let wanted: Vec<_> = messages.iter().filter_map(of_event).collect();
+    if wanted.is_empty() {
+        return Ok(JobIds::new());
+    }
+    let rows = sqlx::query!(
+        r#"
+        SELECT j.id, j.signup_id, j.sync_phase AS "sync_phase: SyncPhase"
+        FROM UNNEST($1::uuid[], $2::text[]) AS e (signup_id, sync_phase)
+        JOIN signup_customerio_sync_jobs j USING (signup_id, sync_phase)
+        "#,
+        &column!(wanted, one => one.0) as _,
+        &column!(wanted, one => one.1) as _,
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(Error::doing("finding the jobs of dead-lettered events"))?;
+    Ok(rows.into_iter().map(|row| ((row.signup_id, row.sync_phase), row.id)).collect())
 }
 
 /// Fails the jobs whose message RabbitMQ dead-lettered at its delivery limit: no message would ever
@@ -106,9 +170,10 @@ impl Ledger {
 async fn fail_given_up(
     connection: &mut Session,
     messages: &[&FailedMessage],
+    of_events: &JobIds,
     replica: Uuid,
 ) -> Result<(), Error> {
-    let jobs: Vec<_> = messages.iter().filter_map(|one| one.job_id).collect();
+    let jobs: Vec<_> = messages.iter().filter_map(|one| one.job_id(of_events)).collect();
     locks::signups_of_jobs(connection, &jobs).await?;
     let signups = sqlx::query_scalar!(
         r#"
@@ -147,7 +212,7 @@ async fn fail_given_up(
         )
         SELECT DISTINCT signup_id AS "signup_id!" FROM failed
         "#,
-        &column!(messages, one => one.job_id) as _,
+        &column!(messages, one => one.job_id(of_events)) as _,
         &column!(messages, one => one.attempt_id.map(|attempt_id| attempt_id.run)) as _,
         &column!(messages, one => one.attempt_id.map(|attempt_id| attempt_id.attempt)) as _,
         &column!(messages, one => one.given_up_claimant()) as _,
@@ -178,11 +243,12 @@ fn stored_reason(reason: Reason) -> &'static str {
 async fn insert_failures(
     connection: &mut Session,
     messages: &[&FailedMessage],
+    of_events: &JobIds,
 ) -> Result<(), Error> {
     sqlx::query_file!(
         "src/ledger/insert_failures.sql",
         &column!(messages, one => one.message_id.as_str()) as _,
-        &column!(messages, one => one.job_id) as _,
+        &column!(messages, one => one.job_id(of_events)) as _,
         &column!(messages, one => one.attempt_id.map(|attempt_id| attempt_id.run)) as _,
         &column!(messages, one => stored_reason(one.reason)) as _,
         &column!(messages, one => one.error_type.map(ErrorType::as_str)) as _,
@@ -195,7 +261,7 @@ async fn insert_failures(
         &column!(messages, one => one.failed_at) as _,
         &column!(messages, one => one.error_path.as_deref()) as _,
         &column!(messages, one => one.reason == Reason::Expired) as _,
-        &column!(messages, one => one.given_up_event.as_deref()) as _,
+        &column!(messages, one => one.given_up_event()) as _,
     )
     .execute(connection)
     .await

@@ -73,7 +73,7 @@ pub use bulk_action::{
 pub use call_rate::{CallRateLease, CallRateRequest, ReplicaBreaker};
 pub use claim::{ClaimOutcome, ClaimedBatch};
 pub use detail::{JobDetail, SignupFlags, StoredAttempt, StoredAudit, StoredJob};
-pub use failures::{FailedMessage, FailureResolution};
+pub use failures::{FailedMessage, FailureResolution, MessageJob};
 pub use integrity::{Balance, Drift, DriftEntry};
 pub use leader::{LeaderLock, LeaderTask};
 pub use message_selection::{MessagePreview, MessageSelection, MessageSource, message_text};

@@ -1,5 +1,5 @@
-//! The effect of a batch of messages on their signups and jobs. Pure: it changes rows in memory,
-//! and remembers which have to be written.
+//! The effect of a batch of messages on their signups and jobs. It changes rows in memory, and
+//! remembers which have to be written.
 //!
 //! The messages are admitted one by one, in the order in which they arrived. Several events of one
 //! job lead to one claim, by the newest: the others are superseded.
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    job::{ClaimedJob, Reason, Signup, Status, SyncPhase, job_id},
+    job::{ClaimedJob, Reason, Signup, Status, SyncPhase},
 };
 
 /// Maximum time that the clock of a publisher may be ahead.
@@ -225,7 +225,9 @@ impl<'a> WorkingSet<'a> {
         self.add_data(event, times);
         let phase = arrival.phase();
         let row = JobRow {
-            id: job_id(event.signup_id, phase),
+            // The ids of new jobs are next to each other in the indexes: they start with the
+            // time (RFC 9562, section 5.7).
+            id: Uuid::now_v7(),
             signup_id: event.signup_id,
             sync_phase: phase,
             status: Status::Processing,

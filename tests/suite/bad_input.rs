@@ -2,7 +2,6 @@
 //! queue.
 
 use crate::support::{World, confirmed, submitted, wait_for};
-use customerio_sync::job::{SyncPhase, job_id};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -192,10 +191,13 @@ async fn a_message_over_its_delivery_limit_is_mirrored_and_fails_its_job() {
     let job = world.wait_for_retry(signup, "initial").await;
     app.stop().await;
 
-    // A consumer that requeues every delivery gets the job's message, and an event without a job.
+    // A consumer that requeues every delivery gets the job's message, and an event without a job,
+    // whose publisher chose the same id for it.
     let waiting = world.next("customerio-sync.retry.1h").await;
     world.publish("customerio-sync.jobs", "", &waiting.body, waiting.properties.clone()).await;
-    world.submit(&submitted(Uuid::new_v4())).await;
+    let event = submitted(Uuid::new_v4()).to_string();
+    let properties = BasicProperties::default().with_message_id(waiting.message_id().into());
+    world.publish("signup.events", "signup.submitted", event.as_bytes(), properties).await;
     let channel = world.channel().await;
     for queue in ["customerio-sync.jobs", "customerio-sync.signup-submitted"] {
         exceed_delivery_limit(&channel, queue).await;
@@ -244,7 +246,9 @@ async fn a_copy_over_its_delivery_limit_is_no_second_failure_of_its_job() {
     // The second job fails by its message, and has its event dead-lettered as well.
     let channel = world.channel().await;
     let waiting = world.next("customerio-sync.retry.1h").await;
-    let copy_id = format!("{}:0:0", job_id(refused, SyncPhase::Initial));
+    let [refused_job, given_up_job] =
+        [world.job_id(refused, "initial").await, world.job_id(given_up, "initial").await];
+    let copy_id = format!("{refused_job}:0:0");
     for id in [waiting.message_id(), copy_id] {
         let properties = BasicProperties::default().with_message_id(id.into());
         world.publish("customerio-sync.jobs", "", &waiting.body, properties).await;
@@ -254,12 +258,11 @@ async fn a_copy_over_its_delivery_limit_is_no_second_failure_of_its_job() {
     exceed_delivery_limit(&channel, "customerio-sync.signup-submitted").await;
     let app = world.start().await;
     let failures = world.wait_for_failures(4).await;
-    let open = |signup: Uuid| {
-        let job = job_id(signup, SyncPhase::Initial).to_string();
+    let open = |job: Uuid| {
         let open = failures.iter().filter(|failure| failure["resolved_at"] == Value::Null);
-        open.filter(|failure| failure["job_id"] == job).count()
+        open.filter(|failure| failure["job_id"] == job.to_string()).count()
     };
-    assert_eq!([refused, given_up].map(open), [1, 1], "{failures:?}");
+    assert_eq!([refused_job, given_up_job].map(open), [1, 1], "{failures:?}");
     app.stop().await;
 }
 

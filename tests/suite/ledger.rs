@@ -2,8 +2,10 @@
 
 use crate::support::{World, arrival, completion, confirmed, submitted, wait_for};
 use customerio_sync::{
-    job::{AttemptId, Failure, FailureCause, Reason, SyncPhase, Verdict, job_id},
-    ledger::{ClaimOutcome, ClaimRest, FailedMessage, Ledger, MessageReadLimits, Settlement},
+    job::{AttemptId, Failure, FailureCause, Reason, Verdict},
+    ledger::{
+        ClaimOutcome, ClaimRest, FailedMessage, Ledger, MessageJob, MessageReadLimits, Settlement,
+    },
     runtime::replica::Replica,
 };
 use uuid::Uuid;
@@ -285,9 +287,8 @@ fn failure(job: Uuid, run: i32, reason: Reason) -> FailedMessage {
     let attempt_id = AttemptId { job_id: job, run, attempt: 0 };
     FailedMessage {
         message_id: format!("{attempt_id}:failed"),
-        job_id: Some(job),
+        job: Some(MessageJob::Named(job)),
         attempt_id: Some(attempt_id),
-        given_up_event: None,
         reason,
         error_type: None,
         error_message: "refused".to_owned(),
@@ -306,8 +307,8 @@ async fn a_failure_of_an_earlier_run_is_mirrored_as_resolved() {
     let world = World::new().await;
     let ledger = migrated_ledger(&world).await;
     let signup = Uuid::new_v4();
-    let job = job_id(signup, SyncPhase::Initial);
     ledger.claim(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("claimed");
+    let job = world.job_id(signup, "initial").await;
     // The second event starts run 1 before the failure of run 0 is mirrored.
     ledger.claim(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("claimed");
     let late = failure(job, 0, Reason::Permanent);
@@ -321,8 +322,8 @@ async fn the_mirror_waits_for_the_signup_before_it_locks_its_job() {
     let world = World::new().await;
     let ledger = migrated_ledger(&world).await;
     let signup = Uuid::new_v4();
-    let job = job_id(signup, SyncPhase::Initial);
     ledger.claim(Uuid::new_v4(), &[arrival(&submitted(signup), false)]).await.expect("claimed");
+    let job = world.job_id(signup, "initial").await;
     let mut settling = world.pool.begin().await.expect("begun");
     let lock_signup = sqlx::query("SELECT FROM signups WHERE id = $1 FOR NO KEY UPDATE");
     lock_signup.bind(signup).execute(&mut *settling).await.expect("locked");

@@ -45,6 +45,12 @@ impl World {
         Some(row.get("j"))
     }
 
+    /// The id of the job of a signup and phase, which exists.
+    pub(crate) async fn job_id(&self, signup: Uuid, phase: &str) -> Uuid {
+        let job = self.job(signup, phase).await.expect("a job");
+        job["id"].as_str().expect("a text").parse().expect("a UUID")
+    }
+
     pub(crate) async fn wait_for_job(&self, signup: Uuid, phase: &str, status: &str) -> Value {
         let what = format!("the {phase} job to be {status}");
         wait_for(&what, || async {

@@ -21,9 +21,9 @@ use crate::{
         self, Acker, Connection, Delivery, MIRROR_QUEUE, Origin, WindowLimit, WorkQueue, capped,
         headers,
     },
-    event::{self, EventDetails, EventType, body_id},
-    job::{AttemptId, Reason, SyncPhase, job_id},
-    ledger::{self, FailedMessage, Ledger},
+    event::{self, EventDetails, body_id},
+    job::{AttemptId, Reason, SyncPhase},
+    ledger::{self, FailedMessage, Ledger, MessageJob},
     runtime::{backoff::retry_forever, metrics::Metrics, shutdown::Shutdown, trace::SpanParent},
 };
 
@@ -134,9 +134,8 @@ fn store<'a>(
 /// A message with its body, and without everything else that its publisher chose.
 fn reduced(message: &FailedMessage, error: &ledger::Error) -> FailedMessage {
     FailedMessage {
-        // A job is known for an event only by the event's id.
-        job_id: message.job_id.filter(|_| message.given_up_event.is_none()),
-        given_up_event: None,
+        // The id of an event is its publisher's choice.
+        job: message.job.clone().filter(|job| matches!(job, MessageJob::Named(_))),
         error_message: capped(&format!("the message can't be stored whole: {error}")),
         error_path: None,
         headers: Value::Object(serde_json::Map::new()),
@@ -163,8 +162,7 @@ fn read(delivery: Delivery) -> (FailedMessage, Acker) {
                 _ => identity(&delivery.exchange, &delivery.routing_key, &delivery),
             },
             attempt_id: delivery.message_id.as_deref().and_then(AttemptId::parse),
-            job_id: header(headers::JOB_ID).and_then(|id| id.parse().ok()),
-            given_up_event: None,
+            job: header(headers::JOB_ID).and_then(|id| id.parse().ok()).map(MessageJob::Named),
             reason: reason.unwrap_or(Reason::Unprocessable),
             error_type: header(headers::ERROR_TYPE).and_then(|kind| kind.parse().ok()),
             error_message: header(headers::ERROR_MESSAGE)
@@ -221,7 +219,7 @@ struct DeadLetter {
     exchange: String,
     routing_key: String,
     /// The queue that it was in.
-    queue: &'static str,
+    queue: WorkQueue,
     reason: Reason,
 }
 
@@ -235,7 +233,7 @@ impl DeadLetter {
             _ => return None,
         };
         let queue = death.get("queue")?.as_str()?;
-        let queue = WorkQueue::ALL.map(WorkQueue::name).into_iter().find(|name| *name == queue)?;
+        let queue = WorkQueue::ALL.into_iter().find(|one| one.name() == queue)?;
         let exchange = death["exchange"].as_str().unwrap_or_default();
         let routing_key = death["routing-keys"][0].as_str().unwrap_or_default();
         let origin = Origin::of_delivery(exchange, routing_key, &delivery.headers);
@@ -248,17 +246,13 @@ impl DeadLetter {
     }
 
     fn message(self, delivery: &Delivery) -> FailedMessage {
-        let attempt_id = delivery.message_id.as_deref().and_then(AttemptId::parse);
         // Recovery publishes the message of a job again, so only a given-up one fails its job.
         let is_given_up = self.reason == Reason::DeliveryLimit;
-        let event = self.event(delivery).filter(|_| is_given_up);
-        let attempt_id = attempt_id.filter(|_| is_given_up);
-        let job_id = attempt_id
-            .map(|attempt_id| attempt_id.job_id)
-            .or_else(|| event.as_ref().map(|(job_id, _)| *job_id));
+        let attempt_id = self.attempt_id(delivery).filter(|_| is_given_up);
+        let job = self.job(delivery).filter(|_| is_given_up);
         let error_message = match self.reason {
             Reason::DeliveryLimit => DELIVERY_LIMIT_MESSAGE.to_owned(),
-            _ => format!("the message expired in the queue {}", self.queue),
+            _ => format!("the message expired in the queue {}", self.queue.name()),
         };
         let id = match attempt_id {
             Some(attempt_id) => attempt_id.to_string(),
@@ -267,8 +261,7 @@ impl DeadLetter {
         FailedMessage {
             message_id: format!("{id}:{}", self.reason),
             attempt_id,
-            job_id,
-            given_up_event: event.map(|(_, id)| id),
+            job,
             reason: self.reason,
             error_type: None,
             error_message,
@@ -282,19 +275,25 @@ impl DeadLetter {
         }
     }
 
-    /// The job and the id of the event, if it can be parsed.
-    fn event(&self, delivery: &Delivery) -> Option<(uuid::Uuid, String)> {
-        // A message published to the default exchange has the queue's name as its routing key.
-        let is_of_type = |one: &EventType| {
-            [one.routing_key(), WorkQueue::Events(*one).name()].contains(&self.routing_key.as_str())
+    /// The attempt that the message asked for. The id of an event is its publisher's choice.
+    fn attempt_id(&self, delivery: &Delivery) -> Option<AttemptId> {
+        match self.queue {
+            WorkQueue::Jobs => AttemptId::parse(delivery.message_id.as_deref()?),
+            WorkQueue::Events(_) => None,
+        }
+    }
+
+    /// The job that the message was for, if it can be parsed.
+    fn job(&self, delivery: &Delivery) -> Option<MessageJob> {
+        let WorkQueue::Events(event_type) = self.queue else {
+            return Some(MessageJob::Named(self.attempt_id(delivery)?.job_id));
         };
-        let event_type = EventType::ALL.into_iter().find(is_of_type)?;
         let event = event::parse(delivery.raw_event(event_type)).ok()?;
         let phase = match event.details {
             EventDetails::Submitted { .. } => SyncPhase::Initial,
             EventDetails::Confirmed { .. } => SyncPhase::Enriched,
         };
-        Some((job_id(event.signup_id, phase), event.id))
+        Some(MessageJob::OfEvent { signup_id: event.signup_id, phase, event_id: event.id })
     }
 }
 
@@ -306,8 +305,7 @@ mod tests {
         FailedMessage {
             message_id: String::new(),
             attempt_id: None,
-            job_id: None,
-            given_up_event: None,
+            job: None,
             reason: Reason::Unprocessable,
             error_type: None,
             error_message: String::new(),
