@@ -309,9 +309,9 @@ impl ConsumerStates {
 }
 
 /// Sends the deliveries of `queue` to `deliveries` until shutdown, with at most `prefetch`
-/// unacknowledged. It starts with one, and gets more as they are acknowledged ([`Window`]). A lost
-/// channel or connection is replaced. The channel stays open as long as a message in flight needs
-/// it.
+/// unacknowledged. It starts with one, and gets more as new ones arrive and redelivered ones are
+/// acknowledged ([`Window`]). A lost channel or connection is replaced. The channel stays open as
+/// long as a message in flight needs it.
 pub async fn consume<T: Send>(
     connection: Arc<Connection>,
     queue: &'static str,
@@ -396,7 +396,7 @@ impl<'a> Subscription<'a> {
                     }
                 }
             }
-            let changes = window.record(delivery.data.len());
+            let changes = window.record(delivery.data.len(), delivery.redelivered);
             // The channel has room for the whole prefetch, so this never waits.
             if deliveries.send(wrap(self.read(delivery, window))).await.is_err() {
                 return ForwardEnd::Draining;
@@ -422,7 +422,7 @@ impl<'a> Subscription<'a> {
     /// and stays unacknowledged on the same channel.
     async fn replace<T: Send>(
         &mut self,
-        window: &Window,
+        window: &mut Window,
         deliveries: &mpsc::Sender<T>,
         wrap: &impl Fn(Delivery) -> T,
     ) -> Result<(), Error> {
@@ -431,6 +431,7 @@ impl<'a> Subscription<'a> {
         request(&self.channel, "replacing a consumer", cancelled).await?;
         let is_lost = || !self.channel.status().connected();
         while let Some(Some(Ok(delivery))) = while_connected(is_lost, self.consumer.next()).await {
+            window.count(delivery.redelivered);
             // The receiver ends only with the service.
             let _ = deliveries.send(wrap(self.read(delivery, window))).await;
         }

@@ -21,8 +21,8 @@ use super::{
 };
 
 /// Deliveries after which a message of the mirror's queue is moved. A replica that stops while it
-/// has the message causes one. The window of its consumer starts at one message, so neighbours are
-/// counted rarely.
+/// has the message causes one. Redelivered messages widen the window of its consumer step by step,
+/// so neighbours are counted a few times.
 const DELIVERIES_MAX: i64 = 20;
 
 /// Whether a delivery has to be moved instead of being read.

@@ -11,7 +11,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "an edge: the latency of a job")]
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use tokio::{sync::mpsc, time::Instant};
@@ -274,8 +278,18 @@ impl Pipeline {
         };
         let prepared = jobs.values().map(prepare).collect();
         let (ended, mut results) = mpsc::channel(RESULTS_WAITING_MAX);
-        let retain_claimed = |jobs| -> BoxFuture<'_, _> { Box::pin(claim.retain_claimed(jobs)) };
-        let pushing = self.customerio.push(prepared, permit, &retain_claimed, ended);
+        let pushing = async {
+            // Waits for the rate limiter and for people are no calls.
+            let calls = OnceLock::new();
+            let retain_claimed = |jobs| -> BoxFuture<'_, _> {
+                Box::pin(async {
+                    let claimed = claim.retain_claimed(jobs).await;
+                    calls.get_or_init(|| self.batch_limit.begin_calls());
+                    claimed
+                })
+            };
+            self.customerio.push(prepared, permit, &retain_claimed, ended).await
+        };
         let mut batch = BatchResult::default();
         let started = Instant::now();
         let settling = async {

@@ -3,21 +3,33 @@
 //! A batch works (claim, encode, settle) and waits for its calls. While calls are fast,
 //! `sync.batches_in_flight` batches keep the service, PostgreSQL and RabbitMQ busy. A batch that
 //! works for W and waits for L works for W / (W + L) of its time. So (W + L) / W times as many
-//! batches are in flight (Little's law).
+//! batches keep as many at work on average (Little's law). Batches that start together also wait
+//! together, so more are in flight. A latency that has increased shows before the calls end: all
+//! batches in flight wait for them.
+
+#![expect(clippy::disallowed_methods, reason = "an edge: how long calls have taken so far")]
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
 
 use crate::broker::WindowLimit;
 
 /// Weight of a new value in the averages.
 const WEIGHT: f64 = 0.2;
+/// Batches that wait, per batch that Little's law requires to wait.
+const WAITING_FACTOR: f64 = 2.0;
 /// Less work than this is not measured with enough precision, in seconds.
 const WORK_MIN: f64 = 0.005;
+/// Interval at which a batch that may not start yet checks whether all others wait for calls.
+const IDLE_CHECK: Duration = Duration::from_millis(10);
 
 /// Limits the batches in flight, and the deliveries that are held for them.
 #[derive(Debug)]
@@ -40,6 +52,21 @@ struct LimitState {
     claim: f64,
     settle: f64,
     call: f64,
+    /// When the calls of each batch began, in this order.
+    calling: BTreeMap<u64, Instant>,
+    calls_begun: u64,
+}
+
+/// The calls of a batch, until it is dropped.
+pub(super) struct CallsGuard<'a> {
+    limit: &'a BatchLimit,
+    number: u64,
+}
+
+impl Drop for CallsGuard<'_> {
+    fn drop(&mut self) {
+        self.limit.state().calling.remove(&self.number);
+    }
 }
 
 impl BatchLimit {
@@ -68,8 +95,14 @@ impl BatchLimit {
 
     /// Waits until another batch may start. It is in flight until the permit is dropped.
     pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
-        self.adjust();
-        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+        loop {
+            self.adjust();
+            let permit = self.permits.clone().acquire_owned();
+            match timeout(IDLE_CHECK, permit).await {
+                Ok(permit) => return permit.expect("the semaphore is never closed"),
+                Err(_) => self.note_idle_time(),
+            }
+        }
     }
 
     /// Ends a batch: returns its permit, or withdraws it if fewer batches are wanted.
@@ -85,6 +118,25 @@ impl BatchLimit {
     pub(super) fn record_claim(&self, took: Duration) {
         let mut state = self.state();
         state.claim = average(state.claim, took);
+    }
+
+    /// Records that the calls of a batch begin.
+    pub(super) fn begin_calls(&self) -> CallsGuard<'_> {
+        let mut state = self.state();
+        state.calls_begun += 1;
+        let number = state.calls_begun;
+        state.calling.insert(number, Instant::now());
+        CallsGuard { limit: self, number }
+    }
+
+    /// If all batches in flight wait for their calls, they take at least as long as the oldest.
+    fn note_idle_time(&self) {
+        let mut state = self.state();
+        if state.calling.len() >= state.granted
+            && let Some((_, oldest)) = state.calling.first_key_value()
+        {
+            state.call = state.call.max(oldest.elapsed().as_secs_f64());
+        }
     }
 
     /// Records the time from the first call of a batch until all are settled, and the duration of
@@ -121,7 +173,8 @@ impl BatchLimit {
 
     fn wanted(&self, state: &LimitState) -> usize {
         let work = (state.claim + state.settle).max(WORK_MIN);
-        let wanted = (self.min as f64 * (work + state.call) / work).round() as usize;
+        let wanted =
+            (self.min as f64 * (work + WAITING_FACTOR * state.call) / work).round() as usize;
         wanted.clamp(self.min, self.max)
     }
 
@@ -134,8 +187,10 @@ impl BatchLimit {
     }
 }
 
+/// The first value counts alone.
 fn average(before: f64, value: Duration) -> f64 {
-    before + WEIGHT * (value.as_secs_f64() - before)
+    let value = value.as_secs_f64();
+    if before == 0.0 { value } else { before + WEIGHT * (value - before) }
 }
 
 #[cfg(test)]
@@ -159,7 +214,7 @@ mod tests {
         let limit = BatchLimit::new(4, 32, 800);
         assert_eq!(permits_with(&limit, Duration::from_millis(1)), 4);
         assert_eq!(limit.window().get(), 800);
-        assert_eq!(permits_with(&limit, Duration::from_millis(250)), 14);
+        assert_eq!(permits_with(&limit, Duration::from_millis(100)), 12);
         assert_eq!(limit.window().get(), 3200);
         assert_eq!(permits_with(&limit, Duration::from_secs(10)), 32);
         assert_eq!(limit.window().get(), 6400);
@@ -178,5 +233,17 @@ mod tests {
             limit.end(permit);
         }
         assert_eq!(limit.permits.available_permits(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn batches_start_when_all_others_wait_for_slow_calls() {
+        let limit = BatchLimit::new(2, 8, 100);
+        let _in_flight = [limit.permit().await, limit.permit().await];
+        let _first = limit.begin_calls();
+        timeout(Duration::from_secs(10), limit.permit()).await.expect_err("the second one works");
+        let second = limit.begin_calls();
+        drop(timeout(2 * IDLE_CHECK, limit.permit()).await.expect("the others wait"));
+        drop(second);
+        assert_eq!(limit.state().calling.len(), 1);
     }
 }
