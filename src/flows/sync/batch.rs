@@ -107,10 +107,12 @@ pub(super) struct BatchResult {
 
 impl Pipeline {
     pub(super) async fn run_batch(self: &Arc<Self>, batch: Batch) {
-        for RejectedMessage { envelope, why } in batch.rejected {
+        let Batch { messages, rejected, signups } = batch;
+        for RejectedMessage { envelope, why } in rejected {
             self.park_aside(envelope, why);
         }
-        self.run_messages(batch.messages).await;
+        self.run_messages(messages).await;
+        drop(signups);
     }
 
     /// Runs the messages in as many portions as the circuit breaker permits: all at once while it

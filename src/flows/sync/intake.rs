@@ -1,16 +1,13 @@
 //! Gathers deliveries into batches: everything that has arrived since the previous batch.
 
-use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
     Pipeline,
     inbound::{InFlight, RejectedMessage, parse},
+    signups::{BatchSignups, SignupsInFlight},
 };
 use crate::{
     broker::{self, Connection, Delivery, WorkQueue},
@@ -36,18 +33,18 @@ pub(super) struct Intake {
     deliveries: mpsc::Receiver<(WorkQueue, Delivery)>,
     /// One per work queue. They end when the intake is stopped.
     consumers: JoinSet<()>,
-    /// Parsed messages that did not fit into the previous batch.
-    deferred: VecDeque<InFlight>,
+    signups: Arc<SignupsInFlight<InFlight>>,
     batch_size: usize,
     metrics: Arc<Metrics>,
     stop: Shutdown,
 }
 
 /// Messages that are handled together.
-#[derive(Default)]
 pub(super) struct Batch {
     pub(super) messages: Vec<InFlight>,
     pub(super) rejected: Vec<RejectedMessage>,
+    /// Other messages of these signups wait until it is dropped.
+    pub(super) signups: BatchSignups<InFlight>,
 }
 
 impl Intake {
@@ -70,7 +67,7 @@ impl Intake {
         Self {
             deliveries,
             consumers,
-            deferred: VecDeque::new(),
+            signups: SignupsInFlight::new(),
             batch_size: pipeline.config.batch_size.get(),
             metrics: pipeline.metrics.clone(),
             stop,
@@ -83,28 +80,43 @@ impl Intake {
     /// acquire their locks in one order. It may contain several events of that job, as many as the
     /// job remembers: if many events of one signup arrive, they delay other signups little.
     pub(super) async fn next_batch(&mut self) -> Option<Batch> {
-        if self.stop.is_draining() {
-            return None;
-        }
-        let mut batch = BatchBuilder::default();
-        for message in std::mem::take(&mut self.deferred) {
-            self.deferred.extend(batch.add(message, self.batch_size));
-        }
-        if batch.is_empty() {
-            let (queue, delivery) = tokio::select! {
+        let mut batch = BatchBuilder::new(&self.signups, self.batch_size);
+        loop {
+            if batch.len() == 0 && self.stop.is_draining() {
+                return None;
+            }
+            self.fill(&mut batch);
+            if batch.len() > 0 {
+                self.metrics.batch_size.observe(batch.len() as f64);
+                return Some(batch.batch);
+            }
+            tokio::select! {
                 biased;
-                () = self.stop.draining() => return None,
-                delivery = self.deliveries.recv() => delivery?,
+                () = self.stop.draining() => {}
+                () = self.signups.ready() => {}
+                delivery = self.deliveries.recv() => {
+                    let (queue, delivery) = delivery?;
+                    self.add(&mut batch, queue, delivery);
+                }
                 _ = self.consumers.join_next() => return None,
-            };
-            self.add(&mut batch, queue, delivery);
+            }
         }
-        while batch.len() < self.batch_size && self.deferred.len() < self.batch_size {
-            let Ok((queue, delivery)) = self.deliveries.try_recv() else { break };
-            self.add(&mut batch, queue, delivery);
+    }
+
+    /// Adds the messages whose signup has left its batch, and then those that have arrived.
+    fn fill(&mut self, batch: &mut BatchBuilder) {
+        while batch.len() < self.batch_size
+            && let Some(messages) = self.signups.next_ready()
+        {
+            for message in messages {
+                batch.add(message);
+            }
         }
-        self.metrics.batch_size.observe(batch.len() as f64);
-        Some(batch.batch)
+        while batch.len() < self.batch_size
+            && let Ok((queue, delivery)) = self.deliveries.try_recv()
+        {
+            self.add(batch, queue, delivery);
+        }
     }
 
     /// Stops the consumers, and then requeues the deliveries that are in no batch: they are not
@@ -124,7 +136,7 @@ impl Intake {
         for acker in ackers {
             acker.requeue().await;
         }
-        for message in self.deferred {
+        for message in self.signups.take() {
             message.envelope.requeue().await;
         }
     }
@@ -138,17 +150,18 @@ impl Intake {
         let result = if parsed.is_ok() { IntakeResult::Accepted } else { IntakeResult::Rejected };
         self.metrics.events.with_label_values(&[queue.name(), result.as_str()]).inc();
         match parsed {
-            Ok(message) => self.deferred.extend(batch.add(message, self.batch_size)),
+            Ok(message) => batch.add(message),
             Err(rejected) => batch.batch.rejected.push(*rejected),
         }
     }
 }
 
-#[derive(Default)]
 struct BatchBuilder {
     batch: Batch,
-    /// What each signup's messages ask for, and their number.
-    signups: HashMap<uuid::Uuid, (Request, usize)>,
+    /// Maximum number of messages.
+    size: usize,
+    /// What the messages of each signup in the batch ask for, and their number.
+    requests: HashMap<uuid::Uuid, (Request, usize)>,
 }
 
 /// What a message asks for, or several messages of one signup together.
@@ -170,38 +183,36 @@ impl Request {
 }
 
 impl BatchBuilder {
+    fn new(in_flight: &Arc<SignupsInFlight<InFlight>>, size: usize) -> Self {
+        let signups = in_flight.batch();
+        let batch = Batch { messages: Vec::new(), rejected: Vec::new(), signups };
+        Self { batch, size, requests: HashMap::new() }
+    }
+
     fn len(&self) -> usize {
         self.batch.messages.len() + self.batch.rejected.len()
     }
 
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Adds `message`, or returns it if it belongs in a later batch.
-    fn add(&mut self, message: InFlight, batch_size: usize) -> Option<InFlight> {
-        if self.len() < batch_size && self.fits(&message.arrival) {
+    /// Adds `message`, or lets it wait until the batch with its signup ends.
+    fn add(&mut self, message: InFlight) {
+        let (request, signup_id) = (Request::of(&message.arrival), message.arrival.signup_id());
+        if self.joins(signup_id, request) {
             self.batch.messages.push(message);
-            return None;
+        } else if let Some(message) = self.batch.signups.add(signup_id, message) {
+            self.requests.insert(signup_id, (request, 1));
+            self.batch.messages.push(message);
         }
-        Some(message)
     }
 
-    fn fits(&mut self, arrival: &Arrival) -> bool {
-        let request = Request::of(arrival);
-        match self.signups.entry(arrival.signup_id()) {
-            Entry::Vacant(vacant) => {
-                vacant.insert((request, 1));
-                true
-            }
-            Entry::Occupied(mut occupied) => {
-                let (other, number) = occupied.get_mut();
-                let fits = request != Request::Attempt
-                    && *other == request
-                    && *number < EARLIER_EVENTS_MAX;
-                *number += usize::from(fits);
-                fits
-            }
-        }
+    /// Whether a message joins others of its signup in this batch.
+    fn joins(&mut self, signup_id: uuid::Uuid, request: Request) -> bool {
+        let is_full = self.len() >= self.size;
+        let Some((other, number)) = self.requests.get_mut(&signup_id) else { return false };
+        let joins = request != Request::Attempt
+            && *other == request
+            && *number < EARLIER_EVENTS_MAX
+            && !is_full;
+        *number += usize::from(joins);
+        joins
     }
 }

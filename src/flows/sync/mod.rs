@@ -13,6 +13,7 @@ mod intake;
 mod parallelism;
 mod process;
 mod progress;
+mod signups;
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
