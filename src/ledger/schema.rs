@@ -3,16 +3,22 @@
 //! Each migration works with the release before it. So a program runs on a newer schema, after
 //! another release has been rolled back, and not on an older one.
 
+use std::time::Duration;
+
 use sqlx::{migrate::MigrateError, postgres::PgPoolOptions};
 
 use super::{Error, Ledger};
+use crate::runtime::backoff::retry_for;
 
-/// SQLSTATE of a transaction that PostgreSQL rolled back to end a deadlock
+/// SQLSTATEs of a transaction that PostgreSQL rolled back because of the locks of others: to end a
+/// deadlock, and after `lock_timeout`
 /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
-const DEADLOCK_DETECTED: &str = "40P01";
-/// Maximum deadlocks of one call of [`Ledger::migrate`]. Each takes `deadlock_timeout`, by default
-/// a second, for which writers wait.
-const DEADLOCKS_MAX: usize = 20;
+const LOCK_CODES: [&str; 2] = ["40P01", "55P03"];
+/// While a migration waits for a table, everybody else who needs the table waits behind it. It is
+/// longer than PostgreSQL's default `deadlock_timeout`.
+const LOCK_LIMIT: &str = "SET lock_timeout = '3s'";
+/// Maximum time for which a migration is repeated.
+const MIGRATE_TIME: Duration = Duration::from_mins(30);
 
 /// The schema in the database, compared with the one that this version needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,18 +66,13 @@ impl Ledger {
     /// Applies the missing migrations. Replicas that start together take turns. Migrations of a
     /// newer release are accepted.
     ///
-    /// A migration that takes locks on several tables can deadlock with replicas that write to
-    /// them in another order. PostgreSQL then rolls one of them back, and it is repeated.
+    /// A migration can deadlock with replicas that lock its tables in another order, and it waits
+    /// for open transactions and for its turn. It is rolled back then, and repeated.
     pub async fn migrate(&self) -> Result<(), Error> {
-        for _ in 0..DEADLOCKS_MAX {
-            match self.try_to_migrate().await {
-                Err(error) if is_deadlock(&error) => {
-                    tracing::warn!(%error, "a migration deadlocked with a replica, repeating it");
-                }
-                migrated => return Ok(migrated?),
-            }
-        }
-        Ok(self.try_to_migrate().await?)
+        let migrated = retry_for(MIGRATE_TIME, "migrating", waits_for_locks, || async {
+            self.try_to_migrate().await
+        });
+        Ok(migrated.await?)
     }
 
     async fn try_to_migrate(&self) -> Result<(), MigrateError> {
@@ -81,6 +82,12 @@ impl Ledger {
         // the pool that would keep everybody else from migrating.
         let pool = PgPoolOptions::new()
             .max_connections(1)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    sqlx::raw_sql(LOCK_LIMIT).execute(connection).await?;
+                    Ok(())
+                })
+            })
             .acquire_timeout(self.acquire_timeout)
             .connect_lazy_with((*self.pool.connector().options()).clone());
         let migrated = migrator.run(&pool).await;
@@ -133,10 +140,10 @@ impl Ledger {
     }
 }
 
-fn is_deadlock(error: &MigrateError) -> bool {
+fn waits_for_locks(error: &MigrateError) -> bool {
     let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
         return false;
     };
     let code = error.as_database_error().and_then(|error| error.code());
-    code.as_deref() == Some(DEADLOCK_DETECTED)
+    code.is_some_and(|code| LOCK_CODES.contains(&code.as_ref()))
 }

@@ -2,9 +2,13 @@
 //! contradictions that the code assumes never to see.
 
 use crate::support::{World, root, wait_for};
-use customerio_sync::{job::FailureCause, ledger::Ledger};
+use customerio_sync::{
+    job::FailureCause,
+    ledger::{self, Ledger},
+};
 use sqlx::{AssertSqlSafe, Executor, Row};
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
+use tokio::{task::JoinHandle, time::timeout};
 
 /// Contradictory updates of a job, without `UPDATE signup_customerio_sync_jobs SET`, and a part of
 /// the error that each causes.
@@ -131,9 +135,8 @@ async fn the_schema_rejects_contradictions() {
     }
 }
 
-/// Migration 33 locks signups before open jobs, and writers lock them in the other order.
-#[tokio::test]
-async fn a_migration_that_deadlocks_with_a_writer_is_repeated() {
+/// A database with the schema before migration 33, and a ledger for it.
+async fn world_before_kept_counts() -> (World, Ledger) {
     let world = World::new().await;
     let folder = tempfile::tempdir().expect("a folder");
     for migration in &sql_files("migrations")[..32] {
@@ -142,30 +145,64 @@ async fn a_migration_that_deadlocks_with_a_writer_is_repeated() {
     }
     let earlier = sqlx::migrate::Migrator::new(folder.path()).await.expect("migrations");
     earlier.run(&world.pool).await.expect("migrated");
+    let config = world.config();
+    let ledger = Ledger::new(&config.database, &config.tls, 5).expect("a URL");
+    (world, ledger)
+}
+
+fn migrate(ledger: &Ledger) -> JoinHandle<Result<(), ledger::Error>> {
+    let ledger = ledger.clone();
+    tokio::spawn(async move { ledger.migrate().await })
+}
+
+/// Waits until a session waits for a lock on the table.
+async fn wait_for_lock_request(world: &World, table: &str) {
+    wait_for("a session to wait for the table", || async {
+        let sql = "SELECT count(*) FROM pg_locks WHERE relation = $1::regclass AND NOT granted";
+        let waiting = sqlx::query_scalar::<_, i64>(sql).bind(table).fetch_one(&world.pool).await;
+        (waiting.expect("a count") > 0).then_some(())
+    })
+    .await;
+}
+
+/// Migration 33 locks signups before open jobs, and writers lock them in the other order.
+#[tokio::test]
+async fn a_migration_that_deadlocks_with_a_writer_is_repeated() {
+    let (world, ledger) = world_before_kept_counts().await;
     // The session that has waited for as long as this is rolled back. It has to be the migration's.
     let database = world.database_url.rsplit('/').next().expect("a name").to_owned();
-    let timeout = format!("ALTER DATABASE {database} SET deadlock_timeout = '5s'");
-    execute(&world, timeout).await.expect("set");
+    let set = format!("ALTER DATABASE {database} SET deadlock_timeout = '2s'");
+    execute(&world, set).await.expect("set");
     let mut writing = world.pool.begin().await.expect("begun");
     writing.execute("SET LOCAL deadlock_timeout = '30s'").await.expect("set");
     writing.execute("LOCK TABLE open_jobs IN ROW EXCLUSIVE MODE").await.expect("locked");
 
-    let config = world.config();
-    let ledger = Ledger::new(&config.database, &config.tls, 5).expect("a URL");
-    let migrating = tokio::spawn({
-        let ledger = ledger.clone();
-        async move { ledger.migrate().await }
-    });
-    wait_for("the migration to wait for the writer", || async {
-        let waiting = "SELECT count(*) FROM pg_locks
-            WHERE relation = 'open_jobs'::regclass AND NOT granted";
-        (world.count(waiting).await == 1).then_some(())
-    })
-    .await;
+    let migrating = migrate(&ledger);
+    wait_for_lock_request(&world, "open_jobs").await;
     writing.execute("LOCK TABLE signups IN ROW EXCLUSIVE MODE").await.expect("the lock");
     writing.commit().await.expect("committed");
     migrating.await.expect("the task ends").expect("migrated");
     assert_eq!(ledger.schema().await.expect("a schema").problem(), None);
     let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
     wait_for("the deadlock", || async { (world.count(deadlocks).await == 1).then_some(()) }).await;
+}
+
+/// A transaction may be open for hours. Nobody else waits for as long behind a migration that has
+/// to wait for it.
+#[tokio::test]
+async fn a_migration_that_waits_for_a_transaction_lets_others_pass() {
+    let (world, ledger) = world_before_kept_counts().await;
+    let mut open = world.pool.begin().await.expect("begun");
+    open.execute("LOCK TABLE signups IN ROW EXCLUSIVE MODE").await.expect("locked");
+    let migrating = migrate(&ledger);
+    wait_for_lock_request(&world, "signups").await;
+    let write = world.pool.execute("DELETE FROM signups");
+    timeout(Duration::from_secs(30), write)
+        .await
+        .expect("the migration gives way")
+        .expect("deleted");
+    assert!(!migrating.is_finished());
+    open.commit().await.expect("committed");
+    migrating.await.expect("the task ends").expect("migrated");
+    assert_eq!(ledger.schema().await.expect("a schema").problem(), None);
 }
