@@ -1,6 +1,8 @@
 //! The audit log: who did what to which signup. Append-only.
 
+use serde::Serialize;
 use serde_json::Value;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::{Error, pool::Session};
@@ -45,18 +47,18 @@ text_enum! {
 
 /// One entry of the audit log.
 #[derive(Debug)]
-pub(super) struct AuditEntry {
+pub(super) struct AuditEntry<D = Value> {
     pub(super) action: AuditAction,
     pub(super) signup_id: Option<Uuid>,
     /// A JSON object.
-    pub(super) details: Value,
+    pub(super) details: D,
 }
 
 /// Writes `entries`, all of them by `actor`.
-pub(super) async fn insert(
+pub(super) async fn insert<D: Serialize>(
     connection: &mut Session,
     actor: &str,
-    entries: &[AuditEntry],
+    entries: &[AuditEntry<D>],
 ) -> Result<(), Error> {
     if entries.is_empty() {
         return Ok(());
@@ -69,7 +71,7 @@ pub(super) async fn insert(
         "#,
         &column!(entries, entry => entry.action.as_str()) as _,
         &column!(entries, entry => entry.signup_id) as _,
-        &column!(entries, entry => entry.details.clone()) as _,
+        &column!(entries, entry => Json(&entry.details)) as _,
         actor,
     )
     .execute(connection)

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use serde_json::json;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
@@ -108,33 +108,62 @@ impl Settlement {
     }
 
     /// The audit entry of an end state. A retry has none: `sync_attempts` records it.
-    fn audit(&self) -> Option<AuditEntry> {
-        let action = match self.verdict {
-            Verdict::Complete => AuditAction::Synced,
-            Verdict::Fail { .. } => AuditAction::SyncFailed,
+    fn audit(&self) -> Option<AuditEntry<EndStateDetails<'_>>> {
+        let (action, failed) = match &self.verdict {
+            Verdict::Complete => (AuditAction::Synced, None),
+            Verdict::Fail { reason, failure } => (
+                AuditAction::SyncFailed,
+                Some(FailureDetails {
+                    reason: reason.as_str(),
+                    exhausted_retries: *reason == Reason::Exhausted,
+                    error_type: failure.error_type.as_str(),
+                    error_message: &failure.message,
+                    origin: self.origin.as_ref(),
+                }),
+            ),
             Verdict::Retry { .. } => return None,
         };
-        let mut details = json!({
-            "jobId": self.job.id,
-            "syncPhase": self.job.phase.as_str(),
-            "contactId": self.contact_id,
-            "run": self.job.run,
-            "attemptCount": self.job.attempt,
-            "manualRetry": self.job.manual_retry,
-            "mock": self.is_mock(),
-        });
-        if let Some(warning) = self.warning() {
-            details["warning"] = warning.as_str().into();
-        }
-        if let Verdict::Fail { reason, failure } = &self.verdict {
-            details["reason"] = reason.as_str().into();
-            details["exhaustedRetries"] = (*reason == Reason::Exhausted).into();
-            details["errorType"] = failure.error_type.as_str().into();
-            details["errorMessage"] = failure.message.as_str().into();
-            details["origin"] = json!(self.origin);
-        }
+        let details = EndStateDetails {
+            job_id: self.job.id,
+            sync_phase: self.job.phase.as_str(),
+            contact_id: self.contact_id.as_deref(),
+            run: self.job.run,
+            attempt_count: self.job.attempt,
+            manual_retry: self.job.manual_retry,
+            mock: self.is_mock(),
+            warning: self.warning().map(Warning::as_str),
+            failed,
+        };
         Some(AuditEntry { action, signup_id: Some(self.job.signup_id), details })
     }
+}
+
+/// The details of an end state in the audit log.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EndStateDetails<'a> {
+    job_id: Uuid,
+    sync_phase: &'static str,
+    contact_id: Option<&'a str>,
+    run: i32,
+    attempt_count: i32,
+    manual_retry: bool,
+    mock: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<&'static str>,
+    #[serde(flatten)]
+    failed: Option<FailureDetails<'a>>,
+}
+
+/// What the details of a failed job contain in addition.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FailureDetails<'a> {
+    reason: &'static str,
+    exhausted_retries: bool,
+    error_type: &'static str,
+    error_message: &'a str,
+    origin: Option<&'a MessageOrigin>,
 }
 
 /// What a claim owns after a settlement.
