@@ -15,13 +15,14 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt, future::join_all};
 use lapin::{
-    BasicProperties, Channel, Confirmation,
+    BasicProperties, Channel, Confirmation, PublisherConfirm,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
 use tokio::{
     sync::{RwLock, Semaphore},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -37,7 +38,7 @@ use crate::runtime::{
     metrics::{GaugeGuard, Metrics},
     shutdown::Shutdown,
     text_enum::text_enum,
-    trace::TraceContext,
+    trace::{TraceContext, TraceSpan},
 };
 
 /// Time without a confirm after which a heartbeat is published.
@@ -114,6 +115,20 @@ pub struct Unroutable {
     routing_key: String,
 }
 
+/// The span of a publish, and the confirm to wait for.
+type StartedPublish = (TraceSpan, lapin::Result<PublisherConfirm>);
+
+impl PublishAnswer {
+    fn of(published: &Result<(), PublishError>) -> Self {
+        match published {
+            Ok(()) => Self::Confirmed,
+            Err(PublishError::Returned(_)) => Self::Unroutable,
+            Err(PublishError::Nacked) => Self::Refused,
+            Err(PublishError::Lost(_)) => Self::None,
+        }
+    }
+}
+
 impl PublishError {
     fn result(&self) -> PublishResult {
         match self {
@@ -165,17 +180,111 @@ impl Publisher {
     /// Publishes `message` once, and waits at most `limit` for the confirm.
     pub async fn publish_once(&self, message: &Message, limit: Duration) -> PublishAnswer {
         match timeout(limit, self.send_counted(message)).await {
-            Ok(Ok(())) => PublishAnswer::Confirmed,
-            Ok(Err(PublishError::Returned(_))) => PublishAnswer::Unroutable,
-            Ok(Err(PublishError::Nacked)) => PublishAnswer::Refused,
-            Ok(Err(PublishError::Lost(_))) => PublishAnswer::None,
+            Ok(published) => PublishAnswer::of(&published),
             Err(_) => {
                 self.count(message, PublishResult::Lost);
-                // lapin remembers every confirm that nobody waits for until the channel is closed.
-                self.0.shared.write().await.take();
                 PublishAnswer::None
             }
         }
+    }
+
+    /// Publishes outcomes once each, and waits for their confirms until `until`. Returns an answer
+    /// per outcome, in their order. They share their timers: a replica publishes one outcome per
+    /// job.
+    pub async fn publish_outcomes_once(
+        &self,
+        outcomes: &[(Message, Option<TraceSpan>)],
+        until: Instant,
+    ) -> Vec<PublishAnswer> {
+        let Some((first, _)) = outcomes.first() else { return Vec::new() };
+        let mut answers = Vec::with_capacity(outcomes.len());
+        let starting = self.warn_when_overdue(first, self.start_outcomes(outcomes));
+        let (channel, started) = match timeout_at(until, starting).await {
+            Ok(Ok(started)) => started,
+            Ok(Err(error)) => {
+                self.0.last_confirm.fail(&error);
+                tracing::warn!(%error, outcomes = outcomes.len(), "publishing outcomes failed");
+                return self.lost(outcomes);
+            }
+            Err(_) => {
+                self.drop_shared_channel().await;
+                return self.lost(outcomes);
+            }
+        };
+        let mut is_late = false;
+        for ((message, _), (span, confirm)) in outcomes.iter().zip(started) {
+            let confirming = async {
+                let confirm = confirm.map_err(Error::doing("publishing"))?;
+                confirmed(&channel, confirm).await
+            };
+            let confirming = pin!(self.warn_when_overdue(message, confirming));
+            // After a confirm that is missing, the others have arrived, or are missing too.
+            let published = if is_late {
+                confirming.now_or_never()
+            } else {
+                timeout_at(until, confirming).await.ok()
+            };
+            is_late |= published.is_none() || !channel.status().connected();
+            answers.push(self.answer(message, &span, published));
+        }
+        if answers.contains(&PublishAnswer::None) {
+            self.drop_shared_channel().await;
+        }
+        answers
+    }
+
+    /// The answer to an outcome. `None` if there was no confirm in time.
+    fn answer(
+        &self,
+        message: &Message,
+        span: &TraceSpan,
+        published: Option<Result<(), PublishError>>,
+    ) -> PublishAnswer {
+        let Some(published) = published else {
+            span.fail(PublishResult::Lost.as_str());
+            self.count(message, PublishResult::Lost);
+            return PublishAnswer::None;
+        };
+        if let Err(error) = &published {
+            span.fail(error.result().as_str());
+        }
+        self.conclude(message, &published);
+        PublishAnswer::of(&published)
+    }
+
+    /// Publishes outcomes, each within its span. The future of each resolves when it is confirmed.
+    async fn start_outcomes(
+        &self,
+        outcomes: &[(Message, Option<TraceSpan>)],
+    ) -> Result<(Channel, Vec<StartedPublish>), PublishError> {
+        let channel = self.shared_channel().await?;
+        let start = async |message: &Message| {
+            let span = spans::send(message, self.0.connection.server());
+            let trace = span.outgoing(&message.trace);
+            let confirm = start_publish(&channel, message, &trace).await;
+            (span, confirm)
+        };
+        let starting = outcomes.iter().map(async |(message, span)| match span {
+            Some(span) => span.within(start(message)).await,
+            None => start(message).await,
+        });
+        let starting = async { Ok(join_all(starting).await) };
+        let started = request(&channel, "publishing", starting).await?;
+        Ok((channel, started))
+    }
+
+    /// Gives up the shared channel: lapin remembers every confirm that nobody waits for until the
+    /// channel is closed.
+    async fn drop_shared_channel(&self) {
+        self.0.shared.write().await.take();
+    }
+
+    fn lost(&self, outcomes: &[(Message, Option<TraceSpan>)]) -> Vec<PublishAnswer> {
+        let lost = |(message, _): &(Message, _)| {
+            self.count(message, PublishResult::Lost);
+            PublishAnswer::None
+        };
+        outcomes.iter().map(lost).collect()
     }
 
     /// Declares what a message that was not confirmed may lack.
@@ -201,7 +310,7 @@ impl Publisher {
                 Ok(Err(error)) => self.0.last_confirm.fail(error),
                 Err(_) => {
                     self.0.last_confirm.fail("RabbitMQ blocks publishers");
-                    self.0.shared.write().await.take();
+                    self.drop_shared_channel().await;
                 }
             }
         }
@@ -230,17 +339,23 @@ impl Publisher {
     /// Publishes `message`, counts the result and logs a failure.
     async fn send_counted(&self, message: &Message) -> Result<(), PublishError> {
         let published = self.send(message).await;
+        self.conclude(message, &published);
+        published
+    }
+
+    /// Counts the result of a publish, and logs a failure.
+    fn conclude(&self, message: &Message, published: &Result<(), PublishError>) {
         let result =
             published.as_ref().map_or_else(PublishError::result, |()| PublishResult::Confirmed);
         self.count(message, result);
-        match &published {
+        match published {
             // RabbitMQ has answered.
             Ok(()) | Err(PublishError::Returned(_) | PublishError::Nacked) => {
                 self.0.last_confirm.beat();
             }
             Err(error @ PublishError::Lost(_)) => self.0.last_confirm.fail(error),
         }
-        if let Err(error) = &published {
+        if let Err(error) = published {
             tracing::warn!(
                 %error,
                 message_id = message.message_id,
@@ -248,7 +363,6 @@ impl Publisher {
                 "publishing a message failed"
             );
         }
-        published
     }
 
     /// Publishes `message`. The span of this attempt is the one that the message follows from.
@@ -384,6 +498,16 @@ async fn publish(
     message: &Message,
     trace: &TraceContext,
 ) -> Result<(), PublishError> {
+    let confirm = request(channel, "publishing", start_publish(channel, message, trace)).await?;
+    confirmed(channel, confirm).await
+}
+
+/// Publishes `message`. The result resolves when RabbitMQ has answered.
+async fn start_publish(
+    channel: &Channel,
+    message: &Message,
+    trace: &TraceContext,
+) -> lapin::Result<PublisherConfirm> {
     // Nobody need listen to outcomes.
     let mandatory = message.destination != Destination::Outcome;
     let options = BasicPublishOptions { mandatory, ..Default::default() };
@@ -394,7 +518,10 @@ async fn publish(
         &message.body,
         properties(message, trace),
     );
-    let confirm = request(channel, "publishing", published).await?;
+    published.await
+}
+
+async fn confirmed(channel: &Channel, confirm: PublisherConfirm) -> Result<(), PublishError> {
     match request(channel, "waiting for a publisher confirm", confirm).await? {
         Confirmation::Ack(None) => Ok(()),
         // RabbitMQ also acknowledges an unroutable message, after returning it.

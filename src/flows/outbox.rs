@@ -188,8 +188,16 @@ impl Outbox {
     /// Publishes the messages of a row once, and records in the row what is left of it.
     async fn publish(self: Arc<Self>, row: OutboxRow) -> PublishedRow {
         let started = Instant::now();
-        let published = join_all(row.reports.iter().map(|report| self.publish_one(&row, report)));
-        let published: Vec<_> = published.await.into_iter().flatten().collect();
+        let published = match row.kind {
+            MessageKind::Outcomes => self.publish_outcomes(&row).await,
+            MessageKind::Retries | MessageKind::Failures => {
+                join_all(row.reports.iter().map(|report| self.publish_one(&row, report)))
+                    .await
+                    .into_iter()
+                    .flatten()
+                    .collect()
+            }
+        };
         let any = |answer| published.iter().any(|(_, one)| *one == answer);
         let (is_answered, is_unroutable) =
             (!any(PublishAnswer::None), any(PublishAnswer::Unroutable));
@@ -209,6 +217,18 @@ impl Outbox {
             answered("keeping messages in the outbox", kept).await;
         }
         PublishedRow { kind: row.kind, started, is_answered, is_unroutable }
+    }
+
+    async fn publish_outcomes(&self, row: &OutboxRow) -> Vec<(AttemptId, PublishAnswer)> {
+        let outcome = |report: &JobReport| {
+            let message = Message::of_report(row.kind, report, &self.ladder)?;
+            let span = row.spans.get(&report.job.id).cloned();
+            Some((report.job.attempt_id(), (message, span)))
+        };
+        let (ids, outcomes): (Vec<_>, Vec<_>) = row.reports.iter().filter_map(outcome).unzip();
+        let until = tokio::time::Instant::now() + PUBLISH_TIMEOUT;
+        let answers = self.publisher.publish_outcomes_once(&outcomes, until).await;
+        ids.into_iter().zip(answers).collect()
     }
 
     /// Publishes the message of a report. `None` if the report requires none.
