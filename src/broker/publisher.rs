@@ -181,10 +181,7 @@ impl Publisher {
     pub async fn publish_once(&self, message: &Message, limit: Duration) -> PublishAnswer {
         match timeout(limit, self.send_counted(message)).await {
             Ok(published) => PublishAnswer::of(&published),
-            Err(_) => {
-                self.count(message, PublishResult::Lost);
-                PublishAnswer::None
-            }
+            Err(_) => self.lost(message),
         }
     }
 
@@ -204,11 +201,11 @@ impl Publisher {
             Ok(Err(error)) => {
                 self.0.last_confirm.fail(&error);
                 tracing::warn!(%error, outcomes = outcomes.len(), "publishing outcomes failed");
-                return self.lost(outcomes);
+                return outcomes.iter().map(|(message, _)| self.lost(message)).collect();
             }
             Err(_) => {
                 self.drop_shared_channel().await;
-                return self.lost(outcomes);
+                return outcomes.iter().map(|(message, _)| self.lost(message)).collect();
             }
         };
         let mut is_late = false;
@@ -242,8 +239,7 @@ impl Publisher {
     ) -> PublishAnswer {
         let Some(published) = published else {
             span.fail(PublishResult::Lost.as_str());
-            self.count(message, PublishResult::Lost);
-            return PublishAnswer::None;
+            return self.lost(message);
         };
         if let Err(error) = &published {
             span.fail(error.result().as_str());
@@ -279,12 +275,10 @@ impl Publisher {
         self.0.shared.write().await.take();
     }
 
-    fn lost(&self, outcomes: &[(Message, Option<TraceSpan>)]) -> Vec<PublishAnswer> {
-        let lost = |(message, _): &(Message, _)| {
-            self.count(message, PublishResult::Lost);
-            PublishAnswer::None
-        };
-        outcomes.iter().map(lost).collect()
+    /// Counts a message that was not confirmed in time.
+    fn lost(&self, message: &Message) -> PublishAnswer {
+        self.count(message, PublishResult::Lost);
+        PublishAnswer::None
     }
 
     /// Declares what a message that was not confirmed may lack.

@@ -69,9 +69,8 @@ impl Ledger {
     /// A migration can deadlock with replicas that lock its tables in another order, and it waits
     /// for open transactions and for its turn. It is rolled back then, and repeated.
     pub async fn migrate(&self) -> Result<(), Error> {
-        let migrated = retry_for(MIGRATE_TIME, "migrating", waits_for_locks, || async {
-            self.try_to_migrate().await
-        });
+        let migrated =
+            retry_for(MIGRATE_TIME, "migrating", waits_for_locks, || self.try_to_migrate());
         Ok(migrated.await?)
     }
 
