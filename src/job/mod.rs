@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use ulid::Ulid;
 use uuid::Uuid;
 
-use crate::runtime::text_enum::text_enum;
+use crate::{event::EventDetails, runtime::text_enum::text_enum};
 pub use claimant::Claimant;
 pub use outbox::{MessageKind, OutboxRow, OutboxSender};
 pub use signup::{Signup, StatedTimes};
@@ -155,6 +155,14 @@ impl FailureCause {
 }
 
 impl SyncPhase {
+    /// The phase of the job that an event with these details is for.
+    pub const fn of(details: &EventDetails) -> Self {
+        match details {
+            EventDetails::Submitted { .. } => Self::Initial,
+            EventDetails::Confirmed { .. } => Self::Enriched,
+        }
+    }
+
     /// Name of the event that this phase tracks in Customer.io.
     pub const fn tracked_event(self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    event::{Event, EventDetails},
+    event::Event,
     job::{AttemptId, Claimant, JobMessage, Status, SyncPhase},
     runtime::trace::TraceContext,
 };
@@ -54,10 +54,7 @@ impl Arrival {
     /// The phase that the message is for.
     pub fn phase(&self) -> SyncPhase {
         match &self.source {
-            Source::Event(event) => match event.details {
-                EventDetails::Submitted { .. } => SyncPhase::Initial,
-                EventDetails::Confirmed { .. } => SyncPhase::Enriched,
-            },
+            Source::Event(event) => SyncPhase::of(&event.details),
             Source::Job(message) | Source::Operator { message, .. } => message.phase,
         }
     }

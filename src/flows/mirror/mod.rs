@@ -21,7 +21,7 @@ use crate::{
         self, Acker, Connection, Delivery, MIRROR_QUEUE, Origin, WindowLimit, WorkQueue, capped,
         headers,
     },
-    event::{self, EventDetails, body_id},
+    event::{self, body_id},
     job::{AttemptId, Reason, SyncPhase},
     ledger::{self, FailedMessage, Ledger, MessageJob},
     runtime::{backoff::retry_forever, metrics::Metrics, shutdown::Shutdown, trace::SpanParent},
@@ -289,10 +289,7 @@ impl DeadLetter {
             return Some(MessageJob::Named(self.attempt_id(delivery)?.job_id));
         };
         let event = event::parse(delivery.raw_event(event_type)).ok()?;
-        let phase = match event.details {
-            EventDetails::Submitted { .. } => SyncPhase::Initial,
-            EventDetails::Confirmed { .. } => SyncPhase::Enriched,
-        };
+        let phase = SyncPhase::of(&event.details);
         Some(MessageJob::OfEvent { signup_id: event.signup_id, phase, event_id: event.id })
     }
 }
