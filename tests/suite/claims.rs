@@ -116,6 +116,7 @@ async fn deliveries_of_a_lost_channel_are_dropped_before_they_are_claimed() {
     let (world, forwarder) = World::behind_forwarder("AMQP_URL").await;
     let world = world
         .with("CUSTOMERIO_SYNC__SYNC__BATCHES_IN_FLIGHT", "1")
+        .with("CUSTOMERIO_SYNC__SYNC__BATCHES_IN_FLIGHT_MAX", "1")
         .with("CUSTOMERIO_SYNC__SYNC__BATCH_SIZE", "5");
     let app = world.start().await;
     let first = submit_new(&world).await;

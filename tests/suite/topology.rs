@@ -236,8 +236,10 @@ async fn wait_for_restored(world: &World, app: &App, object: &str) {
 
 #[tokio::test]
 async fn deleted_queues_exchanges_and_bindings_are_restored() {
+    // The retry waits for longer than it takes to delete its queue.
     let world = World::new()
         .await
+        .with("RETRY_DELAYS", "5s")
         .with("CUSTOMERIO_SYNC__RECOVERY__INTERVAL", "500ms")
         .with("CUSTOMERIO_SYNC__RECOVERY__OVERDUE_AFTER", "1s");
     let app = world.start().await;
@@ -246,14 +248,13 @@ async fn deleted_queues_exchanges_and_bindings_are_restored() {
     let retried = Uuid::new_v4();
     world.submit(&submitted(retried)).await;
     world.wait_for_retry(retried, "initial").await;
-    for queue in ["customerio-sync.retry.200ms", "customerio-sync.jobs"] {
+    for queue in ["customerio-sync.retry.5s", "customerio-sync.jobs"] {
         delete(&world, &format!("queues/{vhost}/{queue}")).await;
     }
     delete(&world, &format!("exchanges/{vhost}/customerio-sync.failed")).await;
     let queue = "customerio-sync.signup-submitted";
     delete(&world, &format!("bindings/{vhost}/e/signup.events/q/{queue}/signup.submitted")).await;
-    for object in ["customerio-sync.jobs", "customerio-sync.failed", "customerio-sync.retry.200ms"]
-    {
+    for object in ["customerio-sync.jobs", "customerio-sync.failed", "customerio-sync.retry.5s"] {
         wait_for_restored(&world, &app, object).await;
     }
     // Recovery publishes the message that was in one of the queues.
