@@ -40,6 +40,13 @@ pub struct QueueState {
     pub consumers: u32,
 }
 
+/// Whether a connection is opened for the first time, when nothing needs to exist yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    First,
+    Again,
+}
+
 /// A connection to RabbitMQ. If it is lost, the next use reopens it.
 #[derive(Debug)]
 pub struct Connection {
@@ -80,7 +87,7 @@ impl Connection {
             failures: metrics.connections.failures.with_label_values(&[name]),
             queues: metrics.queues.clone(),
         };
-        let first = connection.connect().await?;
+        let first = connection.connect(Opening::First).await?;
         connection.set_current(Some(Arc::new(first)));
         Ok(Arc::new(connection))
     }
@@ -183,11 +190,12 @@ impl Connection {
     /// Restores what is missing of the topology, logs it and counts it.
     pub(super) async fn restore_topology(&self) -> Result<(), Error> {
         let connection = self.connection().await?;
-        let mut restored = Vec::new();
-        let restoring = self.in_time(self.topology.restore(&connection, &mut restored));
-        let result = Box::pin(restoring).await;
-        report(&restored, &self.queues);
-        result
+        self.restore(&connection).await
+    }
+
+    async fn restore(&self, connection: &lapin::Connection) -> Result<(), Error> {
+        let restoring = self.topology.restore(connection, |name| report(name, &self.queues));
+        Box::pin(self.in_time(restoring)).await
     }
 
     /// Closes the connection. RabbitMQ redelivers unacknowledged messages.
@@ -215,20 +223,25 @@ impl Connection {
         }
         self.set_current(None);
         // Boxed, since every publish and every consumer would have room for it.
-        let connection = Arc::new(Box::pin(self.connect()).await?);
+        let connection = Arc::new(Box::pin(self.connect(Opening::Again)).await?);
         self.reconnects.inc();
         tracing::info!(connection = self.name, "reconnected to RabbitMQ");
         self.set_current(Some(connection.clone()));
         Ok(connection)
     }
 
-    async fn connect(&self) -> Result<lapin::Connection, Error> {
+    async fn connect(&self, opening: Opening) -> Result<lapin::Connection, Error> {
         let connecting = async {
-            let connection = self.address.connect(self.name).await?;
-            self.topology.apply(&connection).await?;
+            let connection = self.in_time(self.address.connect(self.name)).await?;
+            if opening == Opening::Again && self.topology.declares() {
+                // RabbitMQ 3.10 may close the connection that publishes to a queue while that is
+                // deleted. So what is missing is reported here as well.
+                self.restore(&connection).await?;
+            }
+            self.in_time(self.topology.apply(&connection)).await?;
             Ok(connection)
         };
-        let connected = self.in_time(connecting).await;
+        let connected = connecting.await;
         let problem = connected.as_ref().err().map(|error| {
             self.failures.inc();
             format!("{}; {}", detail(error), fix(&self.address, self.topology.declares(), error))

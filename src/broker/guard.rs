@@ -67,20 +67,15 @@ impl TopologyGuard {
     }
 }
 
-/// Logs and counts what was missing.
-pub(super) fn report(restored: &[String], metrics: &QueueMetrics) {
-    for name in restored {
-        let is_event_queue =
-            |queue: WorkQueue| matches!(queue, WorkQueue::Events(_)) && queue.name() == name;
-        let loss = if WorkQueue::ALL.into_iter().any(is_event_queue) {
-            "events that were in it, or were published since it was deleted, are lost"
-        } else {
-            "the messages that the ledger knows of are published again"
-        };
-        tracing::error!(
-            object = name,
-            "a part of the topology was missing and is restored: {loss}"
-        );
-        metrics.restored.with_label_values(&[name]).inc();
-    }
+/// Logs and counts an exchange or a queue that was missing.
+pub(super) fn report(name: &str, metrics: &QueueMetrics) {
+    let is_event_queue =
+        |queue: WorkQueue| matches!(queue, WorkQueue::Events(_)) && queue.name() == name;
+    let loss = if WorkQueue::ALL.into_iter().any(is_event_queue) {
+        "events that were in it, or were published since it was deleted, are lost"
+    } else {
+        "the messages that the ledger knows of are published again"
+    };
+    tracing::error!(object = name, "a part of the topology was missing and is restored: {loss}");
+    metrics.restored.with_label_values(&[name]).inc();
 }

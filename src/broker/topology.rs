@@ -125,13 +125,13 @@ impl Topology {
         channel.close(200, "done".into()).await.map_err(Error::doing("closing a channel"))
     }
 
-    /// Declares the exchanges and queues that are missing, and makes all bindings. Adds the names
-    /// of what was missing to `restored`, also if it fails later. Fails if something is missing
-    /// that may not be declared.
+    /// Declares the exchanges and queues that are missing, and makes all bindings. Calls `report`
+    /// with the name of each that it has declared, at once: the future may be dropped later. Fails
+    /// if something is missing that may not be declared.
     pub(super) async fn restore(
         &self,
         connection: &Connection,
-        restored: &mut Vec<String>,
+        report: impl Fn(&str),
     ) -> Result<(), Error> {
         let mut channel = open_channel(connection).await?;
         for exchange in &self.exchanges {
@@ -140,7 +140,7 @@ impl Topology {
                     // RabbitMQ closes the channel with its refusal.
                     channel = open_channel(connection).await?;
                     exchange.declare(&channel).await?;
-                    restored.push(exchange.name.clone());
+                    report(&exchange.name);
                 }
                 found => found?,
             }
@@ -150,7 +150,7 @@ impl Topology {
                 Err(Error::Missing(_)) if self.declare => {
                     channel = open_channel(connection).await?;
                     queue.declare(&channel).await?;
-                    restored.push(queue.name.clone());
+                    report(&queue.name);
                 }
                 found => found?,
             }

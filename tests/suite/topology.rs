@@ -273,6 +273,23 @@ async fn deleted_queues_exchanges_and_bindings_are_restored() {
 }
 
 #[tokio::test]
+async fn objects_deleted_before_a_reconnect_are_restored_and_counted() {
+    let (world, forwarder) = World::behind_forwarder("AMQP_URL").await;
+    let app = world.start().await;
+    for (kind, name) in [("queues", "customerio-sync.jobs"), ("exchanges", "signup.events")] {
+        delete(&world, &format!("{kind}/{}/{name}", world.vhost)).await;
+    }
+    forwarder.cut();
+    for object in ["customerio-sync.jobs", "signup.events"] {
+        wait_for_restored(&world, &app, object).await;
+    }
+    let signup = Uuid::new_v4();
+    world.submit(&submitted(signup)).await;
+    world.wait_for_job(signup, "initial", "completed").await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_deleted_queue_that_may_not_be_declared_is_named() {
     let world = World::new().await.with("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "false");
     let may_declare = ("CUSTOMERIO_SYNC__TOPOLOGY__DECLARE", "true".to_owned());
