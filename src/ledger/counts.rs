@@ -8,7 +8,7 @@ use super::{Error, Ledger};
 impl Ledger {
     /// Replaces the oldest rows of each count by their sum: at most a million per call and count.
     pub async fn sum_counts(&self) -> Result<(), Error> {
-        for sql in [TAKEN_IN, COMPLETED, OPEN, FAILURES, SIGNUPS] {
+        for sql in [TAKEN_IN, COMPLETED, OPEN, FAILURES, SIGNUPS, ATTEMPTS] {
             sqlx::query(sql).execute(&self.pool).await.map_err(Error::doing("summing counts"))?;
         }
         Ok(())
@@ -80,3 +80,15 @@ FROM counted
 WHERE minute >= now() - interval '25 hours'
 GROUP BY minute
 HAVING sum(signups) <> 0 OR sum(synced) <> 0";
+
+const ATTEMPTS: &str = "
+WITH counted AS (
+    DELETE FROM attempt_counts
+    WHERE id IN (SELECT id FROM attempt_counts ORDER BY id LIMIT 1000000)
+    RETURNING minute, completed, retried, failed
+)
+INSERT INTO attempt_counts (minute, completed, retried, failed)
+SELECT minute, sum(completed), sum(retried), sum(failed)
+FROM counted
+WHERE minute >= now() - interval '2 hours'
+GROUP BY minute";

@@ -79,6 +79,7 @@ FROM (
     ('open_counts', 'SELECT INSERT DELETE'),
     ('failure_counts', 'SELECT INSERT DELETE'),
     ('signup_counts', 'SELECT INSERT DELETE'),
+    ('attempt_counts', 'SELECT INSERT DELETE'),
     ('outbox', 'SELECT INSERT UPDATE DELETE'),
     ('bulk_actions', 'SELECT INSERT UPDATE'),
     ('session_salt', 'SELECT INSERT'),

@@ -1,14 +1,14 @@
 //! Records how attempts ended: job, flags of the signup, attempt and audit rows, in one transaction
 //! that is fenced by the claim.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Error, Ledger,
+    ActivityMinute, Error, Ledger,
     audit::{self, AuditAction, AuditEntry},
     flags::{self, ChangedSignup},
     locks, outbox,
@@ -444,8 +444,14 @@ async fn insert_attempts(
     settlements: &[&Settlement],
 ) -> Result<(), Error> {
     let cause = |one: &Settlement| Some(one.failure()?.cause?.as_str());
+    let counts = count_attempts(settlements);
     sqlx::query!(
         r#"
+        WITH counted AS (
+            INSERT INTO attempt_counts (minute, completed, retried, failed)
+            SELECT *
+            FROM UNNEST($11::timestamptz[], $12::int8[], $13::int8[], $14::int8[])
+        )
         INSERT INTO sync_attempts
             (job_id, run, attempt, started_at, duration_ms, http_status, error_type, error_message,
             tier, error_cause)
@@ -465,11 +471,31 @@ async fn insert_attempts(
         &column!(settlements, one => one.failure().map(|failure| failure.message.as_str())) as _,
         &column!(settlements, one => one.tier()) as _,
         &column!(settlements, one => cause(one)) as _,
+        &column!(counts, one => one.at) as _,
+        &column!(counts, one => one.completed) as _,
+        &column!(counts, one => one.retried) as _,
+        &column!(counts, one => one.failed) as _,
     )
     .execute(connection)
     .await
     .map_err(Error::doing("writing attempts"))?;
     Ok(())
+}
+
+/// Counts the attempts by the minute in which they started.
+fn count_attempts(settlements: &[&Settlement]) -> Vec<ActivityMinute> {
+    let mut minutes = BTreeMap::new();
+    for one in settlements {
+        let started_at = one.attempt.started_at;
+        let at = started_at.duration_trunc(TimeDelta::minutes(1)).unwrap_or(started_at);
+        let minute = minutes.entry(at).or_insert_with(|| ActivityMinute::empty(at));
+        match one.verdict {
+            Verdict::Complete => minute.completed += 1,
+            Verdict::Retry { .. } => minute.retried += 1,
+            Verdict::Fail { .. } => minute.failed += 1,
+        }
+    }
+    minutes.into_values().collect()
 }
 
 async fn insert_audit(connection: &mut Session, settlements: &[&Settlement]) -> Result<(), Error> {

@@ -88,6 +88,13 @@ pub struct ActivityMinute {
     pub failed: i64,
 }
 
+impl ActivityMinute {
+    /// A minute without attempts.
+    pub(super) fn empty(at: DateTime<Utc>) -> Self {
+        Self { at, completed: 0, retried: 0, failed: 0 }
+    }
+}
+
 impl Stats {
     /// Number of jobs with `status`.
     pub fn of_status(&self, status: Status) -> i64 {
@@ -273,17 +280,16 @@ async fn recent_signups(connection: &mut Session) -> Result<RecentSignups, Error
 }
 
 async fn activity(connection: &mut Session) -> Result<Vec<ActivityMinute>, Error> {
+    // Each batch adds its attempts when it writes them.
     sqlx::query_as!(
         ActivityMinute,
         r#"
-        SELECT date_trunc('minute', started_at) AS "at!",
-            count(*) FILTER (WHERE error_type IS NULL) AS "completed!",
-            count(*) FILTER (WHERE tier IS NOT NULL) AS "retried!",
-            count(*) FILTER (WHERE error_type IS NOT NULL AND tier IS NULL) AS "failed!"
-        FROM sync_attempts
-        WHERE started_at >= date_trunc('minute', now()) - interval '59 minutes'
-        GROUP BY 1
-        ORDER BY 1
+        SELECT minute AS "at!", sum(completed)::int8 AS "completed!",
+            sum(retried)::int8 AS "retried!", sum(failed)::int8 AS "failed!"
+        FROM attempt_counts
+        WHERE minute >= date_trunc('minute', now()) - interval '59 minutes'
+        GROUP BY minute
+        ORDER BY minute
         "#
     )
     .fetch_all(connection)

@@ -2,7 +2,7 @@
 
 use crate::support::{SHORT_LADDER, World, confirmed, contact, submitted, wait_for};
 use chrono::{DateTime, Utc};
-use customerio_sync::app::App;
+use customerio_sync::{app::App, ledger::Ledger};
 use serde_json::{Value, json};
 use sqlx::Executor;
 use std::time::Duration;
@@ -310,6 +310,37 @@ async fn stats_count_jobs_by_status_and_phase() {
         (&json!(1), &json!(1))
     );
     assert_eq!(stats["lastHour"][0]["completed"], 1);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn stats_count_the_attempts_of_the_last_hour() {
+    let world = World::new().await.with("RETRY_DELAYS", "1h");
+    let app = world.start().await;
+    let completed = Uuid::new_v4();
+    world.submit(&submitted(completed)).await;
+    world.wait_for_job(completed, "initial", "completed").await;
+    world.failed_signup().await;
+    world.fault(json!({ "kind": "status", "status": 503, "calls": 1 })).await;
+    let retried = Uuid::new_v4();
+    world.submit(&submitted(retried)).await;
+    world.wait_for_retry(retried, "initial").await;
+    let older = "
+        INSERT INTO attempt_counts (minute, completed, retried, failed)
+        VALUES (date_trunc('minute', now()) - interval '61 minutes', 1, 1, 1),
+            (date_trunc('minute', now()) - interval '3 hours', 1, 1, 1)";
+    world.pool.execute(older).await.expect("inserted");
+    let config = world.config();
+    let ledger = Ledger::new(&config.database, &config.tls, 5).expect("a URL");
+    for _ in 0..2 {
+        let stats = world.read(&app, "/stats").await;
+        let minutes = stats["lastHour"].as_array().expect("minutes");
+        let sum = |result: &str| minutes.iter().filter_map(|one| one[result].as_i64()).sum::<i64>();
+        assert_eq!(["completed", "retried", "failed"].map(sum), [1; 3], "{minutes:?}");
+        ledger.sum_counts().await.expect("summed");
+    }
+    let kept = "SELECT count(*) FROM attempt_counts WHERE minute < now() - interval '2 hours'";
+    assert_eq!(world.count(kept).await, 0);
     app.stop().await;
 }
 

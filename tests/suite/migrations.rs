@@ -82,6 +82,10 @@ async fn each_migration_applies_to_sample_data_of_the_previous_one() {
     assert_eq!(names(&migrations), names(&samples), "every migration has its sample data");
     apply(&world, &migrations, &samples).await;
     assert!(world.count("SELECT count(*) FROM signup_customerio_sync_jobs").await > 0);
+    let attempts =
+        "SELECT count(*) FROM sync_attempts WHERE started_at >= now() - interval '1 hour'";
+    let counted = "SELECT sum(completed + retried + failed)::int8 FROM attempt_counts";
+    assert_eq!(world.count(counted).await, world.count(attempts).await);
 }
 
 #[tokio::test]
@@ -118,12 +122,7 @@ async fn earlier_failures_receive_the_cause_and_the_path_in_their_message() {
 #[tokio::test]
 async fn the_schema_rejects_contradictions() {
     let world = World::new().await;
-    for folder in [root().join("migrations"), root().join("tests/migrations")] {
-        for file in sql_files(folder.to_str().expect("a path")) {
-            let sql = std::fs::read_to_string(file).expect("the file can be read");
-            execute(&world, sql).await.expect("applied");
-        }
-    }
+    apply(&world, &sql_files("migrations"), &sql_files("tests/migrations")).await;
     let updates = REJECTED_JOB_UPDATES.iter().map(|(update, expected)| {
         (format!("UPDATE signup_customerio_sync_jobs SET {update}"), *expected)
     });

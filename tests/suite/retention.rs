@@ -120,11 +120,15 @@ async fn old_partitions_are_dropped_and_work_goes_on() {
     age_everything(&world, "100 days").await;
     for table in ["sync_attempts", "audit_logs"] {
         let sql = format!(
-            "ALTER TABLE {table} DETACH PARTITION {table}_first;
+            "SET session_replication_role = replica;
+            CREATE TABLE {table}_old (LIKE {table} INCLUDING CONSTRAINTS INCLUDING DEFAULTS);
+            WITH moved AS (DELETE FROM {table}_default RETURNING *)
+            INSERT INTO {table}_old SELECT * FROM moved;
+            RESET session_replication_role;
             DO $$
             BEGIN
                 EXECUTE format(
-                    'ALTER TABLE {table} ATTACH PARTITION {table}_first
+                    'ALTER TABLE {table} ATTACH PARTITION {table}_old
                         FOR VALUES FROM (MINVALUE) TO (%L)',
                     now() - interval '95 days'
                 );
@@ -137,7 +141,7 @@ async fn old_partitions_are_dropped_and_work_goes_on() {
         let sql = "
             SELECT count(*)
             FROM pg_class
-            WHERE relname IN ('sync_attempts_first', 'audit_logs_first')";
+            WHERE relname IN ('sync_attempts_old', 'audit_logs_old')";
         (world.count(sql).await == 0).then_some(())
     })
     .await;
