@@ -15,9 +15,11 @@ COPY Cargo.toml Cargo.lock rust-toolchain.toml ./
 COPY .cargo .cargo
 COPY tests/support/servers/Cargo.toml tests/support/servers/
 COPY benches/Cargo.toml benches/
-RUN mkdir -p src benches/src tests/support/servers/src \
+COPY benches/pure/Cargo.toml benches/pure/
+RUN mkdir -p src benches/src benches/pure/src tests/support/servers/src \
     && echo 'fn main() {}' > src/main.rs \
     && cp src/main.rs benches/src/main.rs \
+    && cp src/main.rs benches/pure/src/main.rs \
     && cp src/main.rs tests/support/servers/src/main.rs \
     && touch src/lib.rs tests/support/servers/src/lib.rs \
     && cargo build --release --locked

@@ -58,7 +58,7 @@ fn files_in(root: &Path, folders: &[&str], extensions: &[&str]) -> Vec<(PathBuf,
 }
 
 fn rust_files() -> Vec<(PathBuf, String)> {
-    files(&["src", "tests", "fuzz/fuzz_targets", "benches/src"], &["rs"])
+    files(&["src", "tests", "fuzz/fuzz_targets", "benches/src", "benches/pure/src"], &["rs"])
 }
 
 fn assert_none(violations: &[String]) {

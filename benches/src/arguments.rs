@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// A program of another commit, measured in turn with the first.
     #[arg(long, hide = true)]
     pub(crate) baseline: Option<PathBuf>,
+    /// The program of the pure parts.
+    #[arg(long, hide = true)]
+    pub(crate) pure: PathBuf,
     /// Folder with the peers.
     #[arg(long, hide = true)]
     pub(crate) peers: PathBuf,
@@ -60,6 +63,8 @@ pub(crate) enum Part {
     Migration,
     /// The cost of an idle replica.
     Idle,
+    /// Instructions and allocations of the parts without broker, database and network.
+    Pure,
 }
 
 impl Arguments {

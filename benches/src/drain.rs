@@ -42,6 +42,8 @@ struct Cost {
     memory: f64,
     wal: f64,
     commits: f64,
+    /// Bytes to and from RabbitMQ, PostgreSQL and the simulator.
+    wire: [f64; 3],
 }
 
 pub(crate) async fn measure(servers: &Servers, arguments: &Arguments, report: &mut Report) {
@@ -130,6 +132,7 @@ async fn drain(
         },
         service_cpu: programs.iter().map(|program| servers.cpu_of_group(program.0.id())).sum(),
         simulator_cpu: stage.simulator_cpu() - simulator_cpu,
+        wire: stage.bytes_on_wire(),
         memory: programs.iter().map(|program| peak_memory(program.0.id())).fold(0.0, f64::max),
         wal: self::wal(stage).await - wal,
         commits: stage.commits().await - commits,
@@ -159,6 +162,9 @@ impl Cost {
             ("CPU of the simulator", "us/job", micros(self.simulator_cpu)),
             ("WAL", "bytes/job", self.wal / events as f64),
             ("commits", "per job", self.commits / events as f64),
+            ("bytes to and from RabbitMQ", "bytes/job", self.wire[0] / events as f64),
+            ("bytes to and from PostgreSQL", "bytes/job", self.wire[1] / events as f64),
+            ("bytes to and from Customer.io", "bytes/job", self.wire[2] / events as f64),
             ("peak memory of a process", "MiB", self.memory),
         ] {
             report.add(&format!("{what}: {resource}"), name, unit, value);

@@ -14,11 +14,13 @@ mod idle;
 mod migration;
 mod peers;
 mod picture;
+mod pure;
 mod report;
 mod servers;
 mod stage;
 mod statistics;
 mod steady;
+mod wire;
 
 use arguments::{Arguments, Part};
 use clap::Parser;
@@ -40,6 +42,7 @@ async fn main() {
             Part::Growth => growth::measure(&servers, &arguments, &mut report).await,
             Part::Migration => migration::measure(&servers, &arguments, &mut report).await,
             Part::Idle => idle::measure(&servers, &arguments, &mut report).await,
+            Part::Pure => pure::measure(&arguments.pure, &mut report),
         }
         report.write(&arguments.output);
     }

@@ -11,7 +11,10 @@ use sqlx::{AssertSqlSafe, PgPool, Row};
 use test_servers::{Server, free_port};
 use uuid::Uuid;
 
-use crate::servers::{Servers, output};
+use crate::{
+    servers::{Servers, output},
+    wire,
+};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time without progress.
@@ -144,6 +147,16 @@ impl<'a> Stage<'a> {
     pub(crate) async fn clear_simulator(&self) {
         let url = format!("{}/_sim/received", self.simulator_url);
         self.http.delete(url).send().await.expect("the simulator answers");
+    }
+
+    /// Bytes on the open connections of the programs, in both directions: to RabbitMQ, PostgreSQL
+    /// and the simulator.
+    pub(crate) fn bytes_on_wire(&self) -> [f64; 3] {
+        let port = |url: &str| reqwest::Url::parse(url).ok().and_then(|url| url.port());
+        let own = std::process::id();
+        let sockets = output(Command::new("ss").args(["-tinpHO"]));
+        [&self.amqp_url, &self.database_url, &self.simulator_url]
+            .map(|url| wire::bytes_of_others(&sockets, own, port(url).expect("a URL with a port")))
     }
 
     pub(crate) fn simulator_cpu(&self) -> f64 {
