@@ -28,6 +28,8 @@ use crate::{
 const OPERATION_BYTES_MAX: usize = 32_000;
 /// Maximum bytes of all operations of a job, so that they fit into one call.
 const JOB_BYTES_MAX: usize = 470_000;
+/// Bytes of the operations of a usual job.
+const USUAL_JOB_BYTES: usize = 1024;
 /// Maximum bytes of a person's `id`.
 const ID_BYTES_MAX: usize = 150;
 /// Maximum attributes per identify.
@@ -99,12 +101,12 @@ pub(super) fn prepare(claimed: &ClaimedJob, identifier: Identifier) -> Result<Pr
         join_by_address(&mut profile);
     }
     check_profile(&profile)?;
-    let operations = operations(claimed, BTreeMap::from([(key, contact_id)]), profile)?;
+    let (json, operations) = operations(claimed, BTreeMap::from([(key, contact_id)]), profile)?;
     Ok(Prepared {
         contact_id: contact_id.to_owned(),
         person: person_keys(key, contact_id, email),
-        json: operations.join(","),
-        operations: operations.len(),
+        json,
+        operations,
         warning: keeps_address.then_some(Warning::EmailNotChanged),
     })
 }
@@ -154,13 +156,13 @@ fn join_by_address(profile: &mut [ProfileValue<'_>]) {
     }
 }
 
-/// The operations as JSON. Values of different seconds are in different identifies: the API takes
-/// one time per identify.
+/// The operations as JSON, separated by commas, and their number. Values of different seconds are
+/// in different identifies: the API takes one time per identify.
 fn operations(
     claimed: &ClaimedJob,
     identifiers: BTreeMap<&'static str, &str>,
     profile: Vec<ProfileValue<'_>>,
-) -> Result<Vec<String>, Outcome> {
+) -> Result<(String, usize), Outcome> {
     let job = &claimed.job;
     let happened_at = job.occurred_at.timestamp();
     let mut identifies: BTreeMap<i64, BTreeMap<_, _>> = BTreeMap::new();
@@ -177,9 +179,10 @@ fn operations(
         timestamp,
         attributes,
     };
-    let mut operations = Vec::with_capacity(identifies.len() + 1);
+    let mut json = Vec::with_capacity(USUAL_JOB_BYTES);
+    let count = identifies.len() + 1;
     for identify in identifies.into_iter().map(identify) {
-        operations.push(json("the identify", &identify)?);
+        write("the identify", &identify, &mut json)?;
     }
     let event = Operation {
         r#type: "person",
@@ -190,21 +193,26 @@ fn operations(
         timestamp: happened_at,
         attributes: event_data(claimed),
     };
-    operations.push(json("the event", &event)?);
-    let bytes: usize = operations.iter().map(String::len).sum();
-    if bytes > JOB_BYTES_MAX {
-        return Err(too_large("the job's call", bytes, JOB_BYTES_MAX));
+    write("the event", &event, &mut json)?;
+    if json.len() > JOB_BYTES_MAX {
+        return Err(too_large("the job's call", json.len(), JOB_BYTES_MAX));
     }
-    Ok(operations)
+    Ok((String::from_utf8(json).expect("JSON is UTF-8"), count))
 }
 
-fn json(what: &str, operation: &Operation<'_>) -> Result<String, Outcome> {
-    let json = serde_json::to_string(operation)
-        .map_err(|error| over_limit(format!("{what} can't be written as JSON: {error}")))?;
-    if json.len() > OPERATION_BYTES_MAX {
-        return Err(too_large(what, json.len(), OPERATION_BYTES_MAX));
+/// Adds an operation to those of its job.
+fn write(what: &str, operation: &Operation<'_>, json: &mut Vec<u8>) -> Result<(), Outcome> {
+    if !json.is_empty() {
+        json.push(b',');
     }
-    Ok(json)
+    let start = json.len();
+    serde_json::to_writer(&mut *json, operation)
+        .map_err(|error| over_limit(format!("{what} can't be written as JSON: {error}")))?;
+    let bytes = json.len() - start;
+    if bytes > OPERATION_BYTES_MAX {
+        return Err(too_large(what, bytes, OPERATION_BYTES_MAX));
+    }
+    Ok(())
 }
 
 /// The attributes of the profile. An absent field is left out, since null would remove the

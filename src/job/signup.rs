@@ -3,7 +3,7 @@
 //! Events may arrive in any order. For each value, the event that happened last wins, and the value
 //! keeps the time of that event: Customer.io orders updates of an attribute by this time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
@@ -61,6 +61,19 @@ impl StatedTimes {
         self.older.get(name).copied().or(self.newest(name))
     }
 
+    /// Records when the value of the attribute with this name was stated. The newest event of its
+    /// kind must be recorded before.
+    fn record(&mut self, name: &str, time: Option<DateTime<Utc>>) {
+        match time {
+            Some(time) if self.newest(name) != Some(time) => {
+                self.older.insert(name.to_owned(), time);
+            }
+            _ => {
+                self.older.remove(name);
+            }
+        }
+    }
+
     /// Time of the newest event that states values of the same kind.
     fn newest(&self, name: &str) -> Option<DateTime<Utc>> {
         if Self::is_of_customer(name) { self.customer } else { self.submission }
@@ -89,7 +102,7 @@ impl Signup {
     /// Adds what `event`, which happened at `time`, states. Of two values of the same time, the one
     /// that arrives last wins.
     pub fn apply(&mut self, event: &Event, time: DateTime<Utc>) {
-        let mut times = self.times();
+        let before = self.stated.clone();
         let mut stated = Self { customer: event.customer.clone(), ..Self::default() };
         let mut states_customer = event.customer != Customer::default();
         match &event.details {
@@ -112,50 +125,30 @@ impl Signup {
             self.stated.customer = self.stated.customer.max(Some(time));
         }
         for (name, field) in CUSTOMER_FIELDS.into_iter().chain(OPERATOR_FIELDS) {
-            if let Some(value) = field(&mut stated).take()
-                && is_newest(&mut times, name, time)
-            {
-                *field(self) = Some(value);
+            let known = field(self).is_some().then(|| before.of(name)).flatten();
+            let value = field(&mut stated).take().filter(|_| is_newest(known, time));
+            self.stated.record(name, if value.is_some() { Some(time) } else { known });
+            if value.is_some() {
+                *field(self) = value;
             }
         }
+        for name in self.attributes.keys().filter(|name| !stated.attributes.contains_key(*name)) {
+            self.stated.record(name, before.of(name));
+        }
         for (name, value) in stated.attributes {
-            if is_newest(&mut times, &name, time) {
+            let known = self.attributes.contains_key(&name).then(|| before.of(&name)).flatten();
+            let is_newest = is_newest(known, time);
+            self.stated.record(&name, if is_newest { Some(time) } else { known });
+            if is_newest {
                 self.attributes.insert(name, value);
             }
         }
-        self.stated.older = self.older_times(times);
-    }
-
-    /// The time of each value, by name.
-    fn times(&mut self) -> HashMap<String, DateTime<Utc>> {
-        let mut names: Vec<_> = self.attributes.keys().cloned().collect();
-        for (name, field) in CUSTOMER_FIELDS.into_iter().chain(OPERATOR_FIELDS) {
-            names.extend(field(self).is_some().then(|| name.to_owned()));
-        }
-        let timed = |name: String| {
-            let time = self.stated.of(&name)?;
-            Some((name, time))
-        };
-        names.into_iter().filter_map(timed).collect()
-    }
-
-    /// Those of the times that differ from the time of the newest event of their kind.
-    fn older_times(
-        &self,
-        times: HashMap<String, DateTime<Utc>>,
-    ) -> BTreeMap<String, DateTime<Utc>> {
-        let is_older = |(name, time): &(String, _)| self.stated.newest(name) != Some(*time);
-        times.into_iter().filter(is_older).collect()
     }
 }
 
-/// Whether a value that is stated at `time` is the newest of its name. Then it is recorded as such.
-fn is_newest(times: &mut HashMap<String, DateTime<Utc>>, name: &str, time: DateTime<Utc>) -> bool {
-    let is_newest = times.get(name).is_none_or(|newest| *newest <= time);
-    if is_newest {
-        times.insert(name.to_owned(), time);
-    }
-    is_newest
+/// Whether a value that is stated at `time` replaces one that was stated at `known`.
+fn is_newest(known: Option<DateTime<Utc>>, time: DateTime<Utc>) -> bool {
+    known.is_none_or(|known| known <= time)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::runtime::trace::TraceContext;
 /// A sync job as the ledger stores it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// Its id, the same on every replica ([`super::job_id`]).
+    /// Its id.
     pub id: Uuid,
     /// The signup it belongs to.
     pub signup_id: Uuid,
