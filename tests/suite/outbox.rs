@@ -7,6 +7,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use test_servers::RabbitMq;
 use uuid::Uuid;
 
@@ -61,7 +62,7 @@ async fn a_subscriber_that_refuses_outcomes_delays_no_job_and_gets_them_later() 
     let first = world.next(SUBSCRIBER).await;
     channel.queue_delete(SUBSCRIBER.into(), options).await.expect("deleted");
     subscribe(&world, None).await;
-    let mut jobs = std::collections::BTreeSet::from([first.json()["jobId"].to_string()]);
+    let mut jobs = BTreeSet::from([first.json()["jobId"].to_string()]);
     while jobs.len() < signups.len() {
         let outcome = world.next(SUBSCRIBER).await;
         assert_eq!(outcome.json()["type"], "sign_up.customerio_synced");
@@ -71,6 +72,27 @@ async fn a_subscriber_that_refuses_outcomes_delays_no_job_and_gets_them_later() 
         (waiting_outcomes(&world).await == 0).then_some(())
     })
     .await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn only_the_outcomes_of_a_batch_that_were_refused_are_published_again() {
+    let world = World::new().await;
+    world.start().await.stop().await;
+    subscribe(&world, Some(3)).await;
+    let mut outcomes = world.listen("signup.updates", "#").await;
+    for _ in 0..6 {
+        world.submit(&submitted(Uuid::new_v4())).await;
+    }
+    let app = world.start().await;
+    let mut published = BTreeMap::<String, u32>::new();
+    while published.values().filter(|count| **count == 3).count() < 3 {
+        *published.entry(outcomes.next().await.message_id()).or_default() += 1;
+    }
+    let mut counts: Vec<_> = published.into_values().collect();
+    counts.sort_unstable();
+    assert_eq!(counts[..3], [1; 3], "RabbitMQ has confirmed these: {counts:?}");
+    assert_eq!(counts.len(), 6, "{counts:?}");
     app.stop().await;
 }
 
