@@ -194,6 +194,7 @@ impl Publisher {
         until: Instant,
     ) -> Vec<PublishAnswer> {
         let Some((first, _)) = outcomes.first() else { return Vec::new() };
+        let all_lost = || outcomes.iter().map(|(message, _)| self.lost(message)).collect();
         let mut answers = Vec::with_capacity(outcomes.len());
         let starting = self.warn_when_overdue(first, self.start_outcomes(outcomes));
         let (channel, started) = match timeout_at(until, starting).await {
@@ -201,11 +202,11 @@ impl Publisher {
             Ok(Err(error)) => {
                 self.0.last_confirm.fail(&error);
                 tracing::warn!(%error, outcomes = outcomes.len(), "publishing outcomes failed");
-                return outcomes.iter().map(|(message, _)| self.lost(message)).collect();
+                return all_lost();
             }
             Err(_) => {
                 self.drop_shared_channel().await;
-                return outcomes.iter().map(|(message, _)| self.lost(message)).collect();
+                return all_lost();
             }
         };
         let mut is_late = false;

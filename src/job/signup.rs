@@ -126,9 +126,9 @@ impl Signup {
         }
         for (name, field) in CUSTOMER_FIELDS.into_iter().chain(OPERATOR_FIELDS) {
             let known = field(self).is_some().then(|| before.of(name)).flatten();
-            let value = field(&mut stated).take().filter(|_| is_newest(known, time));
-            self.stated.record(name, if value.is_some() { Some(time) } else { known });
-            if value.is_some() {
+            let value = field(&mut stated).take();
+            self.stated.record(name, known.max(value.is_some().then_some(time)));
+            if value.is_some() && known <= Some(time) {
                 *field(self) = value;
             }
         }
@@ -137,18 +137,12 @@ impl Signup {
         }
         for (name, value) in stated.attributes {
             let known = self.attributes.contains_key(&name).then(|| before.of(&name)).flatten();
-            let is_newest = is_newest(known, time);
-            self.stated.record(&name, if is_newest { Some(time) } else { known });
-            if is_newest {
+            self.stated.record(&name, known.max(Some(time)));
+            if known <= Some(time) {
                 self.attributes.insert(name, value);
             }
         }
     }
-}
-
-/// Whether a value that is stated at `time` replaces one that was stated at `known`.
-fn is_newest(known: Option<DateTime<Utc>>, time: DateTime<Utc>) -> bool {
-    known.is_none_or(|known| known <= time)
 }
 
 #[cfg(test)]
