@@ -66,8 +66,7 @@ pub(super) async fn insert<D: Serialize>(
     sqlx::query!(
         r#"
         INSERT INTO audit_logs (action, signup_id, actor, details)
-        SELECT action, signup_id, $4, details
-        FROM UNNEST($1::text[], $2::uuid[], $3::jsonb[]) AS e (action, signup_id, details)
+        SELECT UNNEST($1::text[]), UNNEST($2::uuid[]), $4, UNNEST($3::jsonb[])
         "#,
         &column!(entries, entry => entry.action.as_str()) as _,
         &column!(entries, entry => entry.signup_id) as _,

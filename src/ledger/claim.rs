@@ -280,13 +280,13 @@ async fn insert_jobs(connection: &mut Session, working_set: &WorkingSet<'_>) -> 
             )
             SELECT id, signup_id, sync_phase, 'processing', $10, event_id, occurred_at, traceparent,
                 stated_at, tracestate, $9, now(), claimed_by
-            FROM UNNEST(
-                $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[],
-                $6::timestamptz[], $7::text[], $8::text[], $11::text[]
-            ) AS e (
-                id, signup_id, sync_phase, event_id, occurred_at, stated_at, traceparent,
-                tracestate, claimed_by
-            )
+            FROM (
+                SELECT UNNEST($1::uuid[]) AS id, UNNEST($2::uuid[]) AS signup_id,
+                    UNNEST($3::text[]) AS sync_phase, UNNEST($4::text[]) AS event_id,
+                    UNNEST($5::timestamptz[]) AS occurred_at,
+                    UNNEST($6::timestamptz[]) AS stated_at, UNNEST($7::text[]) AS traceparent,
+                    UNNEST($8::text[]) AS tracestate, UNNEST($11::text[]) AS claimed_by
+            ) AS e
             ORDER BY signup_id
             RETURNING id
         )
@@ -363,15 +363,16 @@ async fn claim_jobs(connection: &mut Session, working_set: &WorkingSet<'_>) -> R
             error_signature = CASE WHEN c.error_message IS NOT NULL THEN j.error_signature END,
             next_retry_at = NULL, failed_at = NULL, failed_reason = NULL, dismissed_at = NULL,
             dismissed_reason = NULL, updated_at = now()
-        FROM UNNEST(
-            $2::uuid[], $3::text[], $4::int4[], $5::int4[], $6::bool[], $7::text[],
-            $8::timestamptz[], $9::text[], $10::text[], $11::timestamptz[], $12::text[],
-            $13::text[], $14::timestamptz[], $15::text[], $16::int4[]
-        ) AS c (
-            id, claimed_by, run, attempt_count, manual_retry, event_id, occurred_at, traceparent,
-            tracestate, first_failed_at, error_type, error_message, stated_at,
-            contact_id, max_attempts
-        )
+        FROM (
+            SELECT UNNEST($2::uuid[]) AS id, UNNEST($3::text[]) AS claimed_by,
+                UNNEST($4::int4[]) AS run, UNNEST($5::int4[]) AS attempt_count,
+                UNNEST($6::bool[]) AS manual_retry, UNNEST($7::text[]) AS event_id,
+                UNNEST($8::timestamptz[]) AS occurred_at, UNNEST($9::text[]) AS traceparent,
+                UNNEST($10::text[]) AS tracestate, UNNEST($11::timestamptz[]) AS first_failed_at,
+                UNNEST($12::text[]) AS error_type, UNNEST($13::text[]) AS error_message,
+                UNNEST($14::timestamptz[]) AS stated_at, UNNEST($15::text[]) AS contact_id,
+                UNNEST($16::int4[]) AS max_attempts
+        ) AS c
         WHERE j.id = c.id
         "#,
         working_set.claim,

@@ -35,7 +35,7 @@ pub(super) async fn set_synced(
             customerio_contact_id = e.contact_id, updated_at = now()
         FROM (
             SELECT id, contact_id
-            FROM UNNEST($1::uuid[], $2::text[]) AS e (id, contact_id)
+            FROM (SELECT UNNEST($1::uuid[]) AS id, UNNEST($2::text[]) AS contact_id) AS e
             ORDER BY id
         ) AS e
         WHERE s.id = e.id
@@ -69,7 +69,10 @@ pub(super) async fn update(
             customerio_sync_failed = failed.message IS NOT NULL,
             customerio_sync_error = failed.message,
             updated_at = now()
-        FROM UNNEST($1::uuid[], $2::bool[], $3::text[]) AS e (signup_id, completed, contact_id)
+        FROM (
+            SELECT UNNEST($1::uuid[]) AS signup_id, UNNEST($2::bool[]) AS completed,
+                UNNEST($3::text[]) AS contact_id
+        ) AS e
         LEFT JOIN LATERAL (
             SELECT error_message AS message
             FROM signup_customerio_sync_jobs j

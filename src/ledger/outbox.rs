@@ -60,8 +60,10 @@ pub(super) async fn insert(
         INSERT INTO outbox (kind, job_ids, runs, attempts, writer, due_at)
         SELECT kind, array_agg(job_id), array_agg(run), array_agg(attempt), $5,
             now() + make_interval(secs => $6)
-        FROM UNNEST($1::text[], $2::uuid[], $3::int4[], $4::int4[])
-            AS m (kind, job_id, run, attempt)
+        FROM (
+            SELECT UNNEST($1::text[]) AS kind, UNNEST($2::uuid[]) AS job_id,
+                UNNEST($3::int4[]) AS run, UNNEST($4::int4[]) AS attempt
+        ) AS m
         GROUP BY kind
         RETURNING id, kind AS "kind: MessageKind"
         "#,

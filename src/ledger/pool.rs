@@ -35,10 +35,13 @@ use tokio::time::timeout;
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Additional time for the answer. After that, the connection counts as silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The limits of a session. PostgreSQL ends a session that has an open transaction and sends
-/// nothing (<https://www.postgresql.org/docs/current/runtime-config-client.html>).
-const SESSION_LIMITS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
-    SET idle_in_transaction_session_timeout = '15s'; SET customerio_sync.writes_claims = 'on'";
+/// The settings of a session. PostgreSQL ends a session that has an open transaction and sends
+/// nothing (<https://www.postgresql.org/docs/current/runtime-config-client.html>). The estimate of
+/// a plan that reads all of a table is so high ([`Pool::begin_by_key`]) that PostgreSQL would
+/// compile the statement, which takes longer than to execute it.
+const SESSION_SETTINGS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
+    SET idle_in_transaction_session_timeout = '15s'; SET jit = off; \
+    SET customerio_sync.writes_claims = 'on'";
 /// Refuses a standby. Advisory locks work there and exclude nobody on the primary
 /// (<https://www.postgresql.org/docs/current/hot-standby.html>).
 const PRIMARY_CHECK: &str = "DO $$ BEGIN IF pg_is_in_recovery() THEN
@@ -87,10 +90,10 @@ impl Connector {
         *self.0.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
     }
 
-    /// Opens a connection to the primary with the limits of a session.
+    /// Opens a connection to the primary with the settings of a session.
     pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
         let mut connection = PgConnection::connect_with(&self.options()).await?;
-        sqlx::raw_sql(SESSION_LIMITS).execute(&mut connection).await?;
+        sqlx::raw_sql(SESSION_SETTINGS).execute(&mut connection).await?;
         sqlx::raw_sql(PRIMARY_CHECK).execute(&mut connection).await?;
         Ok(connection)
     }

@@ -395,13 +395,14 @@ async fn settle_jobs(
             completed_at = CASE WHEN o.status = 'completed' THEN now() END, mock = o.mock,
             warning = o.warning,
             claim = NULL, claimed_at = NULL, settled_by = $1, updated_at = now()
-        FROM UNNEST(
-            $2::uuid[], $3::text[], $4::int4[], $5::timestamptz[], $6::float8[], $7::text[],
-            $8::text[], $9::text[], $10::text[], $11::text[], $12::bool[], $13::text[]
-        ) AS o (
-            id, status, attempt_count, started_at, delay_seconds, error_type, error_message,
-            contact_id, failed_reason, error_signature, mock, warning
-        )
+        FROM (
+            SELECT UNNEST($2::uuid[]) AS id, UNNEST($3::text[]) AS status,
+                UNNEST($4::int4[]) AS attempt_count, UNNEST($5::timestamptz[]) AS started_at,
+                UNNEST($6::float8[]) AS delay_seconds, UNNEST($7::text[]) AS error_type,
+                UNNEST($8::text[]) AS error_message, UNNEST($9::text[]) AS contact_id,
+                UNNEST($10::text[]) AS failed_reason, UNNEST($11::text[]) AS error_signature,
+                UNNEST($12::bool[]) AS mock, UNNEST($13::text[]) AS warning
+        ) AS o
         WHERE j.id = o.id AND j.claim = $1 -- the fence
         RETURNING j.id, j.first_failed_at, j.updated_at
         "#,
@@ -455,11 +456,9 @@ async fn insert_attempts(
         INSERT INTO sync_attempts
             (job_id, run, attempt, started_at, duration_ms, http_status, error_type, error_message,
             tier, error_cause)
-        SELECT *
-        FROM UNNEST(
-            $1::uuid[], $2::int4[], $3::int4[], $4::timestamptz[], $5::float8[], $6::int4[],
-            $7::text[], $8::text[], $9::text[], $10::text[]
-        )
+        SELECT UNNEST($1::uuid[]), UNNEST($2::int4[]), UNNEST($3::int4[]),
+            UNNEST($4::timestamptz[]), UNNEST($5::float8[]), UNNEST($6::int4[]), UNNEST($7::text[]),
+            UNNEST($8::text[]), UNNEST($9::text[]), UNNEST($10::text[])
         "#,
         &column!(settlements, one => one.job.id) as _,
         &column!(settlements, one => one.job.run) as _,
