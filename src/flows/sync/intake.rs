@@ -26,6 +26,8 @@ text_enum! {
     }
 }
 
+/// A batch of at least this fraction of its maximum size is large: a quarter.
+const LARGE_FRACTION: usize = 4;
 /// Maximum time for the consumers to end.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
@@ -101,6 +103,11 @@ impl Intake {
                 _ = self.consumers.join_next() => return None,
             }
         }
+    }
+
+    /// Whether enough deliveries have arrived for a large batch, which need not wait for others.
+    pub(super) fn has_large_batch(&self) -> bool {
+        self.deliveries.len() >= self.batch_size.div_ceil(LARGE_FRACTION)
     }
 
     /// Adds the messages whose signup has left its batch, and then those that have arrived.

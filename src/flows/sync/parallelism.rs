@@ -6,6 +6,9 @@
 //! batches keep as many at work on average (Little's law). Batches that start together also wait
 //! together, so more are in flight. A latency that has increased shows before the calls end: all
 //! batches in flight wait for them.
+//!
+//! While few messages arrive, one batch works at a time: the next one starts with what has arrived
+//! meanwhile ([`BatchLimit::gather`]).
 
 #![expect(clippy::disallowed_methods, reason = "an edge: how long calls have taken so far")]
 
@@ -16,7 +19,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
 
@@ -31,6 +34,9 @@ const WORK_MIN: f64 = 0.005;
 /// Interval at which a batch that may not start yet checks whether all others wait for calls.
 const IDLE_CHECK: Duration = Duration::from_millis(10);
 
+/// Maximum time that a small batch waits for others.
+const GATHER_TIME: Duration = Duration::from_millis(10);
+
 /// Limits the batches in flight, and the deliveries that are held for them.
 #[derive(Debug)]
 pub struct BatchLimit {
@@ -42,6 +48,8 @@ pub struct BatchLimit {
     prefetch: u16,
     window: WindowLimit,
     state: Mutex<LimitState>,
+    /// Notified when a batch ends or begins its calls.
+    progress: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +88,7 @@ impl BatchLimit {
             prefetch,
             window: WindowLimit::new(prefetch),
             state: Mutex::new(LimitState { granted: min, ..LimitState::default() }),
+            progress: Notify::new(),
         }
     }
 
@@ -105,13 +114,40 @@ impl BatchLimit {
         }
     }
 
+    /// Waits until no other batch works, but not for long. The caller owns a permit.
+    ///
+    /// Each batch costs a fixed number of statements. Small batches side by side delay each other
+    /// by more than a message waits for the next one.
+    pub(super) async fn gather(&self) {
+        let no_other_works = async {
+            loop {
+                let progress = self.progress.notified();
+                if !self.another_works() {
+                    return;
+                }
+                progress.await;
+            }
+        };
+        let _ = timeout(GATHER_TIME, no_other_works).await;
+    }
+
+    /// Whether a batch that is not the caller's claims or settles.
+    fn another_works(&self) -> bool {
+        let state = self.state();
+        let in_flight = state.granted.saturating_sub(self.permits.available_permits());
+        in_flight > 1 + state.calling.len()
+    }
+
     /// Ends a batch: returns its permit, or withdraws it if fewer batches are wanted.
     pub(super) fn end(&self, permit: OwnedSemaphorePermit) {
         let mut state = self.state();
         if state.granted > self.wanted(&state) {
             state.granted -= 1;
             permit.forget();
+        } else {
+            drop(permit);
         }
+        self.progress.notify_waiters();
     }
 
     /// Records the time that a claim took.
@@ -126,6 +162,7 @@ impl BatchLimit {
         state.calls_begun += 1;
         let number = state.calls_begun;
         state.calling.insert(number, Instant::now());
+        self.progress.notify_waiters();
         CallsGuard { limit: self, number }
     }
 
@@ -245,5 +282,23 @@ mod tests {
         drop(timeout(2 * IDLE_CHECK, limit.permit()).await.expect("the others wait"));
         drop(second);
         assert_eq!(limit.state().calling.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_batch_waits_for_one_that_works_but_not_for_long() {
+        let limit = BatchLimit::new(2, 2, 100);
+        let (first, began) = (limit.permit().await, Instant::now());
+        limit.gather().await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "no other batch works");
+        let _second = limit.permit().await;
+        limit.gather().await;
+        assert!(began.elapsed() >= GATHER_TIME, "the first one works");
+        let waited = began.elapsed();
+        let calls = limit.begin_calls();
+        limit.gather().await;
+        assert_eq!(began.elapsed(), waited, "the first one waits for calls");
+        drop(calls);
+        tokio::join!(limit.gather(), async { limit.end(first) });
+        assert_eq!(began.elapsed(), waited, "the first one has ended");
     }
 }
