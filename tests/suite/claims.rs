@@ -48,6 +48,24 @@ async fn a_job_whose_claim_was_reset_during_its_call_is_not_lost() {
 }
 
 #[tokio::test]
+async fn an_event_whose_claim_the_server_lost_is_claimed_again() {
+    let world = World::new().await.with("CUSTOMERIO_SYNC__RECOVERY__INTERVAL", "1h");
+    let app = world.start().await;
+    world.fault(json!({ "kind": "latency", "ms": 2000, "calls": 1 })).await;
+    let signup = submit_new(&world).await;
+    wait_for_claim(&world, signup).await;
+    let written =
+        "DELETE FROM claims; DELETE FROM signup_customerio_sync_jobs; DELETE FROM signups";
+    world.execute(written).await;
+    world.wait_for_job(signup, "initial", "completed").await;
+    world.wait_until_all_queues_are_empty().await;
+    let attempts = "SELECT count(*) FROM sync_attempts";
+    assert_eq!(world.count(attempts).await, 1, "the attempt without a claim is not recorded");
+    assert_eq!(world.sim("summary").await["events"], 1);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_renews_its_claims_while_its_calls_are_in_flight() {
     let world = World::new()
         .await
