@@ -59,6 +59,8 @@ pub(crate) enum Part {
     Peers,
     /// Drain and reads of operators with many jobs in the tables.
     Growth,
+    /// Peak memory with bodies of 1, 20 and 200 KB.
+    Memory,
     /// The migration of many jobs under load; requires --against.
     Migration,
     /// The cost of an idle replica.

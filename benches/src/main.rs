@@ -11,6 +11,7 @@ mod drain;
 mod floor;
 mod growth;
 mod idle;
+mod memory;
 mod migration;
 mod peers;
 mod picture;
@@ -40,6 +41,7 @@ async fn main() {
             Part::Steady => steady::measure(&servers, &arguments, &mut report).await,
             Part::Peers => peers::measure(&servers, &arguments, &mut report).await,
             Part::Growth => growth::measure(&servers, &arguments, &mut report).await,
+            Part::Memory => memory::measure(&servers, &arguments, &mut report).await,
             Part::Migration => migration::measure(&servers, &arguments, &mut report).await,
             Part::Idle => idle::measure(&servers, &arguments, &mut report).await,
             Part::Pure => pure::measure(&arguments.pure, &mut report),
