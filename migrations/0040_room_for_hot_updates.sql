@@ -1,5 +1,5 @@
--- A signup that is inserted by its first event gets three new versions, and grows by half, within
--- moments if both of its events wait. With this room on its page, nine of ten of the versions that went to
--- another page, with new index entries, stay on it. Pages that are filled from now on are affected.
+-- If both events of a signup are waiting, its row is inserted and then updated three times within moments,
+-- and grows by half. With this much free space, nine in ten of the versions that used to go to another
+-- page, with new index entries, stay on theirs. The setting affects only pages that are filled from now on.
 ALTER TABLE signups SET (fillfactor = 30);
 ALTER TABLE signup_customerio_sync_jobs SET (fillfactor = 45);

@@ -16,7 +16,7 @@ use crate::{
 /// Events of which the bodies have one size.
 struct Bodies {
     events: usize,
-    /// Length of a body, in bytes, about.
+    /// Length of the filler of a body, in bytes.
     length: usize,
 }
 
@@ -69,6 +69,7 @@ fn publish(stage: &Stage<'_>, program: &Path, bodies: &Bodies) {
         let event = json!({
             "event_id": Uuid::new_v4(),
             "signup_id": signup,
+            "operator_id": "op-12",
             "customer": { "email": format!("{}@example.com", signup.simple()) },
             "filler": filler,
         });

@@ -4,9 +4,11 @@
 //! transaction spans a network call: a job is claimed, its call is made, and it is settled under
 //! its claim.
 
-/// One column of a batch, as an array parameter of a statement. A statement of a batch unnests its
-/// arrays in a `SELECT` list: in `FROM`, PostgreSQL would store the elements of each array before
-/// it reads them.
+/// One column of a batch, as an array parameter of a statement.
+///
+/// All arrays of a statement have the same length. A statement with many of them unnests them in a
+/// `SELECT` list: in `FROM`, PostgreSQL would store the elements of each array before it reads
+/// them.
 macro_rules! column {
     ($items:ident, $item:ident => $value:expr) => {
         $items.iter().map(|$item| $value).collect::<Vec<_>>()

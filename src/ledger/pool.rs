@@ -36,9 +36,10 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Additional time for the answer. After that, the connection counts as silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The settings of a session. PostgreSQL ends a session that has an open transaction and sends
-/// nothing (<https://www.postgresql.org/docs/current/runtime-config-client.html>). The estimate of
-/// a plan that reads all of a table is so high ([`Pool::begin_by_key`]) that PostgreSQL would
-/// compile the statement, which takes longer than to execute it.
+/// nothing (<https://www.postgresql.org/docs/current/runtime-config-client.html>). The statements
+/// are short, and compiling one takes longer than executing it; where rows are looked up by key
+/// ([`Pool::begin_by_key`]), the estimated cost of a plan with a sequential scan is so high that
+/// PostgreSQL up to 17 would compile it.
 const SESSION_SETTINGS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
     SET idle_in_transaction_session_timeout = '15s'; SET jit = off; \
     SET customerio_sync.writes_claims = 'on'";

@@ -26,8 +26,8 @@ text_enum! {
     }
 }
 
-/// A batch of at least this fraction of its maximum size is large: a quarter.
-const LARGE_FRACTION: usize = 4;
+/// A batch is large if it has at least its maximum size divided by this.
+const LARGE_DIVISOR: usize = 4;
 /// Maximum time for the consumers to end.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
@@ -37,6 +37,8 @@ pub(super) struct Intake {
     consumers: JoinSet<()>,
     signups: Arc<SignupsInFlight<InFlight>>,
     batch_size: usize,
+    /// Size of a batch that need not wait for others.
+    large_size: usize,
     metrics: Arc<Metrics>,
     stop: Shutdown,
 }
@@ -53,6 +55,8 @@ impl Intake {
     /// Starts a consumer on every work queue.
     pub(super) fn start(connection: &Arc<Connection>, pipeline: &Pipeline) -> Self {
         let (limit, stop) = (&pipeline.batch_limit, pipeline.shutdown.child());
+        let batch_size = pipeline.config.batch_size.get();
+        let window = usize::from(limit.window().get());
         let (sender, deliveries) = mpsc::channel(limit.deliveries_max() * WorkQueue::ALL.len());
         let mut consumers = JoinSet::new();
         for queue in WorkQueue::ALL {
@@ -70,7 +74,9 @@ impl Intake {
             deliveries,
             consumers,
             signups: SignupsInFlight::new(),
-            batch_size: pipeline.config.batch_size.get(),
+            batch_size,
+            // A queue delivers no more than its window.
+            large_size: batch_size.min(window).div_ceil(LARGE_DIVISOR),
             metrics: pipeline.metrics.clone(),
             stop,
         }
@@ -107,7 +113,7 @@ impl Intake {
 
     /// Whether enough deliveries have arrived for a large batch, which need not wait for others.
     pub(super) fn has_large_batch(&self) -> bool {
-        self.deliveries.len() >= self.batch_size.div_ceil(LARGE_FRACTION)
+        self.deliveries.len() >= self.large_size
     }
 
     /// Adds the messages whose signup has left its batch, and then those that have arrived.

@@ -157,9 +157,7 @@ impl Pipeline {
         loop {
             let next = async {
                 let permit = self.batch_limit.permit().await;
-                if !intake.has_large_batch() {
-                    self.batch_limit.gather().await;
-                }
+                self.batch_limit.wait_for_others(|| intake.has_large_batch()).await;
                 intake.next_batch().await.map(|batch| (permit, batch))
             };
             let (permit, batch) = tokio::select! {

@@ -7,8 +7,8 @@
 //! together, so more are in flight. A latency that has increased shows before the calls end: all
 //! batches in flight wait for them.
 //!
-//! While few messages arrive, one batch works at a time: the next one starts with what has arrived
-//! meanwhile ([`BatchLimit::gather`]).
+//! A batch that would be small waits for the others to get out of its way, and starts with what has
+//! arrived meanwhile ([`BatchLimit::wait_for_others`]).
 
 #![expect(clippy::disallowed_methods, reason = "an edge: how long calls have taken so far")]
 
@@ -35,7 +35,9 @@ const WORK_MIN: f64 = 0.005;
 const IDLE_CHECK: Duration = Duration::from_millis(10);
 
 /// Maximum time that a small batch waits for others.
-const GATHER_TIME: Duration = Duration::from_millis(10);
+const OTHERS_WAIT: Duration = Duration::from_millis(10);
+/// Interval at which a batch that waits checks whether it has become large.
+const LARGE_CHECK: Duration = Duration::from_millis(1);
 
 /// Limits the batches in flight, and the deliveries that are held for them.
 #[derive(Debug)]
@@ -114,25 +116,27 @@ impl BatchLimit {
         }
     }
 
-    /// Waits until no other batch works, but not for long. The caller owns a permit.
+    /// Waits until no other batch is working or the caller's is large, for at most [`OTHERS_WAIT`].
+    /// The caller holds a permit.
     ///
-    /// Each batch costs a fixed number of statements. Small batches side by side delay each other
-    /// by more than a message waits for the next one.
-    pub(super) async fn gather(&self) {
-        let no_other_works = async {
+    /// Each batch costs a fixed number of statements. Small batches that run side by side slow each
+    /// other down by more than the wait for the next batch costs a message.
+    pub(super) async fn wait_for_others(&self, is_large: impl Fn() -> bool) {
+        let waiting = async {
             loop {
                 let progress = self.progress.notified();
-                if !self.another_works() {
+                if is_large() || !self.another_is_working() {
                     return;
                 }
-                progress.await;
+                let _ = timeout(LARGE_CHECK, progress).await;
             }
         };
-        let _ = timeout(GATHER_TIME, no_other_works).await;
+        let _ = timeout(OTHERS_WAIT, waiting).await;
     }
 
-    /// Whether a batch that is not the caller's claims or settles.
-    fn another_works(&self) -> bool {
+    /// Whether a batch other than the caller's is in flight and not in its calls. The calls of
+    /// operators have no permit; while they are in flight, this may miss a batch.
+    fn another_is_working(&self) -> bool {
         let state = self.state();
         let in_flight = state.granted.saturating_sub(self.permits.available_permits());
         in_flight > 1 + state.calling.len()
@@ -286,19 +290,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_small_batch_waits_for_one_that_works_but_not_for_long() {
-        let limit = BatchLimit::new(2, 2, 100);
-        let (first, began) = (limit.permit().await, Instant::now());
-        limit.gather().await;
-        assert_eq!(began.elapsed(), Duration::ZERO, "no other batch works");
-        let _second = limit.permit().await;
-        limit.gather().await;
-        assert!(began.elapsed() >= GATHER_TIME, "the first one works");
-        let waited = began.elapsed();
-        let calls = limit.begin_calls();
-        limit.gather().await;
-        assert_eq!(began.elapsed(), waited, "the first one waits for calls");
+        let limit = BatchLimit::new(3, 3, 100);
+        let waits = async |is_large: bool| {
+            let began = Instant::now();
+            limit.wait_for_others(|| is_large).await;
+            began.elapsed()
+        };
+        let first = limit.permit().await;
+        assert_eq!(waits(false).await, Duration::ZERO, "there is no other");
+        let second = limit.permit().await;
+        assert!(waits(false).await >= OTHERS_WAIT, "another one works");
+        assert_eq!(waits(true).await, Duration::ZERO, "the batch is large");
+        let (waited, calls) = tokio::join!(waits(false), async { limit.begin_calls() });
+        assert_eq!(waited, Duration::ZERO, "the other one waits for calls");
         drop(calls);
-        tokio::join!(limit.gather(), async { limit.end(first) });
-        assert_eq!(began.elapsed(), waited, "the first one has ended");
+        let (waited, ()) = tokio::join!(waits(false), async { limit.end(first) });
+        assert_eq!(waited, Duration::ZERO, "the other one has ended");
+        drop(second);
     }
 }
